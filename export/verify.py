@@ -1,0 +1,278 @@
+"""`slm-judge verify`: the exported files, run on held-out items, against adapter and annotators."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from slm_judge.agreement import (
+    annotators_alpha,
+    judge_alpha,
+    krippendorff_alpha,
+    pair_accuracy,
+    vote_counts,
+)
+from slm_judge.annotation import softmax
+from slm_judge.errors import DataError
+from slm_judge.files import write_text
+from slm_judge.items import Item, load_split, votes_of
+from slm_judge.judge import Judge
+from slm_judge.prompt import EncodedPrompt
+from slm_judge.recipe import VerifyConfig
+from slm_judge.rubric import Dimension, Rubric
+from slm_judge.run import Run
+from slm_judge.tables import read_table
+
+REPORT = "verify.json"
+ADAPTER = "adapter"
+
+
+@dataclass
+class Answers:
+    """What one artefact said about N items."""
+
+    probabilities: dict[str, npt.NDArray[np.float64]]
+    """Per dimension, N x options."""
+    prompts: list[EncodedPrompt]
+
+    def labels(self, dimension: str) -> list[int]:
+        """Option indices."""
+        return self.probabilities[dimension].argmax(axis=1).tolist()  # type: ignore[no-any-return]
+
+
+def artefacts(run: Run) -> dict[str, Path]:
+    """The exported artefacts by name, the adapter first.
+
+    Raises:
+        JudgeError: some are not there yet.
+    """
+    found = {ADAPTER: run.adapter, "merged": run.merged, "bnb-4bit": run.bnb}
+    found |= {name: run.gguf_file(name) for name in run.recipe().export.gguf}
+    for path in found.values():
+        run.require(path, f"export {run.folder}")
+    return found
+
+
+def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
+    """Run every artefact on the test items and write `report/verify.json`.
+
+    Returns:
+        The report; `report["failures"]` is empty where all thresholds hold.
+
+    Raises:
+        JudgeError: the run is not exported yet.
+    """
+    console = console or Console()
+    recipe = run.recipe()
+    paths = artefacts(run)
+    items = load_split(run.data, "test")[: recipe.verify.max_rows]
+    answers: dict[str, Answers] = {}
+    for name, path in paths.items():
+        with console.status(f"{name}: annotating {len(items)} held-out items"):
+            answers[name] = run_artefact(path, items)
+    with Judge.from_pretrained(paths[recipe.export.gguf[0]]) as judge:
+        rubric = judge.rubric
+    gold = read_gold(recipe.data.gold, rubric, items) if recipe.data.gold else {}
+    train = load_split(run.data, "train")
+    report: dict[str, Any] = {
+        "items": len(items),
+        "thresholds": recipe.verify.model_dump(),
+        "dimensions": {
+            dimension.name: _dimension_report(dimension, items, train, answers, gold)
+            for dimension in rubric.dimensions
+        },
+        "different_prompts": _different_prompts(answers),
+        "sha256": {name: content_hash(path) for name, path in paths.items()},
+    }
+    report["failures"] = failures(report, recipe.verify)
+    write_text(run.report / REPORT, json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def run_artefact(path: Path, items: Sequence[Item]) -> Answers:
+    """Annotate items with a judge's file or folder, in this process."""
+    with Judge.from_pretrained(path) as judge:
+        contract, states = judge.backend.contract, [item.state for item in items]
+        rows: list[Any] = [None] * len(items)
+        for index, logits in judge.logits(states):
+            rows[index] = logits
+        prompts = judge.backend.reader.encode(states)
+    probabilities = {
+        dimension.name: softmax(
+            np.stack([row[k] for row in rows]), contract.temperature(dimension.type)
+        )
+        for k, dimension in enumerate(contract.rubric.dimensions)
+    }
+    return Answers(probabilities, prompts)
+
+
+def read_gold(location: str, rubric: Rubric, items: Sequence[Item]) -> dict[str, list[int]]:
+    """Per dimension, the right option of each item, from a CSV with `item_id` and the dimensions.
+
+    Raises:
+        DataError: columns or items are missing, or a label is not in the rubric.
+    """
+    table = read_table(location)
+    wanted = {"item_id", *(dimension.name for dimension in rubric.dimensions)}
+    if missing := sorted(wanted - set(table.column_names)):
+        raise DataError(f"{location} lacks the columns {', '.join(missing)}.")
+    rows = {str(row["item_id"]): row for row in table}
+    gold: dict[str, list[int]] = {dimension.name: [] for dimension in rubric.dimensions}
+    for item in items:
+        for dimension in rubric.dimensions:
+            row = rows.get(item.item_id)
+            option = dimension.index(row[dimension.name]) if row else None
+            if option is None:
+                raise DataError(f"{location} has no {dimension.name} for item {item.item_id}.")
+            gold[dimension.name].append(option)
+    return gold
+
+
+def _dimension_report(
+    dimension: Dimension,
+    items: Sequence[Item],
+    train: Sequence[Item],
+    answers: Mapping[str, Answers],
+    gold: Mapping[str, list[int]],
+) -> dict[str, Any]:
+    name = dimension.name
+    votes = votes_of(items, name)
+    train_votes = vote_counts(votes_of(train, name), len(dimension.options)).sum(axis=0)
+    majority = [int(train_votes.argmax())] * len(items)
+    judged = {artefact: given.labels(name) for artefact, given in answers.items()}
+    report: dict[str, Any] = {
+        "annotators_alpha": annotators_alpha(votes, dimension),
+        "majority": _against_annotators(majority, votes, dimension),
+        "artefacts": {
+            artefact: _against_annotators(labels, votes, dimension)
+            for artefact, labels in judged.items()
+        },
+        "between": {
+            f"{first} / {second}": _between(dimension, answers[first], answers[second])
+            for first, second in combinations(answers, 2)
+        },
+    }
+    if gold:
+        report["reachable"] = _against_annotators(gold[name], votes, dimension)
+    return report
+
+
+def _against_annotators(
+    labels: Sequence[int], votes: Sequence[Sequence[int]], dimension: Dimension
+) -> dict[str, float]:
+    return {
+        "alpha": judge_alpha(labels, votes, dimension),
+        "accuracy": pair_accuracy(labels, votes),
+    }
+
+
+def _between(dimension: Dimension, first: Answers, second: Answers) -> dict[str, float]:
+    one, two = first.labels(dimension.name), second.labels(dimension.name)
+    counts = vote_counts(list(zip(one, two, strict=True)), len(dimension.options))
+    difference = np.abs(
+        first.probabilities[dimension.name] - second.probabilities[dimension.name]
+    )
+    return {
+        "agreement": float(np.mean(np.array(one) == np.array(two))),
+        "alpha": krippendorff_alpha(counts, dimension.values, dimension.level_of_measurement),
+        "largest_difference": float(difference.max()),
+        "mean_difference": float(difference.mean()),
+    }
+
+
+def _different_prompts(answers: Mapping[str, Answers]) -> int:
+    """Items whose token ids or slots differ between any two artefacts."""
+    return sum(
+        any(prompt != prompts[0] for prompt in prompts)
+        for prompts in zip(*(given.prompts for given in answers.values()), strict=True)
+    )
+
+
+def failures(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
+    """The thresholds that do not hold, in words."""
+    found = []
+    if report["different_prompts"]:
+        found.append(f"{report['different_prompts']} items have different prompts per backend")
+    for name, dimension in report["dimensions"].items():
+        reference = dimension["artefacts"][ADAPTER]["alpha"]
+        for artefact, measured in dimension["artefacts"].items():
+            if artefact == ADAPTER:
+                continue
+            between = dimension["between"][f"{ADAPTER} / {artefact}"]
+            where = f"{name}, {artefact}:"
+            if between["agreement"] < thresholds.min_agreement:
+                found.append(
+                    f"{where} {between['agreement']:.3f} of the labels agree with the adapter, "
+                    f"less than min_agreement = {thresholds.min_agreement}"
+                )
+            if between["alpha"] < thresholds.min_alpha_between:
+                found.append(
+                    f"{where} alpha with the adapter is {between['alpha']:.3f}, less than "
+                    f"min_alpha_between = {thresholds.min_alpha_between}"
+                )
+            if reference - measured["alpha"] > thresholds.max_alpha_loss:
+                found.append(
+                    f"{where} alpha against the annotators falls from {reference:.3f} to "
+                    f"{measured['alpha']:.3f}, by more than max_alpha_loss = "
+                    f"{thresholds.max_alpha_loss}"
+                )
+    return found
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 over the names and contents of a file, or of a folder's files."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.name != "README.md":  # the card, written by push
+            digest.update(str(file.relative_to(path.parent)).encode())
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_report(run: Run) -> dict[str, Any]:
+    """The report of the last verification.
+
+    Raises:
+        JudgeError: there is none.
+    """
+    path = run.require(run.report / REPORT, f"verify {run.folder}")
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+def agreement_table(report: Mapping[str, Any]) -> Table:
+    """The report as one table: alphas, then agreement between the artefacts."""
+    first = next(iter(report["dimensions"].values()))
+    names = [name for name in first["artefacts"] if name != "merged"]
+    table = Table(title=f"Krippendorff's alpha on {report['items']} held-out items")
+    table.add_column("")
+    for name in report["dimensions"]:
+        table.add_column(name, justify="right")
+
+    def add(title: str, values: list[float], style: str = "") -> None:
+        table.add_row(title, *(f"{value:.3f}" for value in values), style=style)
+
+    dimensions = list(report["dimensions"].values())
+    add("annotators among themselves", [d["annotators_alpha"] for d in dimensions])
+    if "reachable" in first:
+        add("right answers vs annotators", [d["reachable"]["alpha"] for d in dimensions])
+    for name in names:
+        add(f"{name} vs annotators", [d["artefacts"][name]["alpha"] for d in dimensions], "bold")
+    add("majority label vs annotators", [d["majority"]["alpha"] for d in dimensions])
+    table.add_section()
+    for one, two in combinations(names, 2):
+        add(f"{one} = {two} (share)",
+            [d["between"][f"{one} / {two}"]["agreement"] for d in dimensions])  # fmt: skip
+    table.add_section()
+    add(f"accuracy, {ADAPTER}", [d["artefacts"][ADAPTER]["accuracy"] for d in dimensions])
+    add("accuracy, majority label", [d["majority"]["accuracy"] for d in dimensions])
+    return table

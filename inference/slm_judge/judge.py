@@ -1,0 +1,114 @@
+"""The judge: a rubric, a model that answers it, and an engine."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from .annotation import Annotation, annotation_from_logits
+from .backends import Backend, Logits
+from .errors import ModelError
+from .hub import locate
+from .prompt import item_state
+from .rubric import Rubric
+
+BackendName = Literal["auto", "gguf", "transformers"]
+Row = str | Mapping[str, Any]
+
+
+class Judge:
+    """Annotates items under the rubric that it was trained for."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Wrap a loaded backend; see `from_pretrained`."""
+        self.backend = backend
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        revision: str | None = None,
+        backend: BackendName = "auto",
+        *,
+        quantization: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        n_threads: int | None = None,
+    ) -> Self:
+        """Load a judge.
+
+        Args:
+            model: Hub repository `user/name`, folder, or `.gguf` file.
+            revision: branch, tag or commit of the repository.
+            backend: "gguf" (llama.cpp), "transformers", or "auto": what the files are for.
+            quantization: which GGUF file of several, e.g. "Q8_0"; by default Q4_K_M.
+            device: transformers only, e.g. "cuda"; by default a GPU where there is one.
+            dtype: transformers only, e.g. "float32"; by default that of the files.
+            n_threads: llama.cpp only; by default all cores.
+
+        Raises:
+            ModelError: there is no such judge, or it cannot be loaded.
+            MissingExtraError: the engine's package is not installed.
+        """
+        if backend not in ("auto", "gguf", "transformers"):
+            raise ModelError(f"backend is auto, gguf or transformers, not {backend!r}.")
+        path = locate(model, revision, quantization)
+        found = "gguf" if path.is_file() else "transformers"
+        if backend not in ("auto", found):
+            raise ModelError(f"{model} is a judge for the {found} backend, not for {backend}.")
+        if found == "gguf":
+            from .backends.gguf import GgufBackend
+
+            return cls(GgufBackend(path, n_threads=n_threads))
+        from .backends.transformers import TransformersBackend
+
+        return cls(TransformersBackend.load(path, device, dtype))
+
+    @property
+    def rubric(self) -> Rubric:
+        """The rubric that the judge answers."""
+        return self.backend.contract.rubric
+
+    def annotate(
+        self, rows: Sequence[Row], progress: Callable[[int], object] | None = None
+    ) -> list[Annotation]:
+        """Annotate rows.
+
+        Args:
+            rows: mappings with the rubric's fields (others are ignored), or strings where the
+                rubric has one field.
+            progress: called with the number of rows done since the last call.
+
+        Returns:
+            One annotation a row, in order.
+
+        Raises:
+            DataError: a row lacks a field or its text; nothing is annotated then.
+        """
+        contract = self.backend.contract
+        annotations: list[Annotation | None] = [None] * len(rows)
+        for index, logits in self.logits(rows):
+            annotations[index] = annotation_from_logits(
+                contract.rubric.dimensions, logits, contract.temperatures
+            )
+            if progress:
+                progress(1)
+        return [annotation for annotation in annotations if annotation is not None]
+
+    def logits(self, rows: Sequence[Row]) -> Iterator[tuple[int, Logits]]:
+        """Yield (row index, per dimension the options' logits before temperature), unordered.
+
+        Raises:
+            DataError: a row lacks a field or its text.
+        """
+        states = [item_state(self.rubric, row, f"Row {i + 1}") for i, row in enumerate(rows)]
+        yield from self.backend.logits(states)
+
+    def close(self) -> None:
+        """Free the model."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

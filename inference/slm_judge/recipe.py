@@ -1,0 +1,193 @@
+"""The recipe: every setting of a run, with its default. A recipe file is YAML with these keys."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import JudgeError
+from .rubric import explain, read_yaml
+
+
+class RecipeError(JudgeError):
+    """The recipe is not valid."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(_Section):
+    """Where the annotations are and how they are split."""
+
+    train: str
+    """CSV, JSON Lines or Parquet file (also compressed), or Hub dataset `user/name@revision`;
+    `#split` behind a Hub dataset names its split. Relative paths start at the recipe's folder."""
+    validation: str | None = None
+    """Rows to choose the checkpoint on; by default a share of the items of `train`."""
+    test: str | None = None
+    """Rows that nothing is chosen on; by default a share of the items of `train`."""
+    item_id: str | None = "item_id"
+    """Column that identifies an item; null numbers the rows (wide layout only)."""
+    annotator: str | None = None
+    """Column that names the annotator (long layout: a row an annotation); null means the wide
+    layout: a row an item, a column a dimension."""
+    columns: dict[str, str] = {}
+    """Our name (a field or a dimension of the rubric) -> the data's column, where they differ."""
+    group: str | None = None
+    """Column whose values stay together in one split, e.g. the author; by default the item.
+    Items with the same text always stay together."""
+    validation_share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the groups of `train` used for validation where `validation` is not given."""
+    test_share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the groups of `train` used for test where `test` is not given."""
+    limit: int | None = Field(default=None, ge=10)
+    """Use a seeded subset of this many training items."""
+    gold: str | None = None
+    """CSV of known right labels (item_id and the dimensions), for synthetic or expert data; used
+    only to report the alpha that a perfect judge would reach."""
+
+    @model_validator(mode="after")
+    def _layout(self) -> Self:
+        if self.annotator and not self.item_id:
+            raise ValueError("the long layout (annotator) needs item_id")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share leave nothing to train on")
+        return self
+
+
+class LoraConfig(_Section):
+    """The adapter (PEFT)."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale; the update is multiplied by alpha / r."""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+
+
+class TrainingConfig(_Section):
+    """Optimisation (TRL's SFTTrainer). The defaults are the paper's (arXiv 2604.00586)."""
+
+    epochs: float = Field(default=5, gt=0)
+    """Passes over the training items."""
+    batch_size: int = Field(default=32, ge=1)
+    """Items an optimiser step."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Items a forward pass; lower it when memory runs out. By default `batch_size`."""
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Peak learning rate."""
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """Shape of the learning rate after the warm-up."""
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay."""
+    optimizer: Literal["auto", "adamw_torch", "adamw_bnb_8bit"] = "auto"
+    """auto: 8-bit AdamW of bitsandbytes on a GPU, PyTorch's AdamW on a CPU."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient clipping."""
+    max_length: int = Field(default=4096, ge=32)
+    """Longest prompt in tokens; longer items are an error, nothing is cut."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    seed: int = 0
+    """Of the split, the adapter's first weights and the order of the items."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError("batch_size must be a multiple of micro_batch_size")
+        return self
+
+
+class ExportConfig(_Section):
+    """The artefacts."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the merged model."""
+    gguf: list[str] = Field(default=["Q4_K_M", "Q8_0"], min_length=1)
+    """GGUF quantizations; Q4_K_M is the one that people get by default."""
+
+
+class VerifyConfig(_Section):
+    """What the exported artefacts must hold against the adapter, on held-out items.
+
+    Four bits change some labels near a tie, so exact agreement is not asked for. The defaults let
+    an artefact differ from the adapter far less than annotators differ from each other
+    (agreement), and lose less than is visible in a paper's table (alpha, to one decimal).
+    """
+
+    max_rows: int | None = Field(default=None, ge=1)
+    """Verify on at most this many of the held-out items."""
+    min_agreement: float = Field(default=0.9, ge=0, le=1)
+    """Share of equal labels between an artefact and the adapter, per dimension."""
+    min_alpha_between: float = Field(default=0.8, ge=-1, le=1)
+    """Krippendorff's alpha between an artefact and the adapter, per dimension: the customary
+    bound for reliable data (Krippendorff, Content Analysis, 2004, p. 241)."""
+    max_alpha_loss: float = Field(default=0.05, ge=0)
+    """Alpha against the annotators that an artefact may lose to the adapter, per dimension."""
+
+
+class Recipe(_Section):
+    """A run: `slm-judge train RECIPE` reads it, the run folder keeps it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the judge; folder of the run and repositories on the Hub."""
+    base: str = "Qwen/Qwen3-1.7B"
+    """Base model: Hub repository, folder, or "tiny" (random weights, built offline)."""
+    base_revision: str | None = None
+    """Branch, tag or commit of the base."""
+    rubric: str
+    """Rubric file, relative to the recipe's folder."""
+    quantization: Literal["nf4", "none"] = "nf4"
+    """Of the frozen base in training: 4-bit NormalFloat with double quantization (QLoRA)."""
+    output: str | None = None
+    """Folder of the run; by default `runs/<name>` in the working directory."""
+    data: DataConfig
+    lora: LoraConfig = LoraConfig()
+    training: TrainingConfig = TrainingConfig()
+    export: ExportConfig = ExportConfig()
+    verify: VerifyConfig = VerifyConfig()
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Recipe":
+        """Read a recipe; relative paths in it are made absolute.
+
+        Raises:
+            RecipeError: the file is missing or not a valid recipe; every problem is listed.
+        """
+        raw = read_yaml(path, RecipeError)
+        if not isinstance(raw, dict):
+            raise RecipeError(f"{path}: expected the keys of a recipe, e.g. name, rubric, data.")
+        try:
+            recipe = cls.model_validate(raw)
+        except ValidationError as error:
+            raise RecipeError(f"{path} is not a valid recipe:\n{explain(error)}") from error
+        return recipe._resolved(Path(path).resolve().parent)
+
+    def _resolved(self, folder: Path) -> "Recipe":
+        data = {
+            key: resolve(getattr(self.data, key), folder)
+            for key in ("train", "validation", "test", "gold")
+        }
+        return self.model_copy(
+            update={
+                "rubric": str(folder / self.rubric),
+                "base": resolve(self.base, folder),
+                "data": self.data.model_copy(update=data),
+            }
+        )
+
+
+def resolve(location: str | None, folder: Path) -> str | None:
+    """Make a relative path absolute where it names something that is there.
+
+    What is not there may be a Hub repository, or a mistake that whoever opens it reports.
+    """
+    if location is None or not (folder / location).exists():
+        return location
+    return str((folder / location).resolve())

@@ -1,0 +1,88 @@
+"""The run folder: what each stage leaves for the next."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from .errors import JudgeError
+from .recipe import Recipe
+from .rubric import explain
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths in the folder of a run."""
+
+    folder: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe."""
+        return self.folder / "recipe.json"
+
+    @property
+    def data(self) -> Path:
+        """The splits, a JSON Lines file each."""
+        return self.folder / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The trainer's checkpoints, for `--resume`."""
+        return self.folder / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The best checkpoint's adapter, a complete judge on its base."""
+        return self.folder / "adapter"
+
+    @property
+    def merged(self) -> Path:
+        """Base and adapter in one model."""
+        return self.folder / "merged"
+
+    @property
+    def bnb(self) -> Path:
+        """The merged model in bitsandbytes NF4."""
+        return self.folder / "bnb-4bit"
+
+    @property
+    def gguf(self) -> Path:
+        """GGUF files."""
+        return self.folder / "gguf"
+
+    @property
+    def report(self) -> Path:
+        """What was measured."""
+        return self.folder / "report"
+
+    def gguf_file(self, quantization: str) -> Path:
+        """The GGUF file of a quantization."""
+        return self.gguf / f"{self.recipe().name}-{quantization}.gguf"
+
+    def recipe(self) -> Recipe:
+        """The recipe that made the run.
+
+        Raises:
+            JudgeError: the folder is not that of a run.
+        """
+        if not self.recipe_file.is_file():
+            raise JudgeError(
+                f"{self.folder} is not a run: it has no recipe.json. Make one with "
+                "`slm-judge train RECIPE`."
+            )
+        try:
+            return Recipe.model_validate_json(self.recipe_file.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise JudgeError(f"{self.recipe_file} is not valid:\n{explain(error)}") from error
+
+    def require(self, path: Path, command: str) -> Path:
+        """`path`, or an error naming the command that makes it.
+
+        Raises:
+            JudgeError: an earlier stage has not run.
+        """
+        self.recipe()
+        if not path.exists():
+            raise JudgeError(f"{path} is missing; run `slm-judge {command}` first.")
+        return path

@@ -1,0 +1,272 @@
+"""`slm-judge train`: a recipe in, an adapter that annotates out."""
+
+import json
+import platform
+import shutil
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from slm_judge import __version__
+from slm_judge.backends.transformers import load_base
+from slm_judge.contract import Contract
+from slm_judge.errors import JudgeError, ModelError
+from slm_judge.files import atomic_folder, write_text
+from slm_judge.hub import hub_message
+from slm_judge.items import Item, save_splits
+from slm_judge.recipe import Recipe, TrainingConfig
+from slm_judge.rubric import Rubric
+from slm_judge.run import Run
+
+from .calibration import fit_temperatures
+from .data import file_hash, load_splits
+from .slots import SlotCollator, label_token_ids, make_dataset
+from .tiny import TINY, tiny_base
+from .trainer import SlotTrainer, alpha_metrics, option_logits
+
+_PACKAGES = (
+    "slm-judge", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets",
+)  # fmt: skip
+
+
+def train(
+    recipe: Recipe, resume: bool = False, overwrite: bool = False, console: Console | None = None
+) -> Run:
+    """Train an adapter.
+
+    Args:
+        recipe: all settings.
+        resume: continue from the last checkpoint of an interrupted run.
+        overwrite: throw an earlier run in the same folder away.
+        console: where progress is written.
+
+    Returns:
+        The run, with `adapter/` in it.
+
+    Raises:
+        DataError: the data cannot be used.
+        ModelError: the base cannot be loaded.
+        JudgeError: the run's folder is taken.
+    """
+    console = console or Console()
+    run = Run(Path(recipe.output or f"runs/{recipe.name}"))
+    _claim(run, recipe, resume, overwrite)
+    rubric = Rubric.from_file(recipe.rubric)
+    print_settings(recipe, console)
+
+    splits = load_splits(recipe.data, rubric, recipe.training.seed)
+    counts = ", ".join(f"{len(items)} {name}" for name, items in splits.items())
+    console.print(f"Items: {counts}")
+    save_splits(splits, run.data)
+
+    base = base_settings(recipe)
+    tokenizer = _load_tokenizer(base)
+    contract = Contract.build(rubric, tokenizer)
+    datasets = {
+        name: make_dataset(splits[name], contract, tokenizer, recipe.training.max_length)
+        for name in ("train", "validation")
+    }
+    write_text(run.recipe_file, recipe.model_dump_json(indent=2) + "\n")
+
+    started = time.monotonic()
+    trainer = _make_trainer(recipe, run, base, contract, tokenizer, datasets, splits["validation"])
+    trainer.train(resume_from_checkpoint=_last_checkpoint(run) if resume else None)
+    prediction = trainer.predict(datasets["validation"], metric_key_prefix="validation")
+    logits = option_logits(np.asarray(prediction.predictions), rubric)
+    contract = contract.with_temperatures(
+        fit_temperatures(rubric, splits["validation"], logits)
+    )
+    facts = {
+        "recipe": recipe.model_dump(),
+        "base": base,
+        "versions": versions(),
+        "sha256": {
+            location: digest
+            for location in (recipe.rubric, recipe.data.train, recipe.data.validation, recipe.data.test)
+            if location and (digest := file_hash(location))
+        },
+        "items": {name: len(items) for name, items in splits.items()},
+        "validation": prediction.metrics,
+        "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
+        "seconds": round(time.monotonic() - started, 1),
+        "history": trainer.state.log_history,
+    }
+    _save_adapter(run.adapter, trainer.model, tokenizer, contract, base, facts)
+    alpha = prediction.metrics["validation_alpha"]
+    console.print(f"Validation alpha {alpha:.3f}; adapter saved in {run.adapter}")
+    return run
+
+
+def _claim(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+    """Make sure that no earlier run is lost and that a resumed one has the same settings."""
+    if resume and run.recipe_file.exists() and run.recipe() != recipe:
+        raise JudgeError(
+            f"{run.folder} was started with other settings; resume it with the recipe it was "
+            "started with, or start over with --overwrite."
+        )
+    if resume or not run.folder.exists():
+        return
+    if not overwrite:
+        raise JudgeError(
+            f"{run.folder} exists. Continue it with --resume, throw it away with --overwrite, or "
+            "give the recipe another name or output."
+        )
+    shutil.rmtree(run.folder)
+
+
+def base_settings(recipe: Recipe) -> dict[str, Any]:
+    """What `load_base` needs, saved with the adapter."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() and recipe.training.device != "cpu"
+    if recipe.training.device == "cuda" and not on_gpu:
+        raise ModelError("training.device is cuda, but PyTorch finds no CUDA device here.")
+    base = str(tiny_base()) if recipe.base == TINY else recipe.base
+    return {
+        "base": base,
+        "revision": recipe.base_revision,
+        "quantization": recipe.quantization,
+        "dtype": "bfloat16" if on_gpu else "float32",  # bfloat16 is slow without AVX512-BF16
+        "device": "cuda" if on_gpu else "cpu",
+    }
+
+
+def _load_tokenizer(base: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base["base"], revision=base["revision"])
+    except (OSError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise ModelError(hub_message(base["base"], base["revision"], cause)) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def print_settings(recipe: Recipe, console: Console) -> None:
+    """Print every setting and whether the recipe or the default gave it."""
+    for section, values in recipe.model_dump().items():
+        model = getattr(recipe, section)
+        if not isinstance(values, dict):
+            source = "recipe" if section in recipe.model_fields_set else "default"
+            console.print(f"  {section} = {values} ({source})", highlight=False)
+            continue
+        for key, value in values.items():
+            source = "recipe" if key in model.model_fields_set else "default"
+            console.print(f"  {section}.{key} = {value} ({source})", highlight=False)
+
+
+def _make_trainer(
+    recipe: Recipe,
+    run: Run,
+    base: dict[str, Any],
+    contract: Contract,
+    tokenizer: Any,
+    datasets: dict[str, Any],
+    validation: list[Item],
+) -> SlotTrainer:
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(recipe.training.seed)
+    try:
+        model = load_base(base, base["device"])
+    except (OSError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise ModelError(hub_message(base["base"], base["revision"], cause)) from error
+    model = get_peft_model(
+        model,
+        LoraConfig(
+            r=recipe.lora.r,
+            lora_alpha=recipe.lora.alpha,
+            lora_dropout=recipe.lora.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
+    return SlotTrainer(
+        model=model,
+        args=_arguments(recipe.training, run, base),
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["validation"],
+        processing_class=tokenizer,
+        data_collator=SlotCollator(tokenizer.pad_token_id),
+        compute_metrics=alpha_metrics(contract.rubric, validation),
+        label_ids=label_token_ids(contract, tokenizer),
+    )
+
+
+def _arguments(config: TrainingConfig, run: Run, base: dict[str, Any]) -> Any:
+    from trl import SFTConfig
+
+    on_gpu = base["device"] == "cuda"
+    micro = config.micro_batch_size or config.batch_size
+    automatic = "adamw_bnb_8bit" if on_gpu else "adamw_torch"
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // micro,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=config.warmup_share,
+        weight_decay=config.weight_decay,
+        optim=automatic if config.optimizer == "auto" else config.optimizer,
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        seed=config.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="alpha",
+        greater_is_better=True,
+        logging_steps=10,
+        report_to=[],
+        remove_unused_columns=False,
+        label_names=["targets"],
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        dataloader_pin_memory=on_gpu,
+    )
+
+
+def _last_checkpoint(run: Run) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the result."""
+    found = {"python": platform.python_version(), "slm-judge": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _save_adapter(
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    contract: Contract,
+    base: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
+    with atomic_folder(folder) as work:
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        contract.save(work)
+        write_text(work / "base.json", json.dumps(base, indent=2) + "\n")
+        write_text(work / "training.json", json.dumps(facts, indent=2) + "\n")
