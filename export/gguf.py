@@ -31,7 +31,7 @@ def export_gguf(run: Run) -> None:
         quantization_type(name)
     contract = Contract.load(merged)
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".gguf-") as work:
-        converted = convert(merged, Path(work) / "converted.gguf", "bf16")
+        converted = convert(merged, Path(work) / "converted.gguf", "bf16", run.recipe().name)
         judge = add_keys(converted, Path(work) / "judge.gguf", contract)
         converted.unlink()
         for name in quantizations:
@@ -39,13 +39,14 @@ def export_gguf(run: Run) -> None:
                 quantize(judge, path, name)
 
 
-def convert(folder: Path, output: Path, dtype: str) -> Path:
+def convert(folder: Path, output: Path, dtype: str, name: str) -> Path:
     """Convert a transformers folder with llama.cpp's own converter.
 
     Args:
         folder: weights and tokenizer.
         output: the GGUF file to write.
         dtype: "f32", "f16" or "bf16".
+        name: of the model, written into the file.
 
     Raises:
         ModelError: the converter failed; its last words are in the message.
@@ -53,7 +54,10 @@ def convert(folder: Path, output: Path, dtype: str) -> Path:
     require("gguf", "export")
     require("sentencepiece", "export")
     script = llama_cpp_source() / "convert_hf_to_gguf.py"
-    command = [sys.executable, str(script), str(folder), "--outfile", str(output), "--outtype", dtype]
+    command = [
+        *(sys.executable, str(script), str(folder), "--outfile", str(output)),
+        *("--outtype", dtype, "--model-name", name),
+    ]
     result = subprocess.run(  # noqa: S603
         command,
         capture_output=True,

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from slm_judge.backends.transformers import left_padded
+from slm_judge.backends.transformers import pack_tensors
 from slm_judge.contract import Contract
 from slm_judge.errors import DataError
 from slm_judge.items import Item
+from slm_judge.packing import pack, shared_prefix, split_into_packs
 from slm_judge.prompt import DecisionReader, EncodedPrompt
 
 IGNORE = -100
@@ -81,20 +82,29 @@ def _check_lengths(
 
 @dataclass
 class SlotCollator:
-    """Makes a batch: prompts padded on the left, so that the K slots line up at the right."""
+    """Makes a batch: rows packed behind one copy of the rubric, in one or more packs."""
 
-    padding: int
-    """Token id of the padding."""
+    budget: int
+    """Tokens a pack."""
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """See `left_padded`; adds `labels` (B x L) and `targets` (B x K x M)."""
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Pack B rows.
+
+        Returns:
+            `targets` (B x K x M), `labels` (B x K) and `packs`, a list of model inputs whose
+            slots, one pack after the other, are the rows' B x K.
+        """
         prompts = [EncodedPrompt(row["input_ids"], row["slots"]) for row in rows]
-        batch = {key: torch.as_tensor(v) for key, v in left_padded(prompts, self.padding).items()}
-        length = batch["input_ids"].shape[1]
-        labels = [[IGNORE] * (length - len(row["labels"])) + row["labels"] for row in rows]
-        batch["labels"] = torch.tensor(labels)
-        batch["targets"] = torch.tensor([row["targets"] for row in rows])
-        return batch
+        prefix = shared_prefix(prompts)
+        packs = [
+            pack_tensors(pack([prompts[i] for i in part], prefix), "cpu")
+            for part in split_into_packs(prompts, prefix, self.budget)
+        ]
+        return {
+            "targets": torch.tensor([row["targets"] for row in rows]),  # first: gives Trainer B
+            "labels": torch.tensor([[row["labels"][slot] for slot in row["slots"]] for row in rows]),
+            "packs": packs,
+        }
 
 
 def slot_loss(logits: torch.Tensor, targets: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:

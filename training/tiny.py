@@ -1,4 +1,4 @@
-"""The offline base: a tiny Qwen3 with random weights and the real Qwen2 tokenizer.
+"""The offline base, called "tiny" in recipes: a small Qwen3 with random weights and the real Qwen2 tokenizer.
 
 It lets the whole path run, test and be timed where no model can be downloaded. It knows no
 language, so what it learns comes from the training data alone.
@@ -12,7 +12,6 @@ from typing import Any
 
 from slm_judge.llama_source import cache_folder, llama_cpp_source
 
-TINY = "tiny"
 _VERSION = 4  # of the recipe below; part of the cached folder's name
 
 # The dialogue format of Qwen (ChatML), written out because the vocabulary file carries none.

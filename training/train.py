@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from slm_judge import __version__
-from slm_judge.backends.transformers import load_base
+from slm_judge.backends.transformers import load_base, locate_base, pack_budget
 from slm_judge.contract import Contract
 from slm_judge.errors import JudgeError, ModelError
 from slm_judge.files import atomic_folder, write_text
@@ -25,7 +25,6 @@ from slm_judge.run import Run
 from .calibration import fit_temperatures
 from .data import file_hash, load_splits
 from .slots import SlotCollator, label_token_ids, make_dataset
-from .tiny import TINY, tiny_base
 from .trainer import SlotTrainer, alpha_metrics, option_logits
 
 _PACKAGES = (
@@ -81,11 +80,11 @@ def train(
         fit_temperatures(rubric, splits["validation"], logits)
     )
     facts = {
-        "recipe": recipe.model_dump(),
+        "recipe": _public(recipe.model_dump()),
         "base": base,
         "versions": versions(),
         "sha256": {
-            location: digest
+            Path(location).name: digest
             for location in (recipe.rubric, recipe.data.train, recipe.data.validation, recipe.data.test)
             if location and (digest := file_hash(location))
         },
@@ -99,6 +98,18 @@ def train(
     alpha = prediction.metrics["validation_alpha"]
     console.print(f"Validation alpha {alpha:.3f}; adapter saved in {run.adapter}")
     return run
+
+
+def _public(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they may be published: files by name, without the folders of this machine."""
+    public: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            public[key] = _public(value)
+        else:
+            is_path = isinstance(value, str) and Path(value).is_absolute()
+            public[key] = Path(value).name if is_path else value
+    return public
 
 
 def _claim(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
@@ -125,9 +136,8 @@ def base_settings(recipe: Recipe) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available() and recipe.training.device != "cpu"
     if recipe.training.device == "cuda" and not on_gpu:
         raise ModelError("training.device is cuda, but PyTorch finds no CUDA device here.")
-    base = str(tiny_base()) if recipe.base == TINY else recipe.base
     return {
-        "base": base,
+        "base": recipe.base,
         "revision": recipe.base_revision,
         "quantization": recipe.quantization,
         "dtype": "bfloat16" if on_gpu else "float32",  # bfloat16 is slow without AVX512-BF16
@@ -139,7 +149,9 @@ def _load_tokenizer(base: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base["base"], revision=base["revision"])
+        tokenizer = AutoTokenizer.from_pretrained(
+            locate_base(base["base"]), revision=base["revision"]
+        )
     except (OSError, ValueError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise ModelError(hub_message(base["base"], base["revision"], cause)) from error
@@ -179,6 +191,7 @@ def _make_trainer(
     except (OSError, ValueError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise ModelError(hub_message(base["base"], base["revision"], cause)) from error
+    model.name_or_path = base["base"]  # PEFT saves it as the name of the base
     model = get_peft_model(
         model,
         LoraConfig(
@@ -195,7 +208,7 @@ def _make_trainer(
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
         processing_class=tokenizer,
-        data_collator=SlotCollator(tokenizer.pad_token_id),
+        data_collator=SlotCollator(pack_budget(base["device"])),
         compute_metrics=alpha_metrics(contract.rubric, validation),
         label_ids=label_token_ids(contract, tokenizer),
     )

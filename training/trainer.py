@@ -33,15 +33,15 @@ class SlotTrainer(SFTTrainer):
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         """Mean over the answered slots of the whole optimiser step."""
         targets = inputs["targets"]
-        forwarded = {k: v for k, v in inputs.items() if k not in ("labels", "targets")}
-        outputs = model(**forwarded, use_cache=False)
-        total = slot_loss(outputs.logits, targets, self._label_ids.to(targets.device))
+        slots = [model(**packed, use_cache=False).logits[0] for packed in inputs["packs"]]
+        logits = torch.cat(slots).unflatten(0, targets.shape[:2])
+        total = slot_loss(logits, targets, self._label_ids.to(targets.device))
         if num_items_in_batch is None:
             count = (targets.sum(dim=-1) > 0).sum()
         else:
@@ -49,21 +49,21 @@ class SlotTrainer(SFTTrainer):
             if self.args.average_tokens_across_devices:  # gradients are averaged over processes
                 total = total * self.accelerator.num_processes
         loss = total / count.clamp(min=1)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, logits) if return_outputs else loss
 
     def prediction_step(
         self,
         model: Any,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Loss, the labels' logits and the targets."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        logits = outputs.logits[:, :, self._label_ids.to(outputs.logits.device)].float()
-        return loss, logits, inputs["targets"]
+            loss, logits = self.compute_loss(model, inputs, return_outputs=True)
+        label_ids = self._label_ids.to(logits.device)
+        return loss, logits[:, :, label_ids].float(), inputs["targets"]
 
 
 def option_logits(logits: npt.NDArray[Any], rubric: Rubric) -> list[npt.NDArray[Any]]:

@@ -39,6 +39,7 @@ ANSWER_HINT = "Answer each line with the letter of one option."
 # A slot's colon must stay a token of its own whether or not text follows it, which depends on
 # the tokenizer: Qwen merges ":\n" into one token, but never ": \n".
 _SEPARATORS = ("\n", " \n", " ", "; ")
+_CONTROL_LIKE = re.compile(r"</?[A-Za-z][\w -]*>|\[[A-Z]{2,}\]")
 _SYSTEM, _USER = "[[slm-judge-system]]", "[[slm-judge-user]]"
 
 State = str | Mapping[str, Any]
@@ -49,13 +50,15 @@ Tokenize = Callable[[str], Sequence[int]]
 
 
 def normalise(text: str) -> str:
-    """Item text as every reader sees it: NFC, valid UTF-8, without the sentinels of transformers.
+    """Item text as every reader sees it: valid UTF-8, without the sentinels of transformers, NFC.
 
-    The tokenizers of transformers apply NFC themselves and llama.cpp does not, and
-    `pipeline("decision")` drops the sentinels from requests, so both happen here for all.
+    `pipeline("decision")` drops the sentinels from requests, and the tokenizers of transformers
+    apply NFC, which llama.cpp does not; so both happen here for all.
     """
-    valid = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return unicodedata.normalize("NFC", valid).replace(MARK, "").replace(SPLIT, "")
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    while MARK in text or SPLIT in text:
+        text = text.replace(MARK, "").replace(SPLIT, "")
+    return unicodedata.normalize("NFC", text)  # last: what was dropped may have parted marks
 
 
 def item_state(rubric: Rubric, row: State, where: str = "The row") -> dict[str, str]:
@@ -187,18 +190,21 @@ def _stable_separator(tokenizer: Any, tail: str, names: Sequence[str]) -> str:
 
 
 def control_escapes(tokenizer: Any) -> tuple[tuple[str, str], ...]:
-    """Replacements that keep text from imitating any added token of `tokenizer`.
+    """Replacements that keep text from imitating a control token of `tokenizer`.
 
-    `<|x|>` becomes `<¦x|>`, and other added tokens get the sign after their first character too.
-    The last character is left out of the search: a combining mark behind it would be merged into
-    it by NFC, so escaping before and after NFC would differ. No added token contains the sign, so
-    no replacement can create one.
+    `<|x|>` becomes `<¦|x|>`; every other control token gets the sign after its first character
+    too. No control token contains the sign, so no replacement can create one.
+
+    Besides the added tokens, entries of the vocabulary that look like control tokens count:
+    llama.cpp makes control tokens of some of them (`</s>` in Qwen's vocabulary), transformers
+    does not.
 
     Raises:
-        ModelError: an added token cannot be escaped.
+        ModelError: a control token cannot be escaped.
     """
-    tokens = {str(token) for token in tokenizer.get_added_vocab()} - {MARK, SPLIT}
-    searches = {"<|"} | {_search(token) for token in tokens if token.strip()}
+    added = {str(token) for token in tokenizer.get_added_vocab()} - {MARK, SPLIT}
+    lookalikes = {token for token in tokenizer.get_vocab() if _CONTROL_LIKE.fullmatch(token)}
+    searches = {"<|"} | {_search(token) for token in added | lookalikes if token.strip()}
     if any(ESCAPE in search or len(search) < 2 for search in searches) or len(searches) > 64:
         raise ModelError("The control tokens of the base cannot be escaped; choose another base.")
     shortest = [s for s in searches if not any(s != t and s.startswith(t) for t in searches)]
@@ -206,9 +212,9 @@ def control_escapes(tokenizer: Any) -> tuple[tuple[str, str], ...]:
 
 
 def _search(token: str) -> str:
-    """What to look for: all but the last character, and up to the number in `<unused7>`."""
+    """The token, or what comes before the number where it is one of many (`<unused7>`)."""
     stem = re.split(r"\d", token, maxsplit=1)[0]
-    return stem if 3 <= len(stem) < len(token) else token[:-1]
+    return stem if len(stem) >= 3 else token
 
 
 # --- the two templates --------------------------------------------------------------------------

@@ -1,25 +1,25 @@
 """The transformers engine: a merged, a 4-bit or an adapter folder, on CPU or GPU."""
 
+import importlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..contract import Contract
 from ..errors import ModelError, require
-from ..prompt import DecisionReader, EncodedPrompt
+from ..packing import Pack, pack, shared_prefix, split_into_packs
+from ..prompt import DecisionReader
 from . import Logits
 
 
 class TransformersBackend:
-    """Whole prompts, sorted by length, padded on the left so that the slots line up."""
+    """Rows packed behind one copy of the rubric, logits at the slots alone."""
 
     name = "transformers"
 
     def __init__(
-        self, model: Any, tokenizer: Any, contract: Contract, tokens_per_batch: int = 8192
+        self, model: Any, tokenizer: Any, contract: Contract, tokens_per_pack: int | None = None
     ) -> None:
         """Wrap a loaded causal language model.
 
@@ -27,17 +27,16 @@ class TransformersBackend:
             model: of transformers, or wrapped by PEFT.
             tokenizer: of the same folder.
             contract: the judge's.
-            tokens_per_batch: bound on rows x longest prompt in one forward pass.
+            tokens_per_pack: bound on the tokens of one forward pass (a longer row goes alone).
         """
         require("torch", "transformers")
         self.model, self.contract = model.eval(), contract
-        self.tokens_per_batch = tokens_per_batch
+        self.tokens_per_pack = tokens_per_pack or pack_budget(model.device)
         self.reader = DecisionReader(
             tokenizer, contract.decision_template, contract.rubric, contract.labels
         )
         ids = tokenizer(list(contract.labels), add_special_tokens=False)["input_ids"]
         self._label_ids = [token for (token,) in ids]
-        self._padding = tokenizer.pad_token_id or 0
 
     @classmethod
     def load(
@@ -66,23 +65,20 @@ class TransformersBackend:
     def logits(self, states: Sequence[dict[str, str]]) -> Iterator[tuple[int, Logits]]:
         """See `Backend.logits`."""
         prompts = self.reader.encode(states)
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].input_ids))
-        start = 0
-        while start < len(order):
-            rows = max(1, self.tokens_per_batch // len(prompts[order[start]].input_ids))
-            batch = order[start : start + rows]
-            start += rows
-            yield from zip(batch, self._forward([prompts[i] for i in batch]), strict=True)
+        if not prompts:
+            return
+        prefix = shared_prefix(prompts)
+        for rows in split_into_packs(prompts, prefix, self.tokens_per_pack):
+            packed = pack([prompts[row] for row in rows], prefix)
+            yield from zip(rows, self._forward(packed, len(rows)), strict=True)
 
-    def _forward(self, prompts: list[EncodedPrompt]) -> list[Logits]:
+    def _forward(self, packed: Pack, n_rows: int) -> list[Logits]:
         import torch
 
-        inputs = left_padded(prompts, self._padding)
-        device = self.model.device
-        tensors = {key: torch.as_tensor(value, device=device) for key, value in inputs.items()}
+        tensors = pack_tensors(packed, self.model.device)
         with torch.inference_mode():
-            logits = self.model(**tensors, use_cache=False).logits[:, :, self._label_ids]
-        values = logits.float().cpu().numpy()
+            logits = self.model(**tensors, use_cache=False).logits[0][:, self._label_ids]
+        values = logits.float().cpu().numpy().reshape(n_rows, -1, len(self._label_ids))
         counts = [len(dimension.options) for dimension in self.contract.rubric.dimensions]
         return [[row[k, :count] for k, count in enumerate(counts)] for row in values]
 
@@ -91,28 +87,16 @@ class TransformersBackend:
         del self.model
 
 
-def left_padded(prompts: Sequence[EncodedPrompt], padding: int) -> dict[str, Any]:
-    """Model inputs of B prompts, longest length L, K slots, which line up at the right.
+def pack_tensors(packed: Pack, device: Any) -> dict[str, Any]:
+    """A pack as keyword arguments of a causal language model's forward pass."""
+    import torch
 
-    Returns:
-        `input_ids`, `attention_mask`, `position_ids` (B x L) and `logits_to_keep` (K positions).
-    """
-    length = max(len(prompt.input_ids) for prompt in prompts)
-    ids = np.full((len(prompts), length), padding, dtype=np.int64)
-    mask = np.zeros((len(prompts), length), dtype=np.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt.input_ids) :] = prompt.input_ids
-        mask[row, length - len(prompt.input_ids) :] = 1
-    ends = {tuple(slot - len(p.input_ids) for slot in p.slots) for p in prompts}
-    if len(ends) != 1:
-        raise ModelError("The answer slots of the rows do not line up; the template is not ours.")
-    (offsets,) = ends
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0),
-        "logits_to_keep": np.array([length + offset for offset in offsets]),
-    }
+    return {key: torch.as_tensor(value, device=device) for key, value in vars(packed).items()}
+
+
+def pack_budget(device: Any) -> int:
+    """Tokens a pack: attention to all of a pack costs its square, forward passes cost launches."""
+    return 8192 if str(device).startswith("cuda") else 1024
 
 
 def _load_model(folder: Path, device: str | None, dtype: str | None) -> Any:
@@ -166,10 +150,18 @@ def load_base(training: dict[str, Any], device: str) -> Any:
             bnb_4bit_compute_dtype=dtype,
         )
     return AutoModelForCausalLM.from_pretrained(
-        training["base"],
+        locate_base(training["base"]),
         revision=training["revision"],
         dtype=dtype,
         device_map={"": device},
         use_safetensors=True,
         **options,
     )
+
+
+def locate_base(base: str) -> str:
+    """What `from_pretrained` can load: "tiny" stands for the offline base, built where needed."""
+    if base != "tiny":
+        return base
+    # Loaded by name: annotating with any other judge never imports the training package.
+    return str(importlib.import_module("slm_judge.training.tiny").tiny_base())

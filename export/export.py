@@ -1,0 +1,27 @@
+"""`slm-judge export`: adapter -> merged -> bitsandbytes 4-bit and GGUF."""
+
+from rich.console import Console
+
+from slm_judge.run import Run
+
+from .bnb import quantize_bnb
+from .gguf import export_gguf
+from .merge import merge
+
+
+def export(run: Run, console: Console | None = None) -> None:
+    """Write `merged/`, `bnb-4bit/` and `gguf/` of a trained run.
+
+    Raises:
+        JudgeError: the run has no adapter, or a step failed.
+    """
+    console = console or Console()
+    steps = (
+        ("merging the adapter into its base", merge),
+        ("quantizing to bitsandbytes NF4", quantize_bnb),
+        (f"writing GGUF: {', '.join(run.recipe().export.gguf)}", export_gguf),
+    )
+    for title, step in steps:
+        with console.status(title):
+            step(run)
+        console.print(f"done: {title}", highlight=False)

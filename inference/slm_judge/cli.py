@@ -1,0 +1,185 @@
+"""The command line: parses, calls one function, and prints. Each stage is loaded by name."""
+
+import errno
+import importlib
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from . import __version__
+from .errors import JudgeError, MissingExtraError, VerificationError
+
+app = typer.Typer(
+    help="Train a small language model to annotate like your annotators, and run it anywhere.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+rubric_app = typer.Typer(help="Work on rubrics.", no_args_is_help=True)
+app.add_typer(rubric_app, name="rubric")
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run, e.g. runs/demo.")]
+
+
+def _stage(module: str, extra: str) -> Any:
+    """Import a stage, or name the extra that it needs."""
+    try:
+        return importlib.import_module(f"slm_judge.{module}")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"This needs the package {error.name!r}: pip install 'slm-judge[{extra}]'."
+        ) from None
+
+
+@rubric_app.command("check")
+def rubric_check(
+    file: Annotated[Path, typer.Argument(help="YAML file of a rubric.")],
+    base: Annotated[
+        str | None, typer.Option(help="Show the prompt as this base's chat template makes it.")
+    ] = None,
+) -> None:
+    """Validate a rubric and print the prompt that it makes."""
+    from .preview import preview
+    from .rubric import Rubric
+
+    rubric = Rubric.from_file(file)
+    console = Console()
+    for dimension in rubric.dimensions:
+        console.print(
+            f"{dimension.name}: {dimension.type}, {len(dimension.options)} options, "
+            f"{dimension.level_of_measurement}",
+            highlight=False,
+        )
+    for warning in rubric.warnings():
+        console.print(f"warning: {warning}", highlight=False)
+    console.print()
+    typer.echo(preview(rubric, base))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. recipes/tiny.yaml.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw an earlier run of the same name away.")
+    ] = False,
+) -> None:
+    """Train an adapter on annotated data."""
+    from .recipe import Recipe
+
+    settings = Recipe.from_file(recipe)
+    _stage("training.train", "train").train(settings, resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def export(run: RunFolder) -> None:
+    """Merge the adapter and write the bitsandbytes and GGUF artefacts."""
+    from .run import Run
+
+    _stage("export.export", "export").export(Run(run))
+
+
+@app.command()
+def verify(run: RunFolder) -> None:
+    """Run the exported artefacts on held-out items; exit 1 where they differ too much."""
+    from .run import Run
+
+    stage = _stage("export.verify", "export")
+    report = stage.verify(Run(run))
+    Console().print(stage.agreement_table(report))
+    if report["failures"]:
+        raise VerificationError("Verification failed:\n" + "\n".join(report["failures"]))
+
+
+@app.command()
+def push(
+    run: RunFolder,
+    user: Annotated[
+        str | None, typer.Option(help="User or organisation; by default who is logged in.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create private repositories.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print repositories, files and sizes; push nothing.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+) -> None:
+    """Push a verified run to the Hub: four repositories, one commit each."""
+    from .run import Run
+
+    _stage("export.push", "export").push(
+        Run(run), user=user, private=private, revision=revision, dry_run=dry_run
+    )
+
+
+@app.command()
+def annotate(
+    data: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file, or user/name on the Hub.")],
+    model: Annotated[str, typer.Option(help="Hub repository, folder or .gguf file.")],
+    output: Annotated[Path, typer.Option(help="File to write: .csv, .tsv, .jsonl or .parquet.")],
+    backend: Annotated[str, typer.Option(help="auto, gguf or transformers.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="GGUF file to use, e.g. Q8_0.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="field=column, where the data's name differs.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Put before the names of the new columns.")] = "",
+) -> None:
+    """Annotate a table: adds a column a dimension, and its confidence."""
+    from .bulk import annotate_table
+    from .judge import Judge
+    from .tables import check_output
+
+    check_output(output)
+    columns = _columns(column or [])
+    with Judge.from_pretrained(
+        model,
+        revision=revision,
+        backend=backend,  # type: ignore[arg-type]
+        quantization=quantization,
+    ) as judge:
+        count = annotate_table(judge, data, output, columns, prefix)
+    Console().print(f"{count} rows annotated: {output}", highlight=False)
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    columns = dict(pair.partition("=")[::2] for pair in pairs)
+    if "" in columns or "" in columns.values():
+        raise JudgeError(f"--column is field=column, got {', '.join(pairs)}.")
+    return columns
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. Exit code 1: verification failed; 2: something the user can mend."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # Progress of our own replaces that of the libraries; their warnings still show.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except VerificationError as error:
+        _fail(str(error), 1)
+    except JudgeError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"No space left on the device{f' for {error.filename}' if error.filename else ''}. "
+              "Nothing half-written was left behind; free some space and run it again.", 2)  # fmt: skip
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+    sys.exit(code)

@@ -1,0 +1,31 @@
+"""`slm-judge rubric check`: the prompt that a rubric makes."""
+
+from .contract import Contract
+from .errors import require
+from .prompt import Layout, compile_template, decision_questions, decision_template, label_codes
+from .rubric import Rubric
+
+# What most bases look like, shown where no base is named.
+_GENERIC = Layout("[system]\n", "\n[user]\n", "\n[assistant]\n", "\n", ())
+
+
+def preview(rubric: Rubric, base: str | None = None) -> str:
+    """The prompt of an item whose fields hold their names.
+
+    Args:
+        rubric: the rubric.
+        base: Hub repository or folder whose chat template and tokenizer are used; by default a
+            generic layout, with `<|mark|>` where the answers are read.
+
+    Raises:
+        ModelError: the base cannot be used.
+    """
+    state = {field: f"({field} of the item)" for field in rubric.fields}
+    if base is None:
+        template, labels = decision_template(rubric, _GENERIC), label_codes()
+    else:
+        tokenizer = require("transformers", "transformers").AutoTokenizer.from_pretrained(base)
+        contract = Contract.build(rubric, tokenizer)
+        template, labels = contract.decision_template, list(contract.labels)
+    questions = decision_questions(rubric, labels)
+    return compile_template(template).render(state=state, questions=questions)

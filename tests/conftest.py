@@ -1,0 +1,99 @@
+"""Shared fixtures. The suite never leaves this machine: the Hub is `tests/hub/server.py`."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub.server import LoopbackHub
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "hf_loopback"  # of the user "me"
+
+# huggingface_hub reads its settings when it is imported, so they are set before anything else.
+_HOME = Path(tempfile.mkdtemp(prefix="slm-judge-tests-"))
+HUB = LoopbackHub(_HOME / "hub", {TOKEN: "me", "hf_other": "other"})
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
+    os.environ.pop(_name, None)
+os.environ |= {
+    "HF_HOME": str(_HOME / "hf"),
+    "HF_ENDPOINT": HUB.url,
+    "HF_HUB_DISABLE_XET": "1",  # uploads over plain LFS, which the loopback Hub speaks
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[LoopbackHub]:
+    """The loopback Hub."""
+    with HUB:
+        yield HUB
+
+
+@pytest.fixture
+def logged_in(hub, monkeypatch) -> LoopbackHub:
+    """The loopback Hub, with the token of "me" in the environment."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The real Qwen2 tokenizer."""
+    from slm_judge.training.tiny import qwen_tokenizer
+
+    return qwen_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def llama_tokenize():
+    """llama.cpp's tokenizer on the same vocabulary, with control tokens parsed."""
+    import llama_cpp
+
+    from slm_judge.llama_source import llama_cpp_source
+
+    path = llama_cpp_source() / "models" / "ggml-vocab-qwen2.gguf"
+    vocabulary = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+
+    def tokenize(text: str) -> list[int]:
+        return vocabulary.tokenize(text.encode(), add_bos=False, special=True)
+
+    return tokenize
+
+
+@pytest.fixture(scope="session")
+def support():
+    """The rubric of the shipped sample."""
+    from slm_judge import Rubric
+
+    return Rubric.from_file(ROOT / "rubrics" / "support-messages.yaml")
+
+
+def small_recipe(folder: Path, **changes):
+    """The demo's recipe on fewer items and epochs, in `folder`."""
+    from slm_judge.recipe import Recipe
+
+    recipe = Recipe.from_file(ROOT / "recipes" / "tiny.yaml")
+    training = recipe.training.model_copy(update={"epochs": 2, **changes.pop("training", {})})
+    data = recipe.data.model_copy(update={"limit": 96, "test_share": 0.08, "validation_share": 0.05})
+    return recipe.model_copy(
+        update={"output": str(folder), "training": training, "data": data, **changes}
+    )
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A trained and exported run: little trained, but everything is real."""
+    from slm_judge.export.export import export
+    from slm_judge.recipe import ExportConfig
+    from slm_judge.training.train import train
+
+    folder = tmp_path_factory.mktemp("run") / "demo"
+    exports = ExportConfig(dtype="float32", gguf=["Q4_K_M", "Q8_0", "BF16"])
+    trained = train(small_recipe(folder, export=exports))
+    export(trained)
+    return trained
