@@ -1,11 +1,10 @@
 """The merged model in bitsandbytes 4-bit (NF4)."""
 
+from slm_judge.backends.transformers import load_tokenizer
 from slm_judge.contract import Contract
 from slm_judge.errors import require
 from slm_judge.files import atomic_folder
 from slm_judge.run import Run
-
-from .merge import load_tokenizer
 
 
 def quantize_bnb(run: Run) -> None:

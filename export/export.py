@@ -1,5 +1,7 @@
 """`slm-judge export`: adapter -> merged -> bitsandbytes 4-bit and GGUF."""
 
+import time
+
 from rich.console import Console
 
 from slm_judge.run import Run
@@ -21,7 +23,8 @@ def export(run: Run, console: Console | None = None) -> None:
         ("quantizing to bitsandbytes NF4", quantize_bnb),
         (f"writing GGUF: {', '.join(run.recipe().export.gguf)}", export_gguf),
     )
-    for title, step in steps:
-        with console.status(title):
-            step(run)
-        console.print(f"done: {title}", highlight=False)
+    for number, (title, step) in enumerate(steps, start=1):
+        started = time.monotonic()
+        console.print(f"[{number}/{len(steps)}] {title}", highlight=False, markup=False)
+        step(run)
+        console.print(f"      {time.monotonic() - started:.1f} s", highlight=False)

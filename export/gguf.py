@@ -17,8 +17,6 @@ from slm_judge.llama_source import llama_cpp_source
 from slm_judge.run import Run
 
 
-
-
 def export_gguf(run: Run) -> None:
     """Write `gguf/<name>-<quantization>.gguf` for each quantization of the recipe.
 
@@ -107,7 +105,9 @@ def quantization_type(name: str) -> int:
         number = getattr(llama, prefix + name, None)
         if isinstance(number, int):
             return number
-    known = sorted(key.removeprefix(prefixes[0]) for key in vars(llama) if key.startswith(prefixes[0]))
+    known = sorted(
+        key.removeprefix(prefixes[0]) for key in vars(llama) if key.startswith(prefixes[0])
+    )
     raise JudgeError(f"llama.cpp knows no quantization {name!r}; it knows {', '.join(known)}.")
 
 

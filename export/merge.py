@@ -1,8 +1,6 @@
 """Adapter and base in one model."""
 
-from typing import Any
-
-from slm_judge.backends.transformers import load_base
+from slm_judge.backends.transformers import load_base, load_tokenizer
 from slm_judge.contract import Contract
 from slm_judge.errors import require
 from slm_judge.files import atomic_folder
@@ -33,8 +31,3 @@ def merge(run: Run) -> None:
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
         contract.save(work)
-
-
-def load_tokenizer(folder: Any) -> Any:
-    """The tokenizer of a judge's folder."""
-    return require("transformers", "export").AutoTokenizer.from_pretrained(folder)

@@ -10,10 +10,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from slm_judge.model_card.render import render_card, repository_names
 
 from slm_judge.contract import Contract
 from slm_judge.errors import JudgeError, VerificationError
-from slm_judge.model_card.render import render_card, repository_names
 from slm_judge.run import Run
 
 from .settings import training_facts
@@ -63,9 +63,7 @@ def plan(run: Run, user: str, report: Mapping[str, Any]) -> list[Repository]:
         "": _files(run.merged),
         "lora": _files(run.adapter),
         "bnb-4bit": _files(run.bnb),
-        "GGUF": {
-            path.name: path for path in (run.gguf_file(name) for name in recipe.export.gguf)
-        },
+        "GGUF": {path.name: path for path in (run.gguf_file(name) for name in recipe.export.gguf)},
     }
     repositories = []
     for kind, name in repository_names(user, recipe.name).items():
@@ -120,7 +118,9 @@ def push(
             commits.append(_push_one(api, repository, private, revision))
             console.print(f"pushed {repository.name}: {commits[-1]}", highlight=False)
     except LocalTokenNotFoundError as error:
-        raise JudgeError("Not logged in to the Hub: run `hf auth login` or set HF_TOKEN.") from error
+        raise JudgeError(
+            "Not logged in to the Hub: run `hf auth login` or set HF_TOKEN."
+        ) from error
     except (HfHubHTTPError, ConnectionError, OSError) as error:
         raise JudgeError(
             f"The Hub refused or broke off: {error}\nPush again to finish; what is there already "

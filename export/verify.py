@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from slm_judge.errors import DataError
 from slm_judge.files import write_text
 from slm_judge.items import Item, load_split, votes_of
 from slm_judge.judge import Judge
+from slm_judge.progress import progress_bar
 from slm_judge.prompt import EncodedPrompt
 from slm_judge.recipe import VerifyConfig
 from slm_judge.rubric import Dimension, Rubric
@@ -76,8 +78,9 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
     items = load_split(run.data, "test")[: recipe.verify.max_rows]
     answers: dict[str, Answers] = {}
     for name, path in paths.items():
-        with console.status(f"{name}: annotating {len(items)} held-out items"):
-            answers[name] = run_artefact(path, items)
+        with progress_bar("rows", console=console) as progress:
+            task = progress.add_task(f"verifying {name}", total=len(items))
+            answers[name] = run_artefact(path, items, partial(progress.advance, task))
     with Judge.from_pretrained(paths[recipe.export.gguf[0]]) as judge:
         rubric = judge.rubric
     gold = read_gold(recipe.data.gold, rubric, items) if recipe.data.gold else {}
@@ -97,13 +100,16 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
     return report
 
 
-def run_artefact(path: Path, items: Sequence[Item]) -> Answers:
-    """Annotate items with a judge's file or folder, in this process."""
+def run_artefact(
+    path: Path, items: Sequence[Item], advance: Callable[[], object] = lambda: None
+) -> Answers:
+    """Annotate items with a judge's file or folder, in this process; `advance` after each."""
     with Judge.from_pretrained(path) as judge:
         contract, states = judge.backend.contract, [item.state for item in items]
         rows: list[Any] = [None] * len(items)
         for index, logits in judge.logits(states):
             rows[index] = logits
+            advance()
         prompts = judge.backend.reader.encode(states)
     probabilities = {
         dimension.name: softmax(
@@ -177,9 +183,7 @@ def _against_annotators(
 def _between(dimension: Dimension, first: Answers, second: Answers) -> dict[str, float]:
     one, two = first.labels(dimension.name), second.labels(dimension.name)
     counts = vote_counts(list(zip(one, two, strict=True)), len(dimension.options))
-    difference = np.abs(
-        first.probabilities[dimension.name] - second.probabilities[dimension.name]
-    )
+    difference = np.abs(first.probabilities[dimension.name] - second.probabilities[dimension.name])
     return {
         "agreement": float(np.mean(np.array(one) == np.array(two))),
         "alpha": krippendorff_alpha(counts, dimension.values, dimension.level_of_measurement),

@@ -45,7 +45,7 @@ def render_card(
     """
     names = repository_names(user, recipe.name)
     environment = SandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=False, autoescape=False  # noqa: S701
+        undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=False, autoescape=False
     )
     source = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
     body = environment.from_string(source).render(
@@ -60,7 +60,7 @@ def render_card(
         rubric=rubric,
         facts=facts,
         report=report,
-        artefacts=[name for name in next(iter(report["dimensions"].values()))["artefacts"]],
+        artefacts=list(next(iter(report["dimensions"].values()))["artefacts"]),
     )
     return f"---\n{_metadata(kind, names, recipe).to_yaml()}\n---\n\n{body}"
 

@@ -79,7 +79,9 @@ def small_recipe(folder: Path, **changes):
 
     recipe = Recipe.from_file(ROOT / "recipes" / "tiny.yaml")
     training = recipe.training.model_copy(update={"epochs": 2, **changes.pop("training", {})})
-    data = recipe.data.model_copy(update={"limit": 96, "test_share": 0.08, "validation_share": 0.05})
+    data = recipe.data.model_copy(
+        update={"limit": 96, "test_share": 0.08, "validation_share": 0.05}
+    )
     return recipe.model_copy(
         update={"output": str(folder), "training": training, "data": data, **changes}
     )
@@ -89,8 +91,9 @@ def small_recipe(folder: Path, **changes):
 def run(tmp_path_factory):
     """A trained and exported run: little trained, but everything is real."""
     from slm_judge.export.export import export
-    from slm_judge.recipe import ExportConfig
     from slm_judge.training.train import train
+
+    from slm_judge.recipe import ExportConfig
 
     folder = tmp_path_factory.mktemp("run") / "demo"
     exports = ExportConfig(dtype="float32", gguf=["Q4_K_M", "Q8_0", "BF16"])

@@ -65,6 +65,8 @@ def load_splits(config: DataConfig, rubric: Rubric, seed: int) -> dict[str, list
         for name, location in given.items()
         if location
     }
+    if config.drop_leaks:
+        splits = _without_leaks(splits)
     _check_leaks(splits, problems)
     _check_variety(splits["train"], rubric, problems)
     problems.raise_any(", ".join(location for location in given.values() if location))
@@ -122,7 +124,9 @@ def _columns(
             columns[key] = getattr(config, key)
     missing = [column for column in columns.values() if column not in table.column_names]
     for column in missing:
-        problems.add("missing columns", f"{name}: {column} (it has {', '.join(table.column_names)})")
+        problems.add(
+            "missing columns", f"{name}: {column} (it has {', '.join(table.column_names)})"
+        )
     return None if missing or unknown else columns
 
 
@@ -195,9 +199,22 @@ def _check_leaks(splits: Mapping[str, Sequence[Item]], problems: Problems) -> No
             first = texts.setdefault(_text_key(item), (name, item.item_id))
             if first[0] != name:
                 where = f"{first[0]} item {first[1]} and {name} item {item.item_id}"
-                problems.add("the same text in two splits", where)
+                problems.add("the same text in two splits (data.drop_leaks drops them)", where)
             if groups.setdefault(item.group, name) != name:
                 problems.add("the same item or group in two splits", f"{item.group}")
+
+
+def _without_leaks(splits: Mapping[str, list[Item]]) -> dict[str, list[Item]]:
+    """Drop items whose text stands in a later split (train, validation, test)."""
+    kept: dict[str, list[Item]] = {}
+    later: set[str] = set()
+    for name in ("test", "validation", "train"):
+        if name in splits:
+            keys = [_text_key(item) for item in splits[name]]
+            pairs = zip(splits[name], keys, strict=True)
+            kept[name] = [item for item, key in pairs if key not in later]
+            later |= set(keys)
+    return {name: kept[name] for name in splits}
 
 
 def _check_variety(items: Sequence[Item], rubric: Rubric, problems: Problems) -> None:

@@ -2,7 +2,8 @@
 
 Every text is put together from phrases, one per right answer, and every simulated annotator sees
 the right answers through a bias and noise of their own. So the right answers are known, and with
-them the alpha that a perfect judge would reach: `samples/support-messages-gold.csv`.
+them the alpha that a perfect judge would reach: `samples/support-messages-gold.csv`. Further
+messages that nobody annotated, `samples/new-messages.csv`, are there for the trained judge.
 
     python -m slm_judge.training.sample samples/
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-SEED, N_ITEMS = 20260401, 720
+SEED, N_ITEMS, N_NEW = 20260401, 720, 200
 
 OPENINGS = [
     "Hi there,", "Hello,", "Good morning,", "Dear team,", "Hey,", "To whom it may concern,",
@@ -154,7 +155,7 @@ def _write(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> N
 
 
 def write_sample(folder: Path, n_items: int = N_ITEMS, seed: int = SEED) -> None:
-    """Write `support-messages.csv` (long) and `support-messages-gold.csv` into `folder`."""
+    """Write `support-messages.csv` (long), its `-gold.csv` and `new-messages.csv`."""
     rng = random.Random(seed)  # noqa: S311
     items = make_items(n_items, rng)
     rows = [
@@ -166,9 +167,13 @@ def write_sample(folder: Path, n_items: int = N_ITEMS, seed: int = SEED) -> None
     ]
     gold = [[i.item_id, i.urgency, i.topic, str(i.refund).lower()] for i in items]
     folder.mkdir(parents=True, exist_ok=True)
+    known = {item.text for item in items}
+    fresh = [i for i in make_items(2 * N_NEW, random.Random(seed + 1)) if i.text not in known]  # noqa: S311
+    new = [[f"new_{number:04d}", item.text] for number, item in enumerate(fresh[:N_NEW])]
     dimensions = ["urgency", "topic", "refund"]
     _write(folder / "support-messages.csv", ["item_id", "annotator_id", "text", *dimensions], rows)
     _write(folder / "support-messages-gold.csv", ["item_id", *dimensions], gold)
+    _write(folder / "new-messages.csv", ["item_id", "text"], new)
 
 
 if __name__ == "__main__":

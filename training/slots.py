@@ -69,7 +69,9 @@ def label_token_ids(contract: Contract, tokenizer: Any) -> list[int]:
 def _check_lengths(
     items: Sequence[Item], prompts: Sequence[EncodedPrompt], max_length: int
 ) -> None:
-    sizes = [(len(prompt.input_ids), item.item_id) for item, prompt in zip(items, prompts, strict=True)]
+    sizes = [
+        (len(prompt.input_ids), item.item_id) for item, prompt in zip(items, prompts, strict=True)
+    ]
     too_long = [(size, name) for size, name in sizes if size > max_length]
     if too_long:
         longest, name = max(too_long)
@@ -102,7 +104,9 @@ class SlotCollator:
         ]
         return {
             "targets": torch.tensor([row["targets"] for row in rows]),  # first: gives Trainer B
-            "labels": torch.tensor([[row["labels"][slot] for slot in row["slots"]] for row in rows]),
+            "labels": torch.tensor(
+                [[row["labels"][slot] for slot in row["slots"]] for row in rows]
+            ),
             "packs": packs,
         }
 

@@ -1,11 +1,10 @@
-"""The offline base, called "tiny" in recipes: a small Qwen3 with random weights and the real Qwen2 tokenizer.
+"""The offline base, called "tiny" in recipes: a small Qwen3 with random weights.
 
-It lets the whole path run, test and be timed where no model can be downloaded. It knows no
-language, so what it learns comes from the training data alone.
+It has the real Qwen2 tokenizer. It lets the whole path run, test and be timed where no model can
+be downloaded. It knows no language, so what it learns comes from the training data alone.
 """
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ def _save_atomically(artefact: Any, folder: Path, *more: Any) -> None:
         for part in (artefact, *more):
             part.save_pretrained(work)
         try:
-            os.rename(work, folder)
+            Path(work).rename(folder)
         except OSError:  # another process was faster
             if not folder.exists():
                 raise

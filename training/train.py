@@ -12,18 +12,23 @@ import numpy as np
 from rich.console import Console
 
 from slm_judge import __version__
-from slm_judge.backends.transformers import load_base, locate_base, pack_budget
+from slm_judge.backends.transformers import (
+    load_base,
+    load_tokenizer,
+    pack_budget,
+    unavailable,
+)
 from slm_judge.contract import Contract
 from slm_judge.errors import JudgeError, ModelError
 from slm_judge.files import atomic_folder, write_text
-from slm_judge.hub import hub_message
-from slm_judge.items import Item, save_splits
+from slm_judge.items import Item, load_split, save_splits
 from slm_judge.recipe import Recipe, TrainingConfig
 from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 
 from .calibration import fit_temperatures
 from .data import file_hash, load_splits
+from .progress import TrainingProgress
 from .slots import SlotCollator, label_token_ids, make_dataset
 from .trainer import SlotTrainer, alpha_metrics, option_logits
 
@@ -52,7 +57,7 @@ def train(
         JudgeError: the run's folder is taken.
     """
     console = console or Console()
-    run = Run(Path(recipe.output or f"runs/{recipe.name}"))
+    run = Run(recipe.run_folder)
     _claim(run, recipe, resume, overwrite)
     rubric = Rubric.from_file(recipe.rubric)
     print_settings(recipe, console)
@@ -60,10 +65,15 @@ def train(
     splits = load_splits(recipe.data, rubric, recipe.training.seed)
     counts = ", ".join(f"{len(items)} {name}" for name, items in splits.items())
     console.print(f"Items: {counts}")
-    save_splits(splits, run.data)
+    _keep_splits(run, splits)
+    if run.adapter.exists():
+        console.print(f"{run.folder} is trained already; --overwrite trains it again")
+        return run
 
     base = base_settings(recipe)
-    tokenizer = _load_tokenizer(base)
+    tokenizer = load_tokenizer(base["base"], base["revision"])
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     contract = Contract.build(rubric, tokenizer)
     datasets = {
         name: make_dataset(splits[name], contract, tokenizer, recipe.training.max_length)
@@ -73,19 +83,24 @@ def train(
 
     started = time.monotonic()
     trainer = _make_trainer(recipe, run, base, contract, tokenizer, datasets, splits["validation"])
-    trainer.train(resume_from_checkpoint=_last_checkpoint(run) if resume else None)
+    with TrainingProgress(console) as progress:
+        trainer.add_callback(progress)
+        trainer.train(resume_from_checkpoint=last_checkpoint(run.checkpoints))
     prediction = trainer.predict(datasets["validation"], metric_key_prefix="validation")
     logits = option_logits(np.asarray(prediction.predictions), rubric)
-    contract = contract.with_temperatures(
-        fit_temperatures(rubric, splits["validation"], logits)
-    )
+    contract = contract.with_temperatures(fit_temperatures(rubric, splits["validation"], logits))
     facts = {
         "recipe": _public(recipe.model_dump()),
         "base": base,
         "versions": versions(),
         "sha256": {
             Path(location).name: digest
-            for location in (recipe.rubric, recipe.data.train, recipe.data.validation, recipe.data.test)
+            for location in (
+                recipe.rubric,
+                recipe.data.train,
+                recipe.data.validation,
+                recipe.data.test,
+            )
             if location and (digest := file_hash(location))
         },
         "items": {name: len(items) for name, items in splits.items()},
@@ -129,6 +144,17 @@ def _claim(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
     shutil.rmtree(run.folder)
 
 
+def _keep_splits(run: Run, splits: dict[str, list[Item]]) -> None:
+    """Write the splits of a new run; a resumed one must have the same."""
+    if not run.recipe_file.exists():
+        save_splits(splits, run.data)
+    elif {name: load_split(run.data, name) for name in splits} != splits:
+        raise JudgeError(
+            f"The data changed since {run.folder} was started. Put the old data back, or start "
+            "over with --overwrite."
+        )
+
+
 def base_settings(recipe: Recipe) -> dict[str, Any]:
     """What `load_base` needs, saved with the adapter."""
     import torch
@@ -143,21 +169,6 @@ def base_settings(recipe: Recipe) -> dict[str, Any]:
         "dtype": "bfloat16" if on_gpu else "float32",  # bfloat16 is slow without AVX512-BF16
         "device": "cuda" if on_gpu else "cpu",
     }
-
-
-def _load_tokenizer(base: dict[str, Any]) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            locate_base(base["base"]), revision=base["revision"]
-        )
-    except (OSError, ValueError) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise ModelError(hub_message(base["base"], base["revision"], cause)) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def print_settings(recipe: Recipe, console: Console) -> None:
@@ -189,9 +200,7 @@ def _make_trainer(
     try:
         model = load_base(base, base["device"])
     except (OSError, ValueError) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise ModelError(hub_message(base["base"], base["revision"], cause)) from error
-    model.name_or_path = base["base"]  # PEFT saves it as the name of the base
+        raise unavailable(base["base"], base["revision"], error) from error
     model = get_peft_model(
         model,
         LoraConfig(
@@ -243,6 +252,7 @@ def _arguments(config: TrainingConfig, run: Run, base: dict[str, Any]) -> Any:
         metric_for_best_model="alpha",
         greater_is_better=True,
         logging_steps=10,
+        disable_tqdm=True,  # TrainingProgress has a bar
         report_to=[],
         remove_unused_columns=False,
         label_names=["targets"],
@@ -252,10 +262,18 @@ def _arguments(config: TrainingConfig, run: Run, base: dict[str, Any]) -> Any:
     )
 
 
-def _last_checkpoint(run: Run) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; the trainer's state is written last."""
+    checkpoints = sorted(
+        folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True
+    )
+    for checkpoint in checkpoints:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue
+        return str(checkpoint)
+    return None
 
 
 def versions() -> dict[str, str]:
@@ -277,8 +295,10 @@ def _save_adapter(
     base: dict[str, Any],
     facts: dict[str, Any],
 ) -> None:
+    # The base's name as in the recipe, not the folder that it was loaded from on this machine.
+    model.peft_config["default"].base_model_name_or_path = base["base"]
     with atomic_folder(folder) as work:
-        model.save_pretrained(work)
+        model.save_pretrained(work, save_embedding_layers=False)
         tokenizer.save_pretrained(work)
         contract.save(work)
         write_text(work / "base.json", json.dumps(base, indent=2) + "\n")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PrinterCallback
 from trl import SFTTrainer
 
 from slm_judge.agreement import judge_alpha
@@ -22,6 +22,7 @@ class SlotTrainer(SFTTrainer):
     def __init__(self, *args: Any, label_ids: Sequence[int], **kwargs: Any) -> None:
         """As `SFTTrainer`, with the token ids of the labels."""
         super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)
         self._label_ids = torch.tensor(label_ids)
         # The targets are no shifted next tokens: Trainer must count every label of a batch.
         self._loss_shifts_labels = False

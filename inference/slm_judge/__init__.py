@@ -1,9 +1,9 @@
 """Annotate texts like your annotators, with a small language model of your own.
 
-    from slm_judge import Judge
+from slm_judge import Judge
 
-    judge = Judge.from_pretrained("me/my-judge-GGUF")
-    judge.annotate(["I was charged twice, give me my money back!"])[0].labels
+judge = Judge.from_pretrained("me/my-judge-GGUF")
+judge.annotate(["I was charged twice, give me my money back!"])[0].labels
 """
 
 from importlib.metadata import version

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from .errors import DataError
 from .judge import Judge
+from .progress import progress_bar
 from .tables import check_output, read_table, write_table
 
 
@@ -42,7 +41,9 @@ def annotate_table(
             f"{source} has no columns {', '.join(missing)}; it has "
             f"{', '.join(table.column_names)}. Name the right ones with --column field=column."
         )
-    added = [f"{prefix}{d.name}{end}" for d in judge.rubric.dimensions for end in ("", "_confidence")]
+    added = [
+        f"{prefix}{d.name}{end}" for d in judge.rubric.dimensions for end in ("", "_confidence")
+    ]
     if taken := [name for name in added if name in table.column_names]:
         raise DataError(
             f"{source} already has the columns {', '.join(taken)}. Keep both with a prefix for "
@@ -50,7 +51,7 @@ def annotate_table(
         )
     texts = {field: table[column] for field, column in names.items()}
     rows = [dict(zip(texts, values, strict=True)) for values in zip(*texts.values(), strict=True)]
-    with _progress(show_progress) as progress:
+    with progress_bar("rows", show_progress) as progress:
         task = progress.add_task("annotating", total=len(rows))
         annotations = judge.annotate(rows, progress=lambda n: progress.advance(task, n))
     for dimension in judge.rubric.dimensions:
@@ -61,14 +62,3 @@ def annotate_table(
         )
     write_table(table, output)
     return len(rows)
-
-
-def _progress(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.speed:.0f} rows/s", justify="right"),
-        TimeRemainingColumn(),
-        disable=not show,
-    )

@@ -1,7 +1,7 @@
 """The command line: parses, calls one function, and prints. Each stage is loaded by name."""
 
-import errno
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from . import __version__
-from .errors import JudgeError, MissingExtraError, VerificationError
+from .errors import JudgeError, VerificationError, is_disk_full, require_extra
 
 app = typer.Typer(
     help="Train a small language model to annotate like your annotators, and run it anywhere.",
@@ -23,17 +23,15 @@ app = typer.Typer(
 rubric_app = typer.Typer(help="Work on rubrics.", no_args_is_help=True)
 app.add_typer(rubric_app, name="rubric")
 
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run, e.g. runs/demo.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder of the run, e.g. runs/demo, or its recipe.")
+]
 
 
 def _stage(module: str, extra: str) -> Any:
     """Import a stage, or name the extra that it needs."""
-    try:
-        return importlib.import_module(f"slm_judge.{module}")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"This needs the package {error.name!r}: pip install 'slm-judge[{extra}]'."
-        ) from None
+    require_extra(extra)
+    return importlib.import_module(f"slm_judge.{module}")
 
 
 @rubric_app.command("check")
@@ -81,7 +79,7 @@ def export(run: RunFolder) -> None:
     """Merge the adapter and write the bitsandbytes and GGUF artefacts."""
     from .run import Run
 
-    _stage("export.export", "export").export(Run(run))
+    _stage("export.export", "export").export(Run.find(run))
 
 
 @app.command()
@@ -90,7 +88,7 @@ def verify(run: RunFolder) -> None:
     from .run import Run
 
     stage = _stage("export.verify", "export")
-    report = stage.verify(Run(run))
+    report = stage.verify(Run.find(run))
     Console().print(stage.agreement_table(report))
     if report["failures"]:
         raise VerificationError("Verification failed:\n" + "\n".join(report["failures"]))
@@ -102,7 +100,9 @@ def push(
     user: Annotated[
         str | None, typer.Option(help="User or organisation; by default who is logged in.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Create private repositories.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Create private repositories.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print repositories, files and sizes; push nothing.")
     ] = False,
@@ -112,17 +112,21 @@ def push(
     from .run import Run
 
     _stage("export.push", "export").push(
-        Run(run), user=user, private=private, revision=revision, dry_run=dry_run
+        Run.find(run), user=user, private=private, revision=revision, dry_run=dry_run
     )
 
 
 @app.command()
 def annotate(
-    data: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet file, or user/name on the Hub.")],
+    data: Annotated[
+        str, typer.Argument(help="CSV, JSONL or Parquet file, or user/name on the Hub.")
+    ],
     model: Annotated[str, typer.Option(help="Hub repository, folder or .gguf file.")],
     output: Annotated[Path, typer.Option(help="File to write: .csv, .tsv, .jsonl or .parquet.")],
     backend: Annotated[str, typer.Option(help="auto, gguf or transformers.")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the model.")
+    ] = None,
     quantization: Annotated[str | None, typer.Option(help="GGUF file to use, e.g. Q8_0.")] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="field=column, where the data's name differs.")
@@ -167,17 +171,19 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Progress of our own replaces that of the libraries; their warnings still show.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # It recommends a kernel that would be downloaded and run.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         app()
     except VerificationError as error:
         _fail(str(error), 1)
     except JudgeError as error:
         _fail(str(error), 2)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not is_disk_full(error):
             raise
-        _fail(f"No space left on the device{f' for {error.filename}' if error.filename else ''}. "
-              "Nothing half-written was left behind; free some space and run it again.", 2)  # fmt: skip
+        _fail("No space left on the device. Nothing half-written was left behind; free some space "
+              "and run the same command again.", 2)  # fmt: skip
 
 
 def _fail(message: str, code: int) -> None:

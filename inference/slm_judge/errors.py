@@ -1,6 +1,9 @@
 """Errors that a user can act on; the command line prints them and exits with code 2."""
 
+import errno
 import importlib
+from collections.abc import Iterator
+from importlib.util import find_spec
 from types import ModuleType
 
 _LLAMA_HELP = (
@@ -9,8 +12,21 @@ _LLAMA_HELP = (
 )
 
 
+# What the stages of each extra import, not always at once; the extra's other packages come along.
+_EXTRAS = {
+    "train": (
+        *("torch", "transformers", "bitsandbytes", "accelerate", "krippendorff", "scipy"),
+        *("peft", "trl"),
+    ),
+    "export": (
+        *("torch", "transformers", "bitsandbytes", "krippendorff", "llama_cpp", "gguf"),
+        *("peft", "sentencepiece"),
+    ),
+}
+
+
 class JudgeError(Exception):
-    """Something the user can put right. The message says what was expected, what came, what to do."""
+    """Something the user can put right; the message says what was expected and what to do."""
 
 
 class RubricError(JudgeError):
@@ -26,7 +42,7 @@ class ModelError(JudgeError):
 
 
 class VerificationError(JudgeError):
-    """The exported artefacts disagree with the adapter or with the annotators beyond the margins."""
+    """An exported artefact disagrees with the adapter or the annotators beyond the margins."""
 
 
 class MissingExtraError(JudgeError):
@@ -48,3 +64,32 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"This needs the package {module!r}: pip install 'slm-judge[{extra}]'.{help_}"
         ) from None
+
+
+def require_extra(extra: str) -> None:
+    """Refuse to start a stage whose extra is not installed, before any work is done.
+
+    Raises:
+        MissingExtraError: names the first package that is missing.
+    """
+    for module in _EXTRAS[extra]:
+        if find_spec(module) is None:
+            require(module, extra)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception means that the disk is full.
+
+    Only some libraries raise `OSError` then; of the others, the operating system's words are
+    left in the message.
+    """
+    return any(
+        getattr(link, "errno", None) == errno.ENOSPC or "No space left on device" in str(link)
+        for link in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

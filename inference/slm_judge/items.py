@@ -24,7 +24,10 @@ class Item:
 def save_splits(splits: Mapping[str, Sequence[Item]], folder: Path) -> None:
     """Write one JSON Lines file a split."""
     for name, items in splits.items():
-        with atomic_file(folder / f"{name}.jsonl") as path, path.open("w", encoding="utf-8") as file:
+        with (
+            atomic_file(folder / f"{name}.jsonl") as path,
+            path.open("w", encoding="utf-8") as file,
+        ):
             file.writelines(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
 
 

@@ -2,7 +2,15 @@
 
 from .contract import Contract
 from .errors import require
-from .prompt import Layout, compile_template, decision_questions, decision_template, label_codes
+from .prompt import (
+    MAX_LABELS,
+    Layout,
+    check_label_count,
+    compile_template,
+    decision_questions,
+    decision_template,
+    label_codes,
+)
 from .rubric import Rubric
 
 # What most bases look like, shown where no base is named.
@@ -18,14 +26,18 @@ def preview(rubric: Rubric, base: str | None = None) -> str:
             generic layout, with `<|mark|>` where the answers are read.
 
     Raises:
+        RubricError: a dimension has more options than there are labels.
         ModelError: the base cannot be used.
     """
     state = {field: f"({field} of the item)" for field in rubric.fields}
     if base is None:
-        template, labels = decision_template(rubric, _GENERIC), label_codes()
+        template, labels = decision_template(rubric, _GENERIC), label_codes()[:MAX_LABELS]
+        check_label_count(rubric, labels)
     else:
-        tokenizer = require("transformers", "transformers").AutoTokenizer.from_pretrained(base)
-        contract = Contract.build(rubric, tokenizer)
+        require("transformers", "transformers")
+        from .backends.transformers import load_tokenizer
+
+        contract = Contract.build(rubric, load_tokenizer(base))
         template, labels = contract.decision_template, list(contract.labels)
     questions = decision_questions(rubric, labels)
     return compile_template(template).render(state=state, questions=questions)

@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import Template, TemplateError
@@ -187,8 +188,6 @@ def _stable_separator(tokenizer: Any, tail: str, names: Sequence[str]) -> str:
     raise ModelError("The base's tokenizer merges the colon of an answer slot with what follows.")
 
 
-
-
 def control_escapes(tokenizer: Any) -> tuple[tuple[str, str], ...]:
     """Replacements that keep text from imitating a control token of `tokenizer`.
 
@@ -222,7 +221,13 @@ def _search(token: str) -> str:
 
 def _quote(text: str) -> str:
     """A string literal for both template engines (llama.cpp knows only these escapes)."""
-    for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+    for plain, escaped in (
+        ("\\", "\\\\"),
+        ('"', '\\"'),
+        ("\n", "\\n"),
+        ("\r", "\\r"),
+        ("\t", "\\t"),
+    ):
         text = text.replace(plain, escaped)
     return f'"{text}"'
 
@@ -234,7 +239,11 @@ def _out(expression: str) -> str:
 def _macro(replacements: Iterable[tuple[str, str]]) -> str:
     """`t(x)`: the text of a value, with nothing in it that could become a control token."""
     filters = "".join(f"|replace({_quote(old)}, {_quote(new)})" for old, new in replacements)
-    return "{%- macro t(x) -%}" + _out(f"(x if x is string else x|tojson){filters}") + "{%- endmacro -%}"
+    return (
+        "{%- macro t(x) -%}"
+        + _out(f"(x if x is string else x|tojson){filters}")
+        + "{%- endmacro -%}"
+    )
 
 
 def _item(rubric: Rubric) -> str:
@@ -243,7 +252,7 @@ def _item(rubric: Rubric) -> str:
     whole = _out(' ~ "\\n" ~ '.join(lines))
     if len(rubric.fields) > 1:
         return whole
-    plain = _out(f'{_quote(rubric.fields[0] + ": ")} ~ t(state)')
+    plain = _out(f"{_quote(rubric.fields[0] + ': ')} ~ t(state)")
     return "{%- if state is string -%}" + plain + "{%- else -%}" + whole + "{%- endif -%}"
 
 
@@ -276,9 +285,7 @@ def decision_template(rubric: Rubric, layout: Layout) -> str:
     """The layout for transformers: `decision_template.jinja`, all slots in one prompt."""
     option = (
         "{%- for label in q.labels -%}"
-        + _option_line(
-            "q.type", "label", "q.options[loop.index0]", "q.descriptions[loop.index0]"
-        )
+        + _option_line("q.type", "label", "q.options[loop.index0]", "q.descriptions[loop.index0]")
         + "{%- endfor -%}"
     )
     slots = (
@@ -386,7 +393,9 @@ class EncodedPrompt:
 class DecisionReader:
     """Prompts for transformers, as `pipeline("decision")` would make them, but many at a time."""
 
-    def __init__(self, tokenizer: Any, template: str, rubric: Rubric, labels: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Any, template: str, rubric: Rubric, labels: Sequence[str]
+    ) -> None:
         """Read `rubric` through `template`; `tokenizer` is copied, never changed."""
         check_label_count(rubric, labels)
         self._tokenizer = _with_sentinels(tokenizer)
@@ -447,10 +456,10 @@ class SystemoneReader:
         self._tokenize = tokenize
         self._template = compile_template(template)
         self._questions = systemone_questions(rubric, labels)
-        probes = [{field: text for field in rubric.fields} for text in ("a", "Zebra 1.", "!?\n5")]
+        probes = [dict.fromkeys(rubric.fields, text) for text in ("a", "Zebra 1.", "!?\n5")]
         encoded = [[self._ids(state, q["id"]) for q in self._questions] for state in probes]
         for prompts in encoded:
-            for shorter, longer in zip(prompts, prompts[1:], strict=False):
+            for shorter, longer in pairwise(prompts):
                 if longer[: len(shorter)] != shorter:
                     raise ModelError("The judge's template does not keep answer slots as prefixes.")
         ends = [[len(prompts[-1]) - len(prompt) + 1 for prompt in prompts] for prompts in encoded]

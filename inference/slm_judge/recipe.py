@@ -41,6 +41,9 @@ class DataConfig(_Section):
     """Share of the groups of `train` used for validation where `validation` is not given."""
     test_share: float = Field(default=0.15, gt=0, lt=1)
     """Share of the groups of `train` used for test where `test` is not given."""
+    drop_leaks: bool = False
+    """Where the splits are given and share texts: drop these items from `train` (and validation
+    items whose text is in test) instead of refusing the data."""
     limit: int | None = Field(default=None, ge=10)
     """Use a seeded subset of this many training items."""
     gold: str | None = None
@@ -168,6 +171,11 @@ class Recipe(_Section):
         except ValidationError as error:
             raise RecipeError(f"{path} is not a valid recipe:\n{explain(error)}") from error
         return recipe._resolved(Path(path).resolve().parent)
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run."""
+        return Path(self.output or f"runs/{self.name}")
 
     def _resolved(self, folder: Path) -> "Recipe":
         data = {

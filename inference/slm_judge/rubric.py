@@ -156,7 +156,9 @@ class Choice(_Dimension):
 
     def question(self) -> dict[str, Any]:
         """The System One question."""
-        criteria = {self.key(i): option.description or None for i, option in enumerate(self.options)}
+        criteria = {
+            self.key(i): option.description or None for i, option in enumerate(self.options)
+        }
         return {"type": "choice", "instructions": self.instructions, "criteria": criteria}
 
 
@@ -183,7 +185,9 @@ class Noul(_Dimension):
 
     def question(self) -> dict[str, Any]:
         """The System One question."""
-        criteria = {self.key(i): option.description or None for i, option in enumerate(self.options)}
+        criteria = {
+            self.key(i): option.description or None for i, option in enumerate(self.options)
+        }
         return {"type": "noul", "instructions": self.instructions, "criteria": criteria}
 
 

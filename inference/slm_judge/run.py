@@ -16,6 +16,15 @@ class Run:
 
     folder: Path
 
+    @classmethod
+    def find(cls, location: Path) -> "Run":
+        """The run in the folder `location`, or the one that the recipe `location` makes.
+
+        Raises:
+            RecipeError: `location` is a file, but not a recipe.
+        """
+        return cls(Recipe.from_file(location).run_folder if location.is_file() else location)
+
     @property
     def recipe_file(self) -> Path:
         """The resolved recipe."""

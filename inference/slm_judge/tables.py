@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 from datasets import logging as datasets_logging
 from datasets.utils import disable_progress_bars
@@ -13,7 +14,13 @@ from .errors import DataError
 from .files import atomic_file
 from .hub import hub_message
 
-_FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
+_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+}
 _COMPRESSIONS = {".gz", ".bz2", ".xz", ".zst"}
 
 
@@ -75,19 +82,27 @@ def _read_file(path: Path) -> Dataset:
 
 
 def _csv_header(path: Path, separator: str) -> list[str]:
-    import fsspec
-
+    """The column names of a CSV whose rows all have as many fields (pandas would guess)."""
+    csv.field_size_limit(2**31 - 1)
     try:
         with fsspec.open(
             str(path), "rt", compression="infer", encoding="utf-8-sig", newline=""
         ) as file:
-            header = next(csv.reader(file, delimiter=separator, strict=True), [])
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            header = next(reader, [])
+            odd = next(((reader.line_num, row) for row in reader
+                        if row and len(row) != len(header)), None)  # fmt: skip
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as csv: {error}") from error
     repeated = sorted({name for name in header if header.count(name) > 1})
     if not header or repeated:
         found = f"repeated columns {', '.join(repeated)}" if repeated else "an empty file"
         raise DataError(f"{path}: expected a header line with distinct column names, got {found}.")
+    if odd:
+        raise DataError(
+            f"{path} cannot be read as csv: line {odd[0]} has {len(odd[1])} fields, the header "
+            f"has {len(header)}. Texts with a {separator!r} or a line break need quotes."
+        )
     return header
 
 

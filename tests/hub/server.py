@@ -178,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._route()
 
-    do_POST = do_PUT = do_HEAD = do_GET
+    do_POST = do_PUT = do_HEAD = do_GET  # noqa: N815
 
     def _route(self) -> None:
         address = urlsplit(self.path)
@@ -234,9 +234,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _repo(self, kind: str | None, name: str, write: bool = False) -> Repo:
         plain = "dataset" if kind and kind.startswith("dataset") else "model"
         repo = self.server_hub.repo(name, plain)
-        hidden = not repo.folder.exists() or (repo.meta["private"] and self._user != repo.meta["owner"])
+        hidden = not repo.folder.exists() or (
+            repo.meta["private"] and self._user != repo.meta["owner"]
+        )
         if hidden:
-            raise HubError(401 if self._user is None else 404, "RepoNotFound", "Repository not found")
+            raise HubError(
+                401 if self._user is None else 404, "RepoNotFound", "Repository not found"
+            )
         if write and self._writer() != repo.meta["owner"]:
             raise HubError(403, "", "You don't have the rights to write to this repository.")
         return repo
@@ -244,7 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
     # --- routes ---
 
     def _whoami(self) -> None:
-        self._json({"name": self._writer(), "type": "user", "orgs": [], "auth": {"type": "access_token"}})
+        self._json(
+            {"name": self._writer(), "type": "user", "orgs": [], "auth": {"type": "access_token"}}
+        )
 
     def _create(self) -> None:
         request = json.loads(self.body)
@@ -275,7 +281,9 @@ class _Handler(BaseHTTPRequestHandler):
         for file in json.loads(self.body)["files"]:
             mode = "lfs" if is_lfs(file["path"], file["size"]) else "regular"
             digest = files.get(file["path"])
-            oid = repo.entry(file["path"], digest)["oid"] if digest and mode == "regular" else digest
+            oid = (
+                repo.entry(file["path"], digest)["oid"] if digest and mode == "regular" else digest
+            )
             answers.append(
                 {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
             )

@@ -28,7 +28,10 @@ def engine():
         compiler = shutil.which("c++") or shutil.which("g++")
         assert compiler, "the suite needs the C++ compiler that llama-cpp-python needs"
         library = Path(find_spec("llama_cpp").origin).parent / "lib"
-        parts = [source / f"common/jinja/{p}.cpp" for p in ("lexer", "parser", "runtime", "value", "string")]
+        parts = [
+            source / f"common/jinja/{p}.cpp"
+            for p in ("lexer", "parser", "runtime", "value", "string")
+        ]
         subprocess.run(
             [
                 *(compiler, "-std=c++17", "-O0", PROGRAM, *parts),

@@ -10,7 +10,9 @@ def rubric(**changes):
         "name": "r",
         "instructions": "Rate the text.",
         "fields": ["text"],
-        "dimensions": [{"name": "clarity", "type": "score", "instructions": "?", "options": [1, 2, 3]}],
+        "dimensions": [
+            {"name": "clarity", "type": "score", "instructions": "?", "options": [1, 2, 3]}
+        ],
     }
     return Rubric.parse(raw | changes, "test")
 
@@ -37,7 +39,9 @@ def test_shipped_rubrics_ask_what_the_papers_asked():
 
 def test_level_of_measurement_follows_the_type_and_can_be_overridden(support):
     assert [d.level_of_measurement for d in support.dimensions] == ["ordinal", "nominal", "nominal"]
-    changed = rubric(dimensions=[dimension(type="score", options=[1, 2], level_of_measurement="interval")])
+    changed = rubric(
+        dimensions=[dimension(type="score", options=[1, 2], level_of_measurement="interval")]
+    )
     assert changed.dimensions[0].level_of_measurement == "interval"
 
 

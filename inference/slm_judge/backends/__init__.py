@@ -26,7 +26,11 @@ class Backend(Protocol):
 
     name: str
     contract: Contract
-    reader: Reader
+
+    @property
+    def reader(self) -> Reader:
+        """Makes the engine's prompts."""
+        ...
 
     def logits(self, states: Sequence[dict[str, str]]) -> Iterator[tuple[int, Logits]]:
         """Yield (index into `states`, logits) once for every state, in any order."""

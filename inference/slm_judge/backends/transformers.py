@@ -8,6 +8,7 @@ from typing import Any
 
 from ..contract import Contract
 from ..errors import ModelError, require
+from ..hub import hub_message
 from ..packing import Pack, pack, shared_prefix, split_into_packs
 from ..prompt import DecisionReader
 from . import Logits
@@ -53,10 +54,10 @@ class TransformersBackend:
             ModelError: the folder cannot be loaded.
         """
         require("torch", "transformers")
-        transformers = require("transformers", "transformers")
+        require("transformers", "transformers")
         contract = Contract.load(folder)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            tokenizer = load_tokenizer(folder)
             model = _load_model(folder, device, dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{folder} cannot be loaded as a model: {error}") from error
@@ -165,3 +166,27 @@ def locate_base(base: str) -> str:
         return base
     # Loaded by name: annotating with any other judge never imports the training package.
     return str(importlib.import_module("slm_judge.training.tiny").tiny_base())
+
+
+def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer of a base or of a judge.
+
+    Args:
+        model: Hub repository, folder, or "tiny".
+        revision: branch, tag or commit of a repository.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(locate_base(str(model)), revision=revision)
+    except (OSError, ValueError) as error:
+        raise unavailable(str(model), revision, error) from error
+
+
+def unavailable(base: str, revision: str | None, error: Exception) -> ModelError:
+    """Why a base cannot be loaded. Transformers wraps what the Hub said."""
+    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    return ModelError(hub_message(base, revision, cause))

@@ -1,0 +1,76 @@
+# `make help` lists the targets. Every target runs the set-up it needs.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+SHELL := /bin/bash
+
+PYTHON ?= python3
+RECIPE ?= recipes/tiny.yaml
+# A folder of a run; by default that of the recipe.
+RUN ?= $(RECIPE)
+HUB_USER ?=
+# Further options of `slm-judge push`, e.g. PUSH="--private --dry-run".
+PUSH ?=
+# Further options for pip, e.g. the index of PyTorch's CPU builds.
+PIP_OPTIONS ?=
+
+# PyTorch comes first, so that no other package chooses its build: with a GPU the newest, without
+# one a release whose CPU build is installed where the package index or PIP_OPTIONS offers it.
+TORCH ?= $(if $(shell command -v nvidia-smi),torch>=2.8,torch==2.13.0)
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo train export verify push annotate lint format test test-slow bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(READY) ## Create .venv with everything in it (compiles llama.cpp the first time, 9 minutes)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: Python 3.11 or later is needed: make setup PYTHON=python3.12"; exit 2; }
+	@command -v c++ > /dev/null || command -v g++ > /dev/null || command -v clang++ > /dev/null \
+	  || { echo "error: llama.cpp needs a C++ compiler (Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install $(PIP_OPTIONS) "$(TORCH)"
+	$(BIN)/pip install $(PIP_OPTIONS) --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## The whole job offline on the shipped sample: train, export, verify, annotate
+	$(BIN)/slm-judge train recipes/tiny.yaml --resume
+	$(BIN)/slm-judge export runs/demo
+	$(BIN)/slm-judge annotate samples/new-messages.csv --model runs/demo/gguf --output runs/demo/annotations.csv
+	$(BIN)/slm-judge verify runs/demo
+
+train: $(READY) ## Fine-tune a judge: make train RECIPE=recipes/mine.yaml (goes on where it stopped)
+	$(BIN)/slm-judge train $(RECIPE) --resume
+
+export: $(READY) ## Merge, bitsandbytes 4-bit and GGUF files of a run
+	$(BIN)/slm-judge export $(RUN)
+
+verify: export ## Run the exported files on held-out items
+	$(BIN)/slm-judge verify $(RUN)
+
+push: verify ## Push a run to the Hub: make train push RECIPE=recipes/mine.yaml HUB_USER=me
+	$(BIN)/slm-judge push $(RUN) $(if $(HUB_USER),--user $(HUB_USER)) $(PUSH)
+
+lint: $(READY) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Mend what the style checker can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(READY) ## The whole suite
+	$(BIN)/pytest
+
+bench: $(READY) ## Figures on real annotations (DATA=folder with goemotions_train.csv and goemotions_dev.csv)
+	$(BIN)/python benchmarks/real_input.py --data $(or $(DATA),../shared/data)
+
+clean: ## Remove what the tools left, but no runs and no environment
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

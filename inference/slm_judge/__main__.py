@@ -1,0 +1,5 @@
+"""`python -m slm_judge` is the command `slm-judge`."""
+
+from .cli import main
+
+main()

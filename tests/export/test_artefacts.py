@@ -1,0 +1,292 @@
+"""The exported files say what the adapter says."""
+
+import csv
+import shutil
+
+import gguf
+import numpy as np
+import pytest
+from slm_judge.export.gguf import quantization_type
+from slm_judge.export.verify import failures, read_report, run_artefact, verify
+
+from slm_judge import Judge
+from slm_judge.annotation import softmax
+from slm_judge.backends.gguf import GgufBackend
+from slm_judge.backends.transformers import TransformersBackend
+from slm_judge.contract import Contract
+from slm_judge.errors import JudgeError, ModelError
+from slm_judge.items import load_split
+from slm_judge.recipe import VerifyConfig
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def items(run):
+    return load_split(run.data, "test")[:40]
+
+
+@pytest.fixture(scope="module")
+def rows(items):
+    return [item.state for item in items]
+
+
+def probabilities(path, rows, **options):
+    """rows x all options of all dimensions."""
+    with Judge.from_pretrained(path, **options) as judge:
+        annotations = judge.annotate(rows)
+    return np.array(
+        [[p for d in a.probabilities.values() for p in d.values()] for a in annotations]
+    )
+
+
+@pytest.fixture(scope="module")
+def stock(run, rows):
+    """What transformers' own pipeline answers on the merged float32 model."""
+    from transformers import pipeline
+
+    judge = pipeline("decision", model=str(run.merged), device="cpu")
+    questions = Contract.load(run.merged).rubric.questions()
+    answers = judge([{"state": row, "questions": questions} for row in rows])
+    table = []
+    for answer in answers:
+        refund = answer["refund"]["noul"]
+        shares = [
+            *answer["urgency"]["probabilities"].values(),
+            *answer["topic"]["probabilities"].values(),
+        ]
+        table.append([*shares, 1 - refund, refund])
+    return np.array(table)
+
+
+def test_judge_equals_stock_pipeline(run, rows, stock):
+    assert np.abs(probabilities(run.merged, rows) - stock).max() < 1e-4
+
+
+def test_stock_pipeline_takes_a_plain_string(run, rows, stock):
+    from transformers import pipeline
+
+    judge = pipeline("decision", model=str(run.merged), device="cpu")
+    questions = Contract.load(run.merged).rubric.questions()
+    answer = judge({"state": rows[0]["text"], "questions": questions})
+    assert answer["refund"]["noul"] == pytest.approx(stock[0, -1], abs=1e-4)
+
+
+def test_gguf_in_bf16_is_near_stock_pipeline(run, rows, stock):
+    assert np.abs(probabilities(run.gguf_file("BF16"), rows) - stock).max() < 0.02
+
+
+def test_merging_keeps_the_trained_function(run, rows):
+    difference = np.abs(probabilities(run.merged, rows) - probabilities(run.adapter, rows))
+    assert difference.max() < 1e-3
+
+
+def test_temperatures_reach_both_artefacts(run):
+    contract = Contract.load(run.adapter)
+    backend = GgufBackend(run.gguf_file("Q4_K_M"))
+    assert backend.contract.temperatures == pytest.approx(dict(contract.temperatures), rel=1e-6)
+    assert backend.contract.rubric == contract.rubric
+    backend.close()
+
+
+def test_gguf_keys_are_those_of_llama_server(run):
+    reader = gguf.GGUFReader(run.gguf_file("Q4_K_M"))
+    values = {key: field.contents() for key, field in reader.fields.items() if "." in key and
+              ("decision" in key or "systemone" in key or key.startswith(("slm_judge", "general")))}  # fmt: skip
+    assert values["qwen3.decision.type"] == "nimble"
+    assert values["general.name"] == "demo"
+    assert {f"qwen3.decision.temperature.{t}" for t in ("score", "choice", "noul")} <= set(values)
+    assert values["tokenizer.chat_template.systemone"].startswith("{%- macro")
+    assert values["slm_judge.rubric"].startswith("{")
+    types = {tensor.tensor_type.name for tensor in reader.tensors}
+    assert {"Q4_K", "Q6_K"} <= types  # real K-quants
+
+
+def test_saved_tokenizers_have_no_sentinels(run):
+    for folder in (run.adapter, run.merged, run.bnb):
+        assert "<|mark|>" not in (folder / "tokenizer.json").read_text(encoding="utf-8")
+
+
+def test_bnb_is_really_4_bit(run):
+    from safetensors import safe_open
+
+    with safe_open(run.bnb / "model.safetensors", "pt") as file:
+        names = list(file.keys())
+        weight = file.get_slice("model.layers.0.mlp.down_proj.weight")
+        assert weight.get_dtype() == "U8"
+    assert any("quant_state.bitsandbytes__nf4" in name for name in names)
+
+
+def test_pack_size_does_not_change_answers(run, rows):
+    wide = TransformersBackend.load(run.merged)
+    narrow = TransformersBackend.load(run.merged)
+    narrow.tokens_per_pack = 1
+    first, second = dict(wide.logits(rows)), dict(narrow.logits(rows))
+    for index in range(len(rows)):
+        for a, b in zip(first[index], second[index], strict=True):
+            assert np.abs(softmax(a) - softmax(b)).max() < 1e-4
+
+
+def test_gguf_rows_of_any_length(run, rows):
+    """Long rows make the context grow, and change nothing for the short ones."""
+    backend = GgufBackend(run.gguf_file("Q8_0"), n_ctx=512)
+    long = {"text": "The parcel has not arrived. " * 150}
+    mixed = dict(backend.logits([rows[0], long, rows[1]]))
+    alone = dict(backend.logits([rows[1]]))
+    assert sorted(mixed) == [0, 1, 2]
+    assert backend._n_ctx > 900
+    assert np.abs(softmax(mixed[2][1]) - softmax(alone[0][1])).max() < 0.02
+    too_long = {"text": "word " * 5000}
+    with pytest.raises(ModelError, match="reads at most 4096"):
+        list(backend.logits([too_long]))
+    backend.close()
+
+
+def test_a_probe_that_breaks_the_prefix_is_still_right(run):
+    """A text whose first token merges with what stands before it cannot share all of the rubric."""
+    backend = GgufBackend(run.gguf_file("Q8_0"))
+    texts = [" starts with a space", "\n\nnew lines", "...", "x"]
+    prompts = backend.reader.encode([{"text": t} for t in texts])
+    shared = [backend._shared(prompt) for prompt in prompts]
+    assert max(shared) == len(backend._prefix)
+    got = dict(backend.logits([{"text": t} for t in texts]))
+    reference = TransformersBackend.load(run.merged)
+    want = dict(reference.logits([{"text": t} for t in texts]))
+    for index in range(len(texts)):
+        for a, b in zip(got[index], want[index], strict=True):
+            assert np.abs(softmax(a) - softmax(b)).max() < 0.05
+    backend.close()
+
+
+def test_annotations_look_as_documented(run, rows):
+    judge = Judge.from_pretrained(run.gguf)
+    (annotation,) = judge.annotate([rows[0]["text"]])
+    assert set(annotation.labels) == {"urgency", "topic", "refund"}
+    assert annotation.labels["urgency"] in (1, 2, 3, 4)
+    assert isinstance(annotation.labels["refund"], bool)
+    assert set(annotation.probabilities["urgency"]) == {1, 2, 3, 4}
+    assert 0.25 <= annotation.confidence["urgency"] <= 1
+    assert judge.rubric.fields == ["text"]
+    assert list(judge.rubric.questions()) == ["urgency", "topic", "refund"]
+    assert judge.annotate([]) == []
+
+
+# --- verify ---
+
+
+def test_verify_writes_its_report(run):
+    report = verify(run)
+    assert report == read_report(run)
+    assert report["different_prompts"] == 0
+    topic = report["dimensions"]["topic"]
+    assert set(topic["artefacts"]) == {"adapter", "merged", "bnb-4bit", "Q4_K_M", "Q8_0", "BF16"}
+    assert topic["between"]["adapter / merged"]["agreement"] >= 0.97
+    assert 0.8 < topic["reachable"]["alpha"] < 1
+    assert set(topic["between"]["adapter / Q4_K_M"]) == {
+        "agreement", "alpha", "largest_difference", "mean_difference",
+    }  # fmt: skip
+
+
+def test_verify_measures_what_it_says(run, items):
+    answers = run_artefact(run.gguf_file("Q8_0"), items)
+    judge = Judge.from_pretrained(run.gguf, quantization="Q8_0")
+    labels = [a.labels["topic"] for a in judge.annotate([item.state for item in items])]
+    values = judge.rubric.dimension("topic").values
+    assert [values[i] for i in answers.labels("topic")] == labels
+
+
+def broken_report(**changes):
+    between = {"agreement": 1.0, "alpha": 1.0}
+    report = {
+        "different_prompts": 0,
+        "dimensions": {
+            "d": {
+                "artefacts": {"adapter": {"alpha": 0.8}, "Q4_K_M": {"alpha": 0.8}},
+                "between": {"adapter / Q4_K_M": between},
+            }
+        },
+    }
+    report["different_prompts"] = changes.pop("prompts", 0)
+    report["dimensions"]["d"]["artefacts"]["Q4_K_M"]["alpha"] = changes.pop("measured", 0.8)
+    between |= changes
+    return report
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({}, None),
+        ({"agreement": 0.9}, None),
+        ({"agreement": 0.89}, "0.890 of the labels agree with the adapter"),
+        ({"alpha": 0.79}, "alpha with the adapter is 0.790"),
+        ({"measured": 0.751}, None),
+        ({"measured": 0.74}, "falls from 0.800 to 0.740"),
+        ({"measured": 0.9}, None),
+        ({"prompts": 2}, "2 items have different prompts"),
+    ],
+)
+def test_thresholds(changes, complaint):
+    found = failures(broken_report(**changes), VerifyConfig())
+    assert [complaint in reason for reason in found] == ([True] if complaint else [])
+
+
+# --- what cannot be used ---
+
+
+def test_a_gguf_that_is_no_judge(run, tmp_path):
+    from slm_judge.llama_source import llama_cpp_source
+
+    with pytest.raises(ModelError, match=r"(not a judge|can load)"):
+        Judge.from_pretrained(llama_cpp_source() / "models" / "ggml-vocab-qwen2.gguf")
+    from slm_judge.export.gguf import convert
+
+    plain = convert(run.merged, tmp_path / "plain.gguf", "bf16", "plain")
+    with pytest.raises(ModelError, match="it is a language model, not a judge"):
+        Judge.from_pretrained(plain)
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF nonsense")
+    with pytest.raises(ModelError, match=r"not a GGUF file that llama\.cpp can load"):
+        Judge.from_pretrained(broken)
+
+
+def test_a_folder_that_is_no_judge(run, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(run.merged, folder)
+    (folder / "decision_template.jinja").unlink()
+    with pytest.raises(ModelError, match=r"not a judge: it has no decision_template.jinja"):
+        Judge.from_pretrained(folder)
+
+
+def test_wrong_backend_and_quantization(run):
+    with pytest.raises(ModelError, match="a judge for the gguf backend"):
+        Judge.from_pretrained(run.gguf, backend="transformers")
+    with pytest.raises(ModelError, match="no Q2_K file; choose one"):
+        Judge.from_pretrained(run.gguf, quantization="Q2_K")
+    with pytest.raises(ModelError, match="backend is auto"):
+        Judge.from_pretrained(run.gguf, backend="onnx")
+    with pytest.raises(JudgeError, match=r"no quantization 'Q5_X'; it knows .*Q4_K_M"):
+        quantization_type("Q5_X")
+
+
+def test_stages_out_of_order(tmp_path):
+    from slm_judge.export.export import export
+
+    from slm_judge.run import Run
+
+    with pytest.raises(JudgeError, match="is not a run"):
+        export(Run(tmp_path))
+
+
+def test_gold_is_read_against_the_rubric(run, items, tmp_path):
+    from slm_judge.export.verify import read_gold
+
+    from slm_judge.errors import DataError
+
+    rubric = Contract.load(run.adapter).rubric
+    path = ROOT / "samples/support-messages-gold.csv"
+    gold = read_gold(str(path), rubric, items)
+    with path.open(newline="") as file:
+        rows = {row["item_id"]: row for row in csv.DictReader(file)}
+    assert gold["urgency"] == [int(rows[i.item_id]["urgency"]) - 1 for i in items]
+    (tmp_path / "g.csv").write_text("item_id,urgency,topic,refund\n")
+    with pytest.raises(DataError, match="has no urgency for item"):
+        read_gold(str(tmp_path / "g.csv"), rubric, items)

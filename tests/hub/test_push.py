@@ -1,0 +1,225 @@
+"""Push with the real client to the loopback Hub, then use what is there and nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.utils import disable_progress_bars
+from slm_judge.export.push import push
+from slm_judge.export.verify import REPORT, content_hash, read_report, verify
+
+from slm_judge import Judge
+from slm_judge.errors import JudgeError, ModelError, VerificationError
+from slm_judge.files import write_text
+from slm_judge.run import Run
+from tests.hub.server import HubError
+
+disable_progress_bars()
+KINDS = ("", "-lora", "-bnb-4bit", "-GGUF")
+
+
+@pytest.fixture(scope="module")
+def verified(run):
+    """The run with a verification that holds, whatever two epochs are worth."""
+    report = verify(run)
+    report["failures"] = []
+    write_text(run.report / REPORT, json.dumps(report))
+    return run
+
+
+@pytest.fixture(scope="module")
+def pushed(verified, hub):
+    """The four repositories."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_loopback")
+        push(verified, user="me")
+    return hub
+
+
+def test_four_repositories_with_one_commit_each(pushed):
+    for kind in KINDS:
+        history = pushed.repo(f"me/demo{kind}").history()
+        assert [commit["message"] for commit in history] == [
+            "Upload a judge with slm-judge",
+            "initial commit",
+        ]
+        assert {"README.md", REPORT} <= set(history[0]["files"])
+    files = pushed.repo("me/demo-GGUF").history()[0]["files"]
+    assert {"demo-Q4_K_M.gguf", "demo-Q8_0.gguf"} <= set(files)
+
+
+def test_cards_carry_the_metadata(pushed):
+    from huggingface_hub import ModelCard
+
+    for kind, base, relation, library in (
+        ("-bnb-4bit", "me/demo", "quantized", "transformers"),
+        ("-GGUF", "me/demo", "quantized", "gguf"),
+        ("", None, None, "transformers"),  # the offline base has no name on the Hub
+    ):
+        card = ModelCard.load(f"me/demo{kind}")
+        assert card.data.base_model == base
+        assert card.data.get("base_model_relation") == relation
+        assert card.data.library_name == library
+        assert {"decision-model", "system-one", "slm-judge"} <= set(card.data.tags)
+        for other in KINDS:
+            assert f"https://huggingface.co/me/demo{other})" in card.text
+
+
+@pytest.mark.parametrize("kind", ["", "-lora", "-bnb-4bit", "-GGUF"])
+def test_the_card_s_code_runs(pushed, kind):
+    from huggingface_hub import ModelCard
+
+    blocks = ModelCard.load(f"me/demo{kind}").text.split("```python\n")[1:]
+    assert blocks
+    for block in blocks:
+        namespace: dict = {}
+        exec(block.split("```")[0], namespace)
+        result = namespace.get("answers") or namespace["annotations"][0].labels
+        assert {"urgency", "topic", "refund"} <= set(result)
+
+
+def test_stock_pipeline_answers_from_the_hub(pushed, support):
+    from transformers import pipeline
+
+    judge = pipeline("decision", model="me/demo-bnb-4bit", device="cpu")
+    answer = judge({"state": {"text": "Refund me now!"}, "questions": support.questions()})
+    assert 0 <= answer["refund"]["noul"] <= 1
+    assert set(answer["topic"]["probabilities"]) == {
+        "billing", "delivery", "product", "account", "praise",
+    }  # fmt: skip
+
+
+def test_judge_answers_from_the_hub_as_from_the_file(pushed, run):
+    texts = ["Refund me now!", "I love the lamp."]
+    there = Judge.from_pretrained("me/demo-GGUF").annotate(texts)
+    assert there == Judge.from_pretrained(run.gguf).annotate(texts)
+    eight = Judge.from_pretrained("me/demo-GGUF", quantization="Q8_0")
+    assert eight.backend.path.name == "demo-Q8_0.gguf"
+
+
+def test_what_was_downloaded_works_without_the_hub(pushed, monkeypatch):
+    before = Judge.from_pretrained("me/demo-GGUF").annotate(["hello"])
+
+    def down(method, path):
+        raise HubError(503, "", "down for maintenance")
+
+    monkeypatch.setattr(pushed, "fail", down)
+    assert Judge.from_pretrained("me/demo-GGUF").annotate(["hello"]) == before
+
+
+def test_revisions_are_honoured(pushed, verified, logged_in, tmp_path):
+    first = HfApi().model_info("me/demo-GGUF").sha
+    changed = Run(tmp_path / "run")
+    shutil.copytree(verified.folder, changed.folder)
+    q8 = changed.gguf_file("Q8_0")
+    shutil.copyfile(changed.gguf_file("BF16"), q8)
+    report = read_report(changed)
+    report["sha256"]["Q8_0"] = content_hash(q8)
+    write_text(changed.report / REPORT, json.dumps(report))
+    push(changed, user="me", revision="experiment")
+    assert HfApi().model_info("me/demo-GGUF").sha == first  # main is as it was
+    path = hf_hub_download("me/demo-GGUF", "demo-Q8_0.gguf", revision="experiment")
+    assert content_hash(q8) != content_hash(verified.gguf_file("Q8_0"))
+    assert Path(path).read_bytes() == q8.read_bytes()
+    old = Judge.from_pretrained("me/demo-GGUF", revision=first, quantization="Q8_0")
+    new = Judge.from_pretrained("me/demo-GGUF", revision="experiment", quantization="Q8_0")
+    assert first in str(old.backend.path)
+    assert old.annotate(["hello"]) != new.annotate(["hello"])
+
+
+def test_pushing_again_changes_nothing(pushed, verified, logged_in):
+    before = {kind: pushed.repo(f"me/demo{kind}").refs()["main"] for kind in KINDS}
+    pushed.requests.clear()
+    push(verified, user="me")
+    assert {kind: pushed.repo(f"me/demo{kind}").refs()["main"] for kind in KINDS} == before
+    assert not [r for r in pushed.requests if r[0] == "PUT"]
+
+
+def test_a_push_that_dies_is_finished_by_pushing_again(verified, logged_in, monkeypatch, tmp_path):
+    named = Run(tmp_path / "run")
+    shutil.copytree(verified.folder, named.folder)
+    recipe = named.recipe().model_copy(update={"name": "phoenix"})
+    write_text(named.recipe_file, recipe.model_dump_json())
+    for quantization in recipe.export.gguf:
+        verified.gguf_file(quantization)
+        (named.gguf / f"demo-{quantization}.gguf").rename(named.gguf_file(quantization))
+    report = read_report(named)
+    for quantization in recipe.export.gguf:
+        report["sha256"][quantization] = content_hash(named.gguf_file(quantization))
+    write_text(named.report / REPORT, json.dumps(report))
+
+    def die(method, path):
+        if "phoenix-bnb-4bit" in path and "/commit/" in path:
+            raise HubError(403, "", "the line is dead")
+
+    monkeypatch.setattr(logged_in, "fail", die)
+    with pytest.raises(JudgeError, match="Push again to finish"):
+        push(named, user="me")
+    assert not logged_in.repo("me/phoenix-GGUF").folder.exists()
+    monkeypatch.setattr(logged_in, "fail", None)
+    logged_in.requests.clear()
+    push(named, user="me")
+    for kind in KINDS:
+        history = logged_in.repo(f"me/phoenix{kind}").history()
+        assert len(history) == 2, kind  # one commit each, besides the initial one
+    uploads = [path for method, path in logged_in.requests if method == "PUT"]
+    assert not [path for path in uploads if "bnb-4bit" in path]  # its weights were there already
+
+
+def test_private_repositories_need_the_owner(verified, logged_in, monkeypatch, tmp_path):
+    api = HfApi()
+    api.create_repo("me/secret", private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ModelError, match="or it is private"):
+        Judge.from_pretrained("me/secret")
+
+
+def test_gated_and_missing_repositories(pushed):
+    with pytest.raises(ModelError, match="There is no repository me/nothing on the Hub"):
+        Judge.from_pretrained("me/nothing")
+    with pytest.raises(ModelError, match="no revision 'v9'"):
+        Judge.from_pretrained("me/demo-GGUF", revision="v9")
+    pushed.set_meta("me/demo-lora", gated="manual")
+    try:
+        with pytest.raises(ModelError, match="gated: ask for access"):
+            Judge.from_pretrained("me/demo-lora")
+    finally:
+        pushed.set_meta("me/demo-lora", gated=False)
+
+
+def test_dry_run_prints_files_and_sizes_and_pushes_nothing(verified, hub, capsys):
+    hub.requests.clear()
+    assert push(verified, user="dry", dry_run=True) == []
+    printed = capsys.readouterr().out
+    assert "dry/demo-GGUF" in printed
+    assert "demo-Q4_K_M.gguf" in printed
+    assert "MB" in printed
+    assert hub.requests == []
+
+
+def test_push_needs_a_token(verified, hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(JudgeError, match="hf auth login"):
+        push(verified)
+
+
+def test_push_refuses_what_failed_verification(verified, tmp_path, logged_in):
+    bad = Run(tmp_path / "run")
+    shutil.copytree(verified.folder, bad.folder)
+    report = read_report(bad) | {"failures": ["topic, Q4_K_M: too different"]}
+    write_text(bad.report / REPORT, json.dumps(report))
+    logged_in.requests.clear()
+    with pytest.raises(VerificationError, match="too different"):
+        push(bad, user="me")
+    report["failures"] = []
+    write_text(bad.report / REPORT, json.dumps(report))
+    with bad.gguf_file("Q8_0").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(JudgeError, match="changed after it was verified"):
+        push(bad, user="me")
+    (bad.report / REPORT).unlink()
+    with pytest.raises(JudgeError, match="run `slm-judge verify"):
+        push(bad, user="me")
+    assert logged_in.requests == []

@@ -1,0 +1,151 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from slm_judge.training.train import train
+
+from slm_judge.errors import JudgeError
+from slm_judge.files import write_text
+from slm_judge.recipe import DataConfig, Recipe, RecipeError
+from slm_judge.run import Run
+from tests.conftest import ROOT, small_recipe
+
+
+def weights(run):
+    return load_file(run.adapter / "adapter_model.safetensors")
+
+
+def test_the_run_folder_tells_how_it_was_made(run):
+    facts = json.loads((run.adapter / "training.json").read_text())
+    assert facts["recipe"]["name"] == "demo"
+    assert {"torch", "trl", "peft", "transformers", "slm-judge"} <= set(facts["versions"])
+    assert len(facts["sha256"]["support-messages.csv"]) == 64
+    assert facts["items"]["train"] == 96
+    assert "validation_alpha_topic" in facts["validation"]
+    evaluations = [row for row in facts["history"] if "eval_alpha" in row]
+    assert len(evaluations) == 2  # after each epoch
+    published = (run.adapter / "training.json").read_text() + (
+        run.adapter / "base.json"
+    ).read_text()
+    assert not re.search(r'"/(root|home|tmp|work)', published)  # no folders of this machine
+    assert (
+        json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "tiny"
+    )
+
+
+def test_a_taken_folder_is_not_overwritten(run):
+    with pytest.raises(JudgeError, match="--resume"):
+        train(run.recipe())
+    assert run.adapter.exists()
+
+
+def test_resuming_a_finished_run_keeps_it(run, capsys):
+    before = (run.adapter / "training.json").read_bytes()
+    assert train(run.recipe(), resume=True).folder == run.folder
+    assert "is trained already" in capsys.readouterr().out
+    assert (run.adapter / "training.json").read_bytes() == before
+
+
+def test_resuming_with_other_data_is_refused(run, tmp_path):
+    changed = Run(tmp_path / "run")
+    shutil.copytree(run.folder, changed.folder)
+    lines = (changed.data / "train.jsonl").read_text().splitlines(keepends=True)
+    (changed.data / "train.jsonl").write_text("".join(lines[1:]))
+    recipe = run.recipe().model_copy(update={"output": str(changed.folder)})
+    write_text(changed.recipe_file, recipe.model_dump_json())
+    with pytest.raises(JudgeError, match="The data changed since"):
+        train(recipe, resume=True)
+
+
+def test_a_run_is_found_by_its_recipe(run):
+    assert Run.find(run.folder) == run
+    assert Run.find(ROOT / "recipes/tiny.yaml").folder == Path("runs/demo")
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path):
+    from slm_judge.training import trainer as module
+    from transformers import TrainerCallback
+
+    settings = {"training": {"epochs": 2, "batch_size": 32}}
+    whole = train(small_recipe(tmp_path / "whole", **settings))
+
+    class Crash(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            if state.epoch and state.epoch >= 1:
+                raise KeyboardInterrupt
+
+    original = module.SlotTrainer.__init__
+    recipe = small_recipe(tmp_path / "broken", **settings)
+    try:
+
+        def crashing(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            self.add_callback(Crash())
+
+        module.SlotTrainer.__init__ = crashing
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+    finally:
+        module.SlotTrainer.__init__ = original
+    assert not (tmp_path / "broken" / "adapter").exists()
+    resumed = train(recipe, resume=True)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_resuming_with_other_settings_is_refused(run):
+    changed = run.recipe().model_copy(update={"name": "other"})
+    with pytest.raises(JudgeError, match="other settings"):
+        train(changed, resume=True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_valid(path):
+    assert Recipe.from_file(path).rubric.endswith(".yaml")
+
+
+def test_the_paper_s_setting():
+    recipe = Recipe.from_file(ROOT / "recipes/qwen3-1.7b.yaml")
+    assert recipe.base == "Qwen/Qwen3-1.7B"
+    assert (recipe.quantization, recipe.lora.r, recipe.lora.alpha) == ("nf4", 16, 32)
+    config = recipe.training
+    assert (config.epochs, config.batch_size, config.learning_rate) == (5, 32, 5e-5)
+    assert (config.scheduler, config.warmup_share, config.weight_decay) == ("linear", 0.05, 0.01)
+    assert config.optimizer == "auto"  # 8-bit AdamW on a GPU
+
+
+def test_recipe_errors_list_every_problem(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "name: x\nrubrik: r.yaml\ntraining: {epochs: -1, batch_size: 6, micro_batch_size: 4}\n"
+    )
+    with pytest.raises(RecipeError) as error:
+        Recipe.from_file(path)
+    for complaint in (
+        "rubrik: Extra inputs",
+        "rubric: Field required",
+        "data: Field required",
+        "epochs",
+    ):
+        assert complaint in str(error.value)
+
+
+def test_bad_data_is_reported_before_a_model_loads(tmp_path, monkeypatch):
+    (tmp_path / "d.csv").write_text("item_id,text,urgency,topic,refund\n1,,9,billing,true\n")
+    recipe = small_recipe(tmp_path / "run")
+    recipe = recipe.model_copy(
+        update={"data": DataConfig(train=str(tmp_path / "d.csv")), "base": "no/such"}
+    )
+    with pytest.raises(JudgeError, match="empty texts"):
+        train(recipe)
+
+
+def test_a_missing_base_names_the_repository(tmp_path, hub):
+    recipe = small_recipe(tmp_path / "run").model_copy(update={"base": "no/such-base"})
+    with pytest.raises(JudgeError, match="no repository no/such-base on the Hub"):
+        train(recipe)
