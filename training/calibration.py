@@ -13,7 +13,7 @@ from slm_judge.rubric import Rubric
 
 from .slots import vote_shares
 
-BOUNDS = (0.25, 4.0)
+BOUNDS = (0.5, 5.0)  # beyond, the judge needs more training, not calibration
 MIN_ITEMS = 20  # below, a fitted temperature is mostly noise
 
 

@@ -16,11 +16,11 @@ from slm_judge.backends.transformers import (
     load_base,
     load_tokenizer,
     pack_budget,
-    unavailable,
 )
 from slm_judge.contract import Contract
 from slm_judge.errors import JudgeError, ModelError
 from slm_judge.files import atomic_folder, write_text
+from slm_judge.hub import hub_message
 from slm_judge.items import Item, load_split, save_splits
 from slm_judge.recipe import Recipe, TrainingConfig
 from slm_judge.rubric import Rubric
@@ -200,7 +200,7 @@ def _make_trainer(
     try:
         model = load_base(base, base["device"])
     except (OSError, ValueError) as error:
-        raise unavailable(base["base"], base["revision"], error) from error
+        raise ModelError(hub_message(base["base"], base["revision"], error)) from error
     model = get_peft_model(
         model,
         LoraConfig(

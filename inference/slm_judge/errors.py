@@ -85,11 +85,12 @@ def is_disk_full(error: BaseException) -> bool:
     """
     return any(
         getattr(link, "errno", None) == errno.ENOSPC or "No space left on device" in str(link)
-        for link in _chain(error)
+        for link in causes(error)
     )
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, and what led to it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

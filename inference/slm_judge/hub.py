@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .errors import ModelError
+from .errors import ModelError, causes
 
 DEFAULT_QUANTIZATION = "Q4_K_M"
 _SAFE_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -87,18 +87,29 @@ def choose_gguf(files: list[str], quantization: str | None, where: str) -> str |
     return candidates[0] if candidates else None
 
 
-def hub_message(repo: str, revision: str | None, error: Exception) -> str:
-    """What went wrong on the Hub, in one sentence that says what to do."""
+def missing_message(repo: str) -> str:
+    """What to say where there is no repository of that name."""
+    return (
+        f"There is no repository {repo} on the Hub, or it is private: check the name, and log in "
+        "with `hf auth login` or set HF_TOKEN."
+    )
+
+
+def hub_message(repo: str, revision: str | None, error: BaseException) -> str:
+    """What went wrong on the Hub, in one sentence that says what to do.
+
+    Other libraries wrap what the Hub said, so the causes of `error` count too.
+    """
+    known = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError,
+             LocalEntryNotFoundError, OfflineModeIsEnabled, EntryNotFoundError)  # fmt: skip
+    error = next((cause for cause in causes(error) if isinstance(cause, known)), error)
     if isinstance(error, GatedRepoError):
         return (
             f"{repo} is gated: ask for access on its page, then log in with `hf auth login` or "
             "set HF_TOKEN."
         )
     if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"There is no repository {repo} on the Hub, or it is private: check the name, and log "
-            "in with `hf auth login` or set HF_TOKEN."
-        )
+        return missing_message(repo)
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no revision {revision!r}."
     if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):

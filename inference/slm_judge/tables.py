@@ -8,11 +8,12 @@ from typing import Any
 import fsspec
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset
 from datasets import logging as datasets_logging
+from datasets.exceptions import DatasetNotFoundError
 from datasets.utils import disable_progress_bars
 
 from .errors import DataError
 from .files import atomic_file
-from .hub import hub_message
+from .hub import hub_message, missing_message
 
 _FORMATS = {
     ".csv": "csv",
@@ -90,19 +91,23 @@ def _csv_header(path: Path, separator: str) -> list[str]:
         ) as file:
             reader = csv.reader(file, delimiter=separator, strict=True)
             header = next(reader, [])
-            odd = next(((reader.line_num, row) for row in reader
-                        if row and len(row) != len(header)), None)  # fmt: skip
+            rows = 0
+            for row in reader:
+                if row and len(row) != len(header):
+                    raise DataError(
+                        f"{path} cannot be read as csv: line {reader.line_num} has {len(row)} "
+                        f"fields, the header has {len(header)}. Texts with a {separator!r} or a "
+                        "line break need quotes."
+                    )
+                rows += bool(row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as csv: {error}") from error
     repeated = sorted({name for name in header if header.count(name) > 1})
     if not header or repeated:
         found = f"repeated columns {', '.join(repeated)}" if repeated else "an empty file"
         raise DataError(f"{path}: expected a header line with distinct column names, got {found}.")
-    if odd:
-        raise DataError(
-            f"{path} cannot be read as csv: line {odd[0]} has {len(odd[1])} fields, the header "
-            f"has {len(header)}. Texts with a {separator!r} or a line break need quotes."
-        )
+    if not rows:
+        raise DataError(f"{path} has a header line and no rows.")
     return header
 
 
@@ -112,6 +117,8 @@ def _read_hub(location: str) -> Dataset:
     try:
         return load_dataset(repo, revision=revision or None, split=split or "train")
     except OSError as error:
+        if isinstance(error, DatasetNotFoundError) and error.__cause__ is None:
+            raise DataError(missing_message(repo)) from error
         raise DataError(hub_message(repo, revision, error)) from error
     except Exception as error:  # see _read_file
         raise DataError(f"{location} cannot be read from the Hub: {_innermost(error)}") from error
@@ -142,10 +149,13 @@ def write_table(table: Dataset | DatasetDict, path: Path) -> None:
     """Write a table, atomically, in the format of the suffix (compressed where it says so)."""
     disable_progress_bars()
     kind = file_format(path)
-    with atomic_file(path) as temporary:
+    with (
+        atomic_file(path) as temporary,
+        fsspec.open(str(temporary), "wb", compression="infer") as file,
+    ):
         if kind == "csv":
-            table.to_csv(temporary, index=False, sep="\t" if ".tsv" in path.suffixes else ",")
+            table.to_csv(file, index=False, sep="\t" if ".tsv" in path.suffixes else ",")
         elif kind == "json":
-            table.to_json(temporary, force_ascii=False)
+            table.to_json(file, force_ascii=False)
         else:
-            table.to_parquet(temporary)
+            table.to_parquet(file)

@@ -287,6 +287,6 @@ def test_gold_is_read_against_the_rubric(run, items, tmp_path):
     with path.open(newline="") as file:
         rows = {row["item_id"]: row for row in csv.DictReader(file)}
     assert gold["urgency"] == [int(rows[i.item_id]["urgency"]) - 1 for i in items]
-    (tmp_path / "g.csv").write_text("item_id,urgency,topic,refund\n")
+    (tmp_path / "g.csv").write_text("item_id,urgency,topic,refund\nother,1,billing,true\n")
     with pytest.raises(DataError, match="has no urgency for item"):
         read_gold(str(tmp_path / "g.csv"), rubric, items)

@@ -176,17 +176,18 @@ def test_private_repositories_need_the_owner(verified, logged_in, monkeypatch, t
         Judge.from_pretrained("me/secret")
 
 
-def test_gated_and_missing_repositories(pushed):
+def test_gated_and_missing_repositories(pushed, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_loopback")
+        HfApi().create_repo("me/gated")
+        HfApi().upload_file(path_or_fileobj=b"GGUF", path_in_repo="x.gguf", repo_id="me/gated")
+    pushed.set_meta("me/gated", gated="manual")
     with pytest.raises(ModelError, match="There is no repository me/nothing on the Hub"):
         Judge.from_pretrained("me/nothing")
     with pytest.raises(ModelError, match="no revision 'v9'"):
         Judge.from_pretrained("me/demo-GGUF", revision="v9")
-    pushed.set_meta("me/demo-lora", gated="manual")
-    try:
-        with pytest.raises(ModelError, match="gated: ask for access"):
-            Judge.from_pretrained("me/demo-lora")
-    finally:
-        pushed.set_meta("me/demo-lora", gated=False)
+    with pytest.raises(ModelError, match="gated: ask for access"):
+        Judge.from_pretrained("me/gated")
 
 
 def test_dry_run_prints_files_and_sizes_and_pushes_nothing(verified, hub, capsys):

@@ -117,16 +117,23 @@ def _load_model(folder: Path, device: str | None, dtype: str | None) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, device_map={"": device}, use_safetensors=True
     )
-    if device == "cpu":
-        _compute_in(torch.float32, model)
-    return model
+    return _in_float32(model) if device == "cpu" else model
 
 
-def _compute_in(dtype: Any, model: Any) -> None:
-    """Set the dtype in which 4-bit layers multiply (files made for GPUs say bfloat16)."""
+def _in_float32(model: Any) -> Any:
+    """Let 4-bit layers multiply in float32, on every CPU and in training as in evaluation.
+
+    Files made for GPUs say bfloat16. And where the CPU has AVX512-BF16, bitsandbytes repacks the
+    weights at the first evaluation and computes in bfloat16 from then on, also when training goes
+    on, so that a resumed run would end with other weights than an uninterrupted one.
+    """
+    import torch
+
     for module in model.modules():
         if hasattr(module, "compute_dtype"):
-            module.compute_dtype = dtype
+            module.compute_dtype = torch.float32
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def load_base(training: dict[str, Any], device: str) -> Any:
@@ -150,7 +157,7 @@ def load_base(training: dict[str, Any], device: str) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         locate_base(training["base"]),
         revision=training["revision"],
         dtype=dtype,
@@ -158,6 +165,7 @@ def load_base(training: dict[str, Any], device: str) -> Any:
         use_safetensors=True,
         **options,
     )
+    return _in_float32(model) if device == "cpu" else model
 
 
 def locate_base(base: str) -> str:
@@ -183,10 +191,4 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(locate_base(str(model)), revision=revision)
     except (OSError, ValueError) as error:
-        raise unavailable(str(model), revision, error) from error
-
-
-def unavailable(base: str, revision: str | None, error: Exception) -> ModelError:
-    """Why a base cannot be loaded. Transformers wraps what the Hub said."""
-    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-    return ModelError(hub_message(base, revision, cause))
+        raise ModelError(hub_message(str(model), revision, error)) from error
