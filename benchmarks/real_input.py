@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline, make_union
 from slm_judge.export.export import export
-from slm_judge.export.verify import artefacts
+from slm_judge.export.verify import REPORT, artefacts, verify
 from slm_judge.training.train import train
 
 from slm_judge import Judge
@@ -32,20 +32,19 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "goemotions-tiny.yaml"
 
 
 def make_run(data: Path, output: Path) -> Run:
-    """Train and export, unless that was done before."""
+    """Train, export and verify, unless that was done before."""
     recipe = Recipe.from_file(RECIPE)
     sources = recipe.data.model_copy(
         update={
-            "train": str(data / "goemotions_train.csv"),
-            "test": str(data / "goemotions_dev.csv"),
+            "train": str((data / "goemotions_train.csv").resolve()),
+            "test": str((data / "goemotions_dev.csv").resolve()),
         }
     )
-    recipe = recipe.model_copy(update={"data": sources, "output": str(output)})
-    run = Run(output)
-    if not run.adapter.exists():
-        train(recipe, resume=run.checkpoints.exists())
+    run = train(recipe.model_copy(update={"data": sources, "output": str(output)}), resume=True)
     if not run.gguf.exists():
         export(run)
+    if not (run.report / REPORT).exists():
+        verify(run)
     return run
 
 
@@ -82,7 +81,7 @@ def baseline(train_items: list[Item], items: list[Item], name: str) -> tuple[lis
     )
     model = make_pipeline(features, LogisticRegression(C=4, max_iter=300))
     model.fit([item.state["text"] for item in train_items],
-              [item.votes[name][0] for item in train_items])  # fmt: skip
+              [row[0] for row in votes_of(train_items, name)])  # fmt: skip
     started = time.perf_counter()
     labels = model.predict([item.state["text"] for item in items]).tolist()
     return labels, len(items) / (time.perf_counter() - started)

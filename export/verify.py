@@ -22,16 +22,15 @@ from slm_judge.agreement import (
     vote_counts,
 )
 from slm_judge.annotation import softmax
-from slm_judge.errors import DataError
 from slm_judge.files import write_text
 from slm_judge.items import Item, load_split, votes_of
 from slm_judge.judge import Judge
+from slm_judge.labels import read_labels
 from slm_judge.progress import progress_bar
 from slm_judge.prompt import EncodedPrompt
 from slm_judge.recipe import VerifyConfig
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
-from slm_judge.tables import read_table
 
 REPORT = "verify.json"
 ADAPTER = "adapter"
@@ -83,7 +82,7 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
             answers[name] = run_artefact(path, items, partial(progress.advance, task))
     with Judge.from_pretrained(paths[recipe.export.gguf[0]]) as judge:
         rubric = judge.rubric
-    gold = read_gold(recipe.data.gold, rubric, items) if recipe.data.gold else {}
+    gold = read_labels(recipe.data.gold, rubric, items) if recipe.data.gold else {}
     train = load_split(run.data, "train")
     report: dict[str, Any] = {
         "items": len(items),
@@ -96,6 +95,8 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
         "sha256": {name: content_hash(path) for name, path in paths.items()},
     }
     report["failures"] = failures(report, recipe.verify)
+    for name, given in answers.items():
+        save_predictions(run.predictions / f"{name}.jsonl", items, rubric, given)
     write_text(run.report / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
@@ -120,26 +121,19 @@ def run_artefact(
     return Answers(probabilities, prompts)
 
 
-def read_gold(location: str, rubric: Rubric, items: Sequence[Item]) -> dict[str, list[int]]:
-    """Per dimension, the right option of each item, from a CSV with `item_id` and the dimensions.
-
-    Raises:
-        DataError: columns or items are missing, or a label is not in the rubric.
-    """
-    table = read_table(location)
-    wanted = {"item_id", *(dimension.name for dimension in rubric.dimensions)}
-    if missing := sorted(wanted - set(table.column_names)):
-        raise DataError(f"{location} lacks the columns {', '.join(missing)}.")
-    rows = {str(row["item_id"]): row for row in table}
-    gold: dict[str, list[int]] = {dimension.name: [] for dimension in rubric.dimensions}
-    for item in items:
+def save_predictions(path: Path, items: Sequence[Item], rubric: Rubric, given: Answers) -> None:
+    """Labels and probabilities of each item, JSON Lines."""
+    labels = {d.name: [d.values[i] for i in given.labels(d.name)] for d in rubric.dimensions}
+    lines = []
+    for row, item in enumerate(items):
+        line: dict[str, Any] = {"item_id": item.item_id}
         for dimension in rubric.dimensions:
-            row = rows.get(item.item_id)
-            option = dimension.index(row[dimension.name]) if row else None
-            if option is None:
-                raise DataError(f"{location} has no {dimension.name} for item {item.item_id}.")
-            gold[dimension.name].append(option)
-    return gold
+            line[dimension.name] = labels[dimension.name][row]
+        for dimension in rubric.dimensions:
+            shares = given.probabilities[dimension.name][row]
+            line[f"{dimension.name}_probabilities"] = [round(float(p), 6) for p in shares]
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
 
 
 def _dimension_report(

@@ -11,7 +11,7 @@ from slm_judge.annotation import softmax
 from slm_judge.items import Item, votes_of
 from slm_judge.rubric import Rubric
 
-from .slots import vote_shares
+from .targets import vote_shares
 
 BOUNDS = (0.5, 5.0)  # beyond, the judge needs more training, not calibration
 MIN_ITEMS = 20  # below, a fitted temperature is mostly noise

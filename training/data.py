@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from slm_judge.errors import DataError
-from slm_judge.items import Item
+from slm_judge.items import Item, votes_of
 from slm_judge.prompt import normalise
 from slm_judge.recipe import DataConfig
 from slm_judge.rubric import Rubric, format_value
@@ -93,7 +93,6 @@ def read_items(
     if columns is None:
         return []
     items: dict[str, Item] = {}
-    seen: dict[tuple[str, str, str], int] = {}
     for number, row in enumerate(table, start=1):
         where = f"{name} row {number}"
         item_id = format_value(row[columns["item_id"]]) if config.item_id else str(number)
@@ -106,7 +105,7 @@ def read_items(
             problems.add("the same item_id twice (wide layout)", f"{where}: {item_id}")
         elif state != item.state:
             problems.add("the same item_id with different texts", f"{where}: {item_id}")
-        _read_votes(row, item, columns, config, rubric, problems, where, seen)
+        _read_votes(row, item, columns, config, rubric, problems, where)
     return list(items.values())
 
 
@@ -154,7 +153,6 @@ def _read_votes(
     rubric: Rubric,
     problems: Problems,
     where: str,
-    seen: dict[tuple[str, str, str], int],
 ) -> None:
     annotator = format_value(row[columns["annotator"]]) if config.annotator else ""
     for dimension in rubric.dimensions:
@@ -169,12 +167,10 @@ def _read_votes(
                 f"{where}: {raw!r} (the rubric has {allowed}, ...)",
             )
             continue
-        key = (item.item_id, annotator, dimension.name)
-        if key not in seen:
-            seen[key] = option
-            item.votes.setdefault(dimension.name, []).append(option)
-        elif seen[key] != option:
-            values = f"{dimension.key(seen[key])} and {dimension.key(option)}"
+        votes = item.votes.setdefault(dimension.name, {})
+        earlier = votes.setdefault(annotator, option)
+        if earlier != option:
+            values = f"{dimension.key(earlier)} and {dimension.key(option)}"
             problems.add(
                 "the same item and annotator twice with different labels",
                 f"{where}: item {item.item_id}, annotator {annotator}, {dimension.name} {values}",
@@ -221,7 +217,7 @@ def _check_variety(items: Sequence[Item], rubric: Rubric, problems: Problems) ->
     if not items:
         return
     for dimension in rubric.dimensions:
-        used = {vote for item in items for vote in item.votes.get(dimension.name, [])}
+        used = {vote for votes in votes_of(items, dimension.name) for vote in votes}
         if len(used) < 2:
             found = f"only {dimension.key(used.pop())}" if used else "no labels at all"
             problems.add("dimensions with fewer than two different labels",

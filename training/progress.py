@@ -1,10 +1,16 @@
-"""What training shows: one bar over all steps, and one line an evaluation."""
+"""What happens beside the training: a bar, a line an evaluation, checkpoints, logs."""
 
+import time
+from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from slm_judge.errors import require
 from slm_judge.progress import progress_bar
 
 
@@ -81,3 +87,38 @@ class TrainingProgress(TrainerCallback):
     ) -> None:
         """End the bar."""
         self._bar.stop()
+
+
+class CheckpointClock(TrainerCallback):
+    """Asks for a checkpoint when the last one is too old, so that a crash costs minutes."""
+
+    def __init__(self, seconds: float) -> None:
+        """Let no checkpoint be older than `seconds`."""
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Start the clock again."""
+        self._last = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Ask for a checkpoint; all processes do as the first one's clock says."""
+        process = PartialState()
+        due = time.monotonic() - self._last > self._seconds
+        if process.num_processes > 1:
+            due = bool(broadcast(torch.tensor(int(due), device=process.device)).item())
+        control.should_save = control.should_save or due
+
+
+def tensorboard(folder: Path) -> TrainerCallback:
+    """Logs for TensorBoard in `folder`."""
+    from transformers.integrations import TensorBoardCallback
+
+    require("tensorboard", "logging")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return TensorBoardCallback(SummaryWriter(str(folder)))

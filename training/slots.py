@@ -1,7 +1,7 @@
-"""Training examples, batches and the loss: everything happens at the answer slots."""
+"""Training examples and batches: everything happens at the answer slots."""
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,54 +13,49 @@ from slm_judge.errors import DataError
 from slm_judge.items import Item
 from slm_judge.packing import pack, shared_prefix, split_into_packs
 from slm_judge.prompt import DecisionReader, EncodedPrompt
+from slm_judge.recipe import AugmentationConfig
+
+from .augment import Variant, VariantReader, draw_variant, identity
+from .targets import Targets
 
 IGNORE = -100
 
 
-def vote_shares(votes: Sequence[int], n_options: int) -> list[float]:
-    """Share of the annotators who chose each option; zeros where nobody answered."""
-    return [votes.count(option) / len(votes) if votes else 0.0 for option in range(n_options)]
-
-
 def make_dataset(
-    items: Sequence[Item], contract: Contract, tokenizer: Any, max_length: int
+    items: Sequence[Item], contract: Contract, tokenizer: Any, targets: Targets, max_length: int
 ) -> Dataset:
     """Tokenize items for the trainer.
 
     Returns:
-        Columns `input_ids`, `slots` (K positions), `labels` (-100 but at each answered slot, where
-        the colon's target is the label token with most votes) and `targets` (K x M vote shares,
-        M options of the longest dimension).
+        Columns `index`, `input_ids`, `slots` (K positions) and `labels` (-100 but at each answered
+        slot, where the colon's target is the label token of the likeliest option).
 
     Raises:
         DataError: some prompts are longer than `max_length`.
     """
-    dimensions = contract.rubric.dimensions
-    width = max(len(dimension.options) for dimension in dimensions)
     label_ids = label_token_ids(contract, tokenizer)
     reader = DecisionReader(tokenizer, contract.decision_template, contract.rubric, contract.labels)
     prompts = reader.encode([item.state for item in items])
     _check_lengths(items, prompts, max_length)
     rows = []
-    for item, prompt in zip(items, prompts, strict=True):
-        targets = [vote_shares(item.votes.get(d.name, []), width) for d in dimensions]
+    for index, prompt in enumerate(prompts):
         labels = [IGNORE] * len(prompt.input_ids)
-        for slot, shares in zip(prompt.slots, targets, strict=True):
-            if any(shares):
-                labels[slot] = label_ids[shares.index(max(shares))]
+        for slot, shares in zip(prompt.slots, targets.fixed[index], strict=True):
+            if shares.any():
+                labels[slot] = label_ids[int(shares.argmax())]
         rows.append(
             {
+                "index": index,
                 "input_ids": prompt.input_ids,
                 "slots": prompt.slots,
                 "labels": labels,
-                "targets": targets,
             }
         )
     return Dataset.from_list(rows)
 
 
 def label_token_ids(contract: Contract, tokenizer: Any) -> list[int]:
-    """Token ids of the labels that the rubric can use, in option order."""
+    """Token ids of the labels that the rubric can use, in order."""
     width = max(len(dimension.options) for dimension in contract.rubric.dimensions)
     ids = tokenizer(list(contract.labels[:width]), add_special_tokens=False)["input_ids"]
     return [token for (token,) in ids]
@@ -82,42 +77,88 @@ def _check_lengths(
         )
 
 
-@dataclass
 class SlotCollator:
     """Makes a batch: rows packed behind one copy of the rubric, in one or more packs."""
 
-    budget: int
-    """Tokens a pack."""
+    def __init__(self, targets: Targets, budget: int) -> None:
+        """Batch rows of a dataset of `make_dataset`.
+
+        Args:
+            targets: of the dataset's items.
+            budget: tokens a pack.
+        """
+        self.targets, self.budget = targets, budget
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Pack B rows.
+        """Make a batch of B rows.
 
         Returns:
-            `targets` (B x K x M), `labels` (B x K) and `packs`, a list of model inputs whose
-            slots, one pack after the other, are the rows' B x K.
+            `labels` (B x K; the trainer counts what is not -100) and `packs`: each with `inputs`
+            of the model, `targets` (R x K x M in option order) of its R rows, whose slots are the
+            logits in order, and `positions` (K x M: the label that an option stands behind).
         """
+        labels = [[row["labels"][slot] for slot in row["slots"]] for row in rows]
+        return {"labels": torch.tensor(labels), "packs": self._packs(rows)}
+
+    def _packs(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         prompts = [EncodedPrompt(row["input_ids"], row["slots"]) for row in rows]
+        targets = torch.tensor(self.targets.fixed[[row["index"] for row in rows]])
+        width = targets.shape[-1]
+        positions = torch.arange(width).expand(targets.shape[1], width).clone()
+        return self._pack(prompts, targets, positions)
+
+    def _pack(
+        self, prompts: Sequence[EncodedPrompt], targets: torch.Tensor, positions: torch.Tensor
+    ) -> list[dict[str, Any]]:
         prefix = shared_prefix(prompts)
-        packs = [
-            pack_tensors(pack([prompts[i] for i in part], prefix), "cpu")
+        return [
+            {
+                "inputs": pack_tensors(pack([prompts[i] for i in part], prefix), "cpu"),
+                "targets": targets[part].float(),
+                "positions": positions,
+            }
             for part in split_into_packs(prompts, prefix, self.budget)
         ]
-        return {
-            "targets": torch.tensor([row["targets"] for row in rows]),  # first: gives Trainer B
-            "labels": torch.tensor(
-                [[row["labels"][slot] for slot in row["slots"]] for row in rows]
-            ),
-            "packs": packs,
-        }
 
 
-def slot_loss(logits: torch.Tensor, targets: torch.Tensor, label_ids: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy at the slots over the whole vocabulary, summed over answered slots.
+class TrainingCollator(SlotCollator):
+    """Draws votes and wordings anew each epoch, as a function of seed, epoch and rows alone."""
 
-    Args:
-        logits: B x K x V.
-        targets: B x K x M, shares that sum to 1, or to 0 where nobody answered.
-        label_ids: M token ids.
-    """
-    log_probabilities = logits.float().log_softmax(dim=-1)[:, :, label_ids]
-    return -(targets * log_probabilities).sum()
+    def __init__(
+        self,
+        items: Sequence[Item],
+        contract: Contract,
+        tokenizer: Any,
+        targets: Targets,
+        budget: int,
+        augmentation: AugmentationConfig,
+        seed: int,
+    ) -> None:
+        """As `SlotCollator`, with what is drawn and the `seed` of the draws."""
+        super().__init__(targets, budget)
+        self.epoch = 0
+        self._items, self._rubric = items, contract.rubric
+        self._augmentation, self._seed = augmentation, seed
+        self._reader = VariantReader(contract, tokenizer) if augmentation.changes_prompts else None
+
+    def _packs(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        indices = [row["index"] for row in rows]
+        seed = f"{self._seed}/{self.epoch}"
+        targets = torch.tensor(self.targets.draw(indices, seed))
+        if self._reader is None:
+            prompts = [EncodedPrompt(row["input_ids"], row["slots"]) for row in rows]
+            return self._pack(prompts, targets, self._positions(identity(self._rubric)))
+        rng = random.Random(f"{seed}/{indices}")  # noqa: S311
+        packs = []
+        for part in torch.arange(len(rows)).chunk(self._augmentation.variants):
+            variant = draw_variant(self._rubric, self._augmentation, rng)
+            states = [self._items[indices[row]].state for row in part.tolist()]
+            dropout = self._augmentation.token_dropout
+            prompts = self._reader.encode(variant, states, dropout, rng)
+            packs += self._pack(prompts, targets[part], self._positions(variant))
+        return packs
+
+    def _positions(self, variant: Variant) -> torch.Tensor:
+        width = self.targets.fixed.shape[-1]
+        rows = [[*row, *range(len(row), width)] for row in variant.positions]
+        return torch.tensor(rows)

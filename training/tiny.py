@@ -11,7 +11,7 @@ from typing import Any
 
 from slm_judge.llama_source import cache_folder, llama_cpp_source
 
-_VERSION = 4  # of the recipe below; part of the cached folder's name
+_VERSION = 5  # of the recipe below; part of the cached folder's name
 
 # The dialogue format of Qwen (ChatML), written out because the vocabulary file carries none.
 CHAT_TEMPLATE = (
@@ -31,7 +31,7 @@ SHAPE: dict[str, Any] = {
     "head_dim": 64,
     "vocab_size": 151936,
     "max_position_embeddings": 4096,
-    "tie_word_embeddings": True,
+    "tie_word_embeddings": False,  # so that the input embeddings can be trained (embedding_r)
     # 1 / sqrt(hidden_size): with 0.02 the frozen output rows are too short to tell labels apart.
     "initializer_range": 0.0625,
 }

@@ -4,11 +4,14 @@ import json
 import platform
 import shutil
 import time
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate import PartialState
 from rich.console import Console
 
 from slm_judge import __version__
@@ -22,15 +25,17 @@ from slm_judge.errors import JudgeError, ModelError
 from slm_judge.files import atomic_folder, write_text
 from slm_judge.hub import hub_message
 from slm_judge.items import Item, load_split, save_splits
-from slm_judge.recipe import Recipe, TrainingConfig
+from slm_judge.recipe import Recipe
 from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 
 from .calibration import fit_temperatures
 from .data import file_hash, load_splits
-from .progress import TrainingProgress
-from .slots import SlotCollator, label_token_ids, make_dataset
-from .trainer import SlotTrainer, alpha_metrics, option_logits
+from .loss import SlotLoss
+from .progress import CheckpointClock, TrainingProgress, tensorboard
+from .slots import SlotCollator, TrainingCollator, label_token_ids, make_dataset
+from .targets import Targets, option_weights
+from .trainer import EpochOfCollator, SlotTrainer, alpha_metrics, per_dimension
 
 _PACKAGES = (
     "slm-judge", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets",
@@ -56,51 +61,64 @@ def train(
         ModelError: the base cannot be loaded.
         JudgeError: the run's folder is taken.
     """
-    console = console or Console()
+    process = PartialState()
+    console = (console or Console()) if process.is_main_process else Console(quiet=True)
     run = Run(recipe.run_folder)
-    _claim(run, recipe, resume, overwrite)
     rubric = Rubric.from_file(recipe.rubric)
-    print_settings(recipe, console)
-
-    splits = load_splits(recipe.data, rubric, recipe.training.seed)
-    counts = ", ".join(f"{len(items)} {name}" for name, items in splits.items())
-    console.print(f"Items: {counts}")
-    _keep_splits(run, splits)
+    with process.main_process_first():
+        if process.is_main_process:
+            _claim(run, recipe, resume, overwrite)
+        print_settings(recipe, console)
+        splits = load_splits(recipe.data, rubric, recipe.training.seed)
+        counts = ", ".join(f"{len(items)} {name}" for name, items in splits.items())
+        console.print(f"Items: {counts}")
+        if process.is_main_process:
+            _keep_splits(run, splits)
     if run.adapter.exists():
         console.print(f"{run.folder} is trained already; --overwrite trains it again")
         return run
+    try:
+        _train(recipe, run, rubric, splits, console)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not _is_out_of_memory(error):
+            raise
+        raise ModelError(_memory_advice(recipe)) from error
+    return run
 
+
+def _train(
+    recipe: Recipe, run: Run, rubric: Rubric, splits: dict[str, list[Item]], console: Console
+) -> None:
     base = base_settings(recipe)
     tokenizer = load_tokenizer(base["base"], base["revision"])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     contract = Contract.build(rubric, tokenizer)
-    datasets = {
-        name: make_dataset(splits[name], contract, tokenizer, recipe.training.max_length)
-        for name in ("train", "validation")
-    }
-    write_text(run.recipe_file, recipe.model_dump_json(indent=2) + "\n")
+    targets = Targets(splits["train"], rubric, recipe.training.targets)
+    console.print(f"Targets: {targets.method}", highlight=False)
+    learner = Learner(recipe, run, base, contract, tokenizer, splits, targets)
+    if PartialState().is_main_process:
+        write_text(run.recipe_file, recipe.model_dump_json(indent=2) + "\n")
 
     started = time.monotonic()
-    trainer = _make_trainer(recipe, run, base, contract, tokenizer, datasets, splits["validation"])
+    trainer = learner.trainer()
     with TrainingProgress(console) as progress:
         trainer.add_callback(progress)
         trainer.train(resume_from_checkpoint=last_checkpoint(run.checkpoints))
-    prediction = trainer.predict(datasets["validation"], metric_key_prefix="validation")
-    logits = option_logits(np.asarray(prediction.predictions), rubric)
+    prediction = trainer.predict(learner.validation, metric_key_prefix="validation")
+    if not trainer.is_world_process_zero():
+        return
+    logits = per_dimension(np.asarray(prediction.predictions), rubric)
     contract = contract.with_temperatures(fit_temperatures(rubric, splits["validation"], logits))
+    files = (recipe.rubric, recipe.data.train, recipe.data.validation, recipe.data.test)
     facts = {
         "recipe": _public(recipe.model_dump()),
         "base": base,
+        "targets": targets.method,
         "versions": versions(),
         "sha256": {
             Path(location).name: digest
-            for location in (
-                recipe.rubric,
-                recipe.data.train,
-                recipe.data.validation,
-                recipe.data.test,
-            )
+            for location in files
             if location and (digest := file_hash(location))
         },
         "items": {name: len(items) for name, items in splits.items()},
@@ -109,10 +127,27 @@ def train(
         "seconds": round(time.monotonic() - started, 1),
         "history": trainer.state.log_history,
     }
-    _save_adapter(run.adapter, trainer.model, tokenizer, contract, base, facts)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    _save_adapter(run.adapter, model, tokenizer, contract, base, facts)
     alpha = prediction.metrics["validation_alpha"]
     console.print(f"Validation alpha {alpha:.3f}; adapter saved in {run.adapter}")
-    return run
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
+def _memory_advice(recipe: Recipe) -> str:
+    config = recipe.training
+    budget = config.tokens_per_pack or "the default"
+    checkpointing = "" if config.gradient_checkpointing else "gradient_checkpointing: true, or "
+    return (
+        f"Out of memory. Lower training.tokens_per_pack (now {budget}), which changes no result; "
+        f"then set training.{checkpointing}lower lora.r (now {recipe.lora.r}), take a smaller base "
+        f"than {recipe.base}, or keep it in 4 bits (quantization: nf4; now "
+        f"{recipe.quantization}). Then run the same command again."
+    )
 
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:
@@ -157,8 +192,6 @@ def _keep_splits(run: Run, splits: dict[str, list[Item]]) -> None:
 
 def base_settings(recipe: Recipe) -> dict[str, Any]:
     """What `load_base` needs, saved with the adapter."""
-    import torch
-
     on_gpu = torch.cuda.is_available() and recipe.training.device != "cpu"
     if recipe.training.device == "cuda" and not on_gpu:
         raise ModelError("training.device is cuda, but PyTorch finds no CUDA device here.")
@@ -184,57 +217,133 @@ def print_settings(recipe: Recipe, console: Console) -> None:
             console.print(f"  {section}.{key} = {value} ({source})", highlight=False)
 
 
-def _make_trainer(
-    recipe: Recipe,
-    run: Run,
-    base: dict[str, Any],
-    contract: Contract,
-    tokenizer: Any,
-    datasets: dict[str, Any],
-    validation: list[Item],
-) -> SlotTrainer:
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
+@dataclass
+class Learner:
+    """Everything that the trainer of a run is made of."""
 
-    set_seed(recipe.training.seed)
-    try:
-        model = load_base(base, base["device"])
-    except (OSError, ValueError) as error:
-        raise ModelError(hub_message(base["base"], base["revision"], error)) from error
-    model = get_peft_model(
-        model,
-        LoraConfig(
-            r=recipe.lora.r,
-            lora_alpha=recipe.lora.alpha,
-            lora_dropout=recipe.lora.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
-    )
-    return SlotTrainer(
-        model=model,
-        args=_arguments(recipe.training, run, base),
-        train_dataset=datasets["train"],
-        eval_dataset=datasets["validation"],
-        processing_class=tokenizer,
-        data_collator=SlotCollator(pack_budget(base["device"])),
-        compute_metrics=alpha_metrics(contract.rubric, validation),
-        label_ids=label_token_ids(contract, tokenizer),
-    )
+    recipe: Recipe
+    run: Run
+    base: dict[str, Any]
+    contract: Contract
+    tokenizer: Any
+    splits: dict[str, list[Item]]
+    targets: Targets
+
+    def __post_init__(self) -> None:
+        """Tokenize, so that what is too long is reported before a model loads."""
+        rubric, config = self.contract.rubric, self.recipe.training
+        soft = Targets(self.splits["validation"], rubric, "soft")
+        self.train, self.validation = (
+            make_dataset(
+                self.splits[name], self.contract, self.tokenizer, targets, config.max_length
+            )
+            for name, targets in (("train", self.targets), ("validation", soft))
+        )
+        budget = config.tokens_per_pack or pack_budget(self.base["device"])
+        self.eval_collator = SlotCollator(soft, budget)
+        self.collator = TrainingCollator(
+            self.splits["train"],
+            self.contract,
+            self.tokenizer,
+            self.targets,
+            budget,
+            self.recipe.augmentation,
+            config.seed,
+        )
+
+    def model(self) -> Any:
+        """The base with a fresh adapter."""
+        from peft import LoraConfig, get_peft_model
+        from transformers import set_seed
+
+        set_seed(self.recipe.training.seed)
+        base, lora = self.base, self.recipe.lora
+        try:
+            model = load_base(base, base["device"])
+        except (OSError, ValueError) as error:
+            raise ModelError(hub_message(base["base"], base["revision"], error)) from error
+        options: dict[str, Any] = {"target_modules": "all-linear"}
+        if lora.embedding_r:
+            options = _embedding_options(model, lora.embedding_r)
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                task_type="CAUSAL_LM",
+                **options,
+            ),
+        )
+
+    def trainer(self, evaluate: bool = True) -> SlotTrainer:
+        """The trainer, ready to train; benchmarks do without evaluation and checkpoints."""
+        rubric, config = self.contract.rubric, self.recipe.training
+        label_ids = label_token_ids(self.contract, self.tokenizer)
+        weights = None
+        if config.class_balance:
+            weights = torch.tensor(option_weights(self.targets.fixed, config.class_balance))
+        trainer = SlotTrainer(
+            model=self.model(),
+            args=training_arguments(self.recipe, self.run, self.base, evaluate),
+            train_dataset=self.train,
+            eval_dataset=self.validation,
+            processing_class=self.tokenizer,
+            data_collator=self.collator,
+            eval_collator=self.eval_collator,
+            compute_metrics=alpha_metrics(rubric, self.splits["validation"]),
+            loss=SlotLoss(rubric, label_ids, config.ordinal_weight, weights),
+            plain_loss=SlotLoss(rubric, label_ids),
+        )
+        trainer.add_callback(EpochOfCollator(self.collator))
+        trainer.add_callback(CheckpointClock(config.checkpoint_minutes * 60))
+        if "tensorboard" in config.report_to:
+            trainer.add_callback(tensorboard(self.run.folder / "logs"))
+        return trainer
 
 
-def _arguments(config: TrainingConfig, run: Run, base: dict[str, Any]) -> Any:
+def _embedding_options(model: Any, rank: int) -> dict[str, Any]:
+    """LoRA on all linear layers but the output, and on the input embeddings with scale 1."""
+    if model.config.get_text_config().tie_word_embeddings:
+        raise ModelError(
+            "lora.embedding_r needs a base whose output embeddings are its own: merging would "
+            f"change the output of {model.config.name_or_path} too, which was not trained so."
+        )
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    output = model.get_output_embeddings()
+    linear = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not output
+    ]
+    return {
+        "target_modules": [*linear, name],
+        "rank_pattern": {name: rank},
+        "alpha_pattern": {name: rank},
+    }
+
+
+def training_arguments(
+    recipe: Recipe, run: Run, base: dict[str, Any], evaluate: bool = True
+) -> Any:
+    """The recipe as arguments of TRL."""
     from trl import SFTConfig
 
+    config = recipe.training
     on_gpu = base["device"] == "cuda"
-    micro = config.micro_batch_size or config.batch_size
+    n_processes = PartialState().num_processes
+    if config.batch_size % n_processes:
+        raise JudgeError(
+            f"training.batch_size ({config.batch_size}) must be a multiple of the "
+            f"{n_processes} processes that share it."
+        )
     automatic = "adamw_bnb_8bit" if on_gpu else "adamw_torch"
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(run.checkpoints),
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=micro,
-        per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
+        per_device_train_batch_size=config.batch_size // n_processes,
+        per_device_eval_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.scheduler,
         warmup_steps=config.warmup_share,
@@ -245,21 +354,26 @@ def _arguments(config: TrainingConfig, run: Run, base: dict[str, Any]) -> Any:
         bf16=on_gpu,
         use_cpu=not on_gpu,
         seed=config.seed,
-        eval_strategy="epoch",
-        save_strategy="epoch",
+        eval_strategy="epoch" if evaluate else "no",
+        save_strategy="epoch" if evaluate else "no",
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=evaluate,
         metric_for_best_model="alpha",
         greater_is_better=True,
         logging_steps=10,
         disable_tqdm=True,  # TrainingProgress has a bar
-        report_to=[],
+        report_to=["trackio"] if "trackio" in config.report_to else [],
+        project=recipe.name,
+        run_name=run.folder.name,
         remove_unused_columns=False,
-        label_names=["targets"],
+        label_names=["labels"],
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each, by accelerate
+    return arguments
 
 
 def last_checkpoint(folder: Path) -> str | None:

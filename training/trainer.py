@@ -1,29 +1,56 @@
 """TRL's SFTTrainer with the loss and the evaluation at the answer slots."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import EvalPrediction, PrinterCallback
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTTrainer
 
 from slm_judge.agreement import judge_alpha
+from slm_judge.errors import JudgeError
 from slm_judge.items import Item, votes_of
 from slm_judge.rubric import Rubric
 
-from .slots import slot_loss
+from .loss import SlotLoss, option_logits
+from .slots import SlotCollator, TrainingCollator
 
 
 class SlotTrainer(SFTTrainer):
-    """Trains on batches of `SlotCollator`; evaluation returns the labels' logits (N x K x M)."""
+    """Trains and evaluates on the packs of `SlotCollator`, one pack after the other.
 
-    def __init__(self, *args: Any, label_ids: Sequence[int], **kwargs: Any) -> None:
-        """As `SFTTrainer`, with the token ids of the labels."""
+    Memory is bounded by a pack, whatever the batch: each pack's backward pass runs before the next
+    pack's forward pass, with gradients that sum to those of the whole batch.
+    """
+
+    data_collator: Any
+
+    def __init__(
+        self, *args: Any, loss: SlotLoss, plain_loss: SlotLoss, eval_collator: SlotCollator,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """As `SFTTrainer`.
+
+        Args:
+            loss: for training.
+            plain_loss: for evaluation, so that runs with different training losses compare.
+            eval_collator: makes the batches for evaluation.
+            args: of `SFTTrainer`.
+            kwargs: of `SFTTrainer`.
+        """
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
-        self._label_ids = torch.tensor(label_ids)
+        self._loss, self._plain_loss, self._eval_collator = loss, plain_loss, eval_collator
         # The targets are no shifted next tokens: Trainer must count every label of a batch.
         self._loss_shifts_labels = False
         # TRL rounds the adapter of a quantized base to bfloat16, in which small updates vanish.
@@ -31,26 +58,65 @@ class SlotTrainer(SFTTrainer):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> Any:
-        """Mean over the answered slots of the whole optimiser step."""
-        targets = inputs["targets"]
-        slots = [model(**packed, use_cache=False).logits[0] for packed in inputs["packs"]]
-        logits = torch.cat(slots).unflatten(0, targets.shape[:2])
-        total = slot_loss(logits, targets, self._label_ids.to(targets.device))
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As `Trainer`, with the evaluation's collator."""
+        return self._with_eval_collator(super().get_eval_dataloader, eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As `Trainer`, with the evaluation's collator."""
+        return self._with_eval_collator(super().get_test_dataloader, test_dataset)
+
+    def _with_eval_collator(self, make: Callable[[Any], Any], dataset: Any) -> Any:
+        collator, self.data_collator = self.data_collator, self._eval_collator
+        try:
+            return make(dataset)
+        finally:
+            self.data_collator = collator
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Mean loss over the answered slots of the optimiser step; gradients are left behind.
+
+        Raises:
+            JudgeError: the loss is not a finite number.
+        """
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        count = self._count(inputs, num_items_in_batch)
+        total = torch.zeros((), device=count.device)
+        for number, pack in enumerate(inputs["packs"], start=1):
+            last = number == len(inputs["packs"])
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss = self._pack_loss(model, pack, self._loss)[0] / count
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        if not torch.isfinite(total):
+            raise JudgeError(
+                f"The loss is {total.item()} at step {self.state.global_step + 1}. Lower "
+                f"training.learning_rate (now {self.args.learning_rate:g}) or "
+                f"training.max_grad_norm (now {self.args.max_grad_norm:g}), raise "
+                "training.warmup_share, and train again with --overwrite."
+            )
+        return total
+
+    def _count(self, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
+        """Answered slots of the step, divided by what averaging over processes will divide by."""
         if num_items_in_batch is None:
-            count = (targets.sum(dim=-1) > 0).sum()
-        else:
-            count = torch.as_tensor(num_items_in_batch, device=total.device)
-            if self.args.average_tokens_across_devices:  # gradients are averaged over processes
-                total = total * self.accelerator.num_processes
-        loss = total / count.clamp(min=1)
-        return (loss, logits) if return_outputs else loss
+            return (inputs["labels"] >= 0).sum().clamp(min=1)
+        count = torch.as_tensor(num_items_in_batch, device=inputs["labels"].device).clamp(min=1)
+        if self.args.average_tokens_across_devices:
+            count = count / self.accelerator.num_processes
+        return count
+
+    def _pack_loss(
+        self, model: Any, pack: dict[str, Any], loss: SlotLoss
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of a pack, and its logits (R x K x V)."""
+        logits = model(**pack["inputs"], use_cache=False).logits[0]
+        logits = logits.unflatten(0, pack["targets"].shape[:2])
+        return loss(logits, pack["targets"], pack["positions"]), logits
 
     def prediction_step(
         self,
@@ -59,15 +125,34 @@ class SlotTrainer(SFTTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Loss, the labels' logits and the targets."""
+        """Mean loss, the options' logits (B x K x M) and the labels."""
         inputs = self._prepare_inputs(inputs)
+        count = self._count(inputs, None)
+        total, rows = torch.zeros((), device=count.device), []
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, logits = self.compute_loss(model, inputs, return_outputs=True)
-        label_ids = self._label_ids.to(logits.device)
-        return loss, logits[:, :, label_ids].float(), inputs["targets"]
+            for pack in inputs["packs"]:
+                loss, logits = self._pack_loss(model, pack, self._plain_loss)
+                total += loss / count
+                ids = self._plain_loss.label_ids
+                rows.append(option_logits(logits.float(), ids, pack["positions"]))
+        return total, torch.cat(rows), inputs["labels"]
 
 
-def option_logits(logits: npt.NDArray[Any], rubric: Rubric) -> list[npt.NDArray[Any]]:
+class EpochOfCollator(TrainerCallback):
+    """Tells the collator which epoch it draws for."""
+
+    def __init__(self, collator: TrainingCollator) -> None:
+        """Follow the trainer's epochs with `collator`."""
+        self._collator = collator
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Called before the first batch of the epoch is made."""
+        self._collator.epoch = int((state.epoch or 0) + 1e-6)
+
+
+def per_dimension(logits: npt.NDArray[Any], rubric: Rubric) -> list[npt.NDArray[Any]]:
     """Per dimension, N x options, from the trainer's N x K x M."""
     return [logits[:, k, : len(d.options)] for k, d in enumerate(rubric.dimensions)]
 
@@ -79,7 +164,7 @@ def alpha_metrics(
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         alphas = {}
-        rows = option_logits(np.asarray(prediction.predictions), rubric)
+        rows = per_dimension(np.asarray(prediction.predictions), rubric)
         for dimension, logits in zip(rubric.dimensions, rows, strict=True):
             judged = logits.argmax(axis=-1).tolist()
             votes = votes_of(items, dimension.name)

@@ -75,6 +75,22 @@ def train(
 
 
 @app.command()
+def baselines(
+    recipe: Annotated[Path, typer.Argument(help="Recipe whose data and split are used.")],
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(help="name=file: what another system said (item_id, a column a dimension)."),
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap over items.")] = 2000,
+) -> None:
+    """Score the yardsticks: majority, TF-IDF, the annotators, the judge, other systems."""
+    from .recipe import Recipe
+
+    stage = _stage("training.baselines", "evaluate")
+    stage.baselines(Recipe.from_file(recipe), stage.parse_predictions(predictions or []), resamples)
+
+
+@app.command()
 def export(run: RunFolder) -> None:
     """Merge the adapter and write the bitsandbytes and GGUF artefacts."""
     from .run import Run

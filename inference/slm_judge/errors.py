@@ -14,9 +14,10 @@ _LLAMA_HELP = (
 
 # What the stages of each extra import, not always at once; the extra's other packages come along.
 _EXTRAS = {
+    "evaluate": ("krippendorff", "pandas", "scipy", "sklearn"),
     "train": (
         *("torch", "transformers", "bitsandbytes", "accelerate", "krippendorff", "scipy"),
-        *("peft", "trl"),
+        *("crowdkit", "peft", "trl"),
     ),
     "export": (
         *("torch", "transformers", "bitsandbytes", "krippendorff", "llama_cpp", "gguf"),

@@ -15,8 +15,9 @@ class Item:
     item_id: str
     state: dict[str, str]
     """The rubric's fields, normalised."""
-    votes: dict[str, list[int]]
-    """Per dimension, the option index of each annotator who answered it."""
+    votes: dict[str, dict[str, int]]
+    """Dimension -> annotator -> option index, of those who answered it. In the wide layout the one
+    annotator has no name: ""."""
     group: str
     """Items of one group stay in one split."""
 
@@ -39,4 +40,4 @@ def load_split(folder: Path, name: str) -> list[Item]:
 
 def votes_of(items: Iterable[Item], dimension: str) -> list[list[int]]:
     """Per item, the option indices that annotators chose for a dimension."""
-    return [item.votes.get(dimension, []) for item in items]
+    return [list(item.votes.get(dimension, {}).values()) for item in items]

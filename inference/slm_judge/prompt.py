@@ -246,6 +246,13 @@ def _macro(replacements: Iterable[tuple[str, str]]) -> str:
     )
 
 
+def _escape(text: str, escapes: Iterable[tuple[str, str]]) -> str:
+    """What the macro `t` of the templates does."""
+    for old, new in escapes:
+        text = text.replace(old, new)
+    return text
+
+
 def _item(rubric: Rubric) -> str:
     """The user's turn: a line a field."""
     lines = [f'{_quote(field + ": ")} ~ t(state["{field}"])' for field in rubric.fields]
@@ -258,7 +265,8 @@ def _item(rubric: Rubric) -> str:
 
 def _system(rubric: Rubric, layout: Layout, name: str, option: str) -> str:
     """The system's turn. `name` and `option` are the template code that differs per reader."""
-    intro = f"{layout.head}{normalise(rubric.instructions.strip())}\n\n{ANSWER_HINT}"
+    instructions = _escape(normalise(rubric.instructions.strip()), layout.escapes)
+    intro = f"{layout.head}{instructions}\n\n{ANSWER_HINT}"
     return (
         _out(_quote(intro))
         + "{%- for q in questions -%}"
@@ -281,26 +289,36 @@ def _option_line(kind: str, label: str, key: str, description: str) -> str:
     )  # fmt: skip
 
 
-def decision_template(rubric: Rubric, layout: Layout) -> str:
-    """The layout for transformers: `decision_template.jinja`, all slots in one prompt."""
+def decision_head(rubric: Rubric, layout: Layout) -> str:
+    """The part of `decision_template` before the item: everything that the rubric alone decides."""
     option = (
         "{%- for label in q.labels -%}"
         + _option_line("q.type", "label", "q.options[loop.index0]", "q.descriptions[loop.index0]")
         + "{%- endfor -%}"
     )
+    return _macro(layout.escapes) + _system(rubric, layout, "q.name", option)
+
+
+def decision_template(rubric: Rubric, layout: Layout) -> str:
+    """The layout for transformers: `decision_template.jinja`, all slots in one prompt."""
     slots = (
         "{%- for q in questions -%}"
         + "{%- if not loop.first -%}" + _out(_quote(layout.separator)) + "{%- endif -%}"
         + _out(f't(q.name) ~ ":{MARK}"')
         + "{%- endfor -%}"
     )  # fmt: skip
-    return (
-        _macro(layout.escapes)
-        + _system(rubric, layout, "q.name", option)
-        + _item(rubric)
-        + _out(_quote(layout.tail))
-        + slots
-    )
+    return decision_head(rubric, layout) + _item(rubric) + _out(_quote(layout.tail)) + slots
+
+
+def item_spans(rubric: Rubric, layout: Layout, state: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Where the texts of the fields are, in characters from the start of the item's part."""
+    spans, position = [], 0
+    for field in rubric.fields:
+        position += len(f"{field}: ")
+        length = len(_escape(state[field], layout.escapes))
+        spans.append((position, position + length))
+        position += length + 1  # a line break
+    return spans
 
 
 def systemone_template(rubric: Rubric, layout: Layout) -> str:
@@ -397,25 +415,36 @@ class DecisionReader:
         self, tokenizer: Any, template: str, rubric: Rubric, labels: Sequence[str]
     ) -> None:
         """Read `rubric` through `template`; `tokenizer` is copied, never changed."""
+        self.tokenizer = _with_sentinels(tokenizer)
+        self._mark = self.tokenizer.convert_tokens_to_ids(MARK)
+        self._ask(template, rubric, labels)
+
+    def _ask(self, template: str, rubric: Rubric, labels: Sequence[str]) -> None:
         check_label_count(rubric, labels)
-        self._tokenizer = _with_sentinels(tokenizer)
-        self._mark = self._tokenizer.convert_tokens_to_ids(MARK)
+        self._labels = labels
         self._template = compile_template(template)
-        self._questions = decision_questions(rubric, labels)
+        self.questions = decision_questions(rubric, labels)
+
+    def in_other_words(self, template: str, rubric: Rubric) -> "DecisionReader":
+        """A reader of another rubric that shares the tokenizer, which is slow to copy."""
+        reader = copy.copy(self)
+        reader._ask(template, rubric, self._labels)
+        return reader
 
     def render(self, state: State) -> str:
         """The prompt as text, with `<|mark|>` at each slot."""
-        return self._template.render(state=state, questions=self._questions)
+        return self._template.render(state=state, questions=self.questions)
 
     def encode(self, states: Sequence[State]) -> list[EncodedPrompt]:
         """Tokenize the prompts of many items."""
         if not states:
             return []
         texts = [self.render(state) for state in states]
-        encoded = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [self._read_marks(ids) for ids in encoded]
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [self.read_marks(ids) for ids in encoded]
 
-    def _read_marks(self, ids: list[int]) -> EncodedPrompt:
+    def read_marks(self, ids: Sequence[int]) -> EncodedPrompt:
+        """Take the marks out of token ids; the answers are read where they stood."""
         marks = [position for position, token in enumerate(ids) if token == self._mark]
         slots = [position - rank - 1 for rank, position in enumerate(marks)]
         return EncodedPrompt([token for token in ids if token != self._mark], slots)

@@ -68,6 +68,34 @@ class LoraConfig(_Section):
     """Scale; the update is multiplied by alpha / r."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout on the adapter's input."""
+    embedding_r: int = Field(default=0, ge=0)
+    """Rank of an adapter on the input embeddings, scaled by 1, for a base that does not know the
+    language; 0 means none. The base's output embeddings must be its own (not tied)."""
+
+
+class AugmentationConfig(_Section):
+    """Changes to the training prompts, drawn anew each epoch; validation and test never see them.
+
+    The wording of the rubric (paraphrases, order of the fields and options) is drawn for a whole
+    batch, so that its rows still share the rubric.
+    """
+
+    paraphrase: bool = False
+    """Draw the instructions from the rubric's own and its `paraphrases`."""
+    permute_fields: bool = False
+    """Draw the order of the item's fields."""
+    shuffle_options: Literal["none", "choice", "all"] = "none"
+    """Draw which option stands behind which label, for choice dimensions or for all."""
+    token_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the tokens of the item's texts that are left out."""
+    variants: int = Field(default=1, ge=1)
+    """Wordings of the rubric in a batch; each costs the rubric's tokens once more."""
+
+    @property
+    def changes_prompts(self) -> bool:
+        """Whether anything is switched on."""
+        shuffles = self.shuffle_options != "none"
+        return bool(self.paraphrase or self.permute_fields or shuffles or self.token_dropout)
 
 
 class TrainingConfig(_Section):
@@ -77,8 +105,17 @@ class TrainingConfig(_Section):
     """Passes over the training items."""
     batch_size: int = Field(default=32, ge=1)
     """Items an optimiser step."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
-    """Items a forward pass; lower it when memory runs out. By default `batch_size`."""
+    tokens_per_pack: int | None = Field(default=None, ge=64)
+    """Tokens of a forward and backward pass, which bounds memory; lower it when memory runs out,
+    the result stays the same. By default 1024 on a CPU, 2048 to 8192 by the memory of a GPU."""
+    targets: Literal["auto", "soft", "sampled", "majority", "dawid_skene"] = "auto"
+    """What is learned where annotators disagree: soft (vote shares), sampled (the vote of one
+    annotator, drawn anew each epoch), majority, or dawid_skene (annotators weighed by their
+    estimated errors). auto: see docs/training.md."""
+    ordinal_weight: float = Field(default=0.0, ge=0)
+    """Weight of the ranked probability score of score dimensions beside the cross-entropy."""
+    class_balance: float = Field(default=0.0, ge=0, le=1)
+    """Exponent of the inverse frequency by which options are weighed: 0 not at all, 1 fully."""
     learning_rate: float = Field(default=5e-5, gt=0)
     """Peak learning rate."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
@@ -100,11 +137,10 @@ class TrainingConfig(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
 
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError("batch_size must be a multiple of micro_batch_size")
-        return self
+    report_to: list[Literal["tensorboard", "trackio"]] = []
+    """Where the loss and the validation are logged besides the screen (extra `logging`)."""
+    checkpoint_minutes: float = Field(default=10, gt=0)
+    """A checkpoint is also written when the last one is this old, not only after each epoch."""
 
 
 class ExportConfig(_Section):
@@ -152,6 +188,7 @@ class Recipe(_Section):
     """Folder of the run; by default `runs/<name>` in the working directory."""
     data: DataConfig
     lora: LoraConfig = LoraConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     training: TrainingConfig = TrainingConfig()
     export: ExportConfig = ExportConfig()
     verify: VerifyConfig = VerifyConfig()

@@ -23,6 +23,7 @@ from pydantic import (
 from .errors import RubricError
 
 Value = bool | int | float | str
+NonEmpty = Annotated[str, Field(min_length=1)]
 LevelOfMeasurement = Literal["nominal", "ordinal", "interval", "ratio"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -67,6 +68,8 @@ class _Dimension(BaseModel):
     """The answers, in display order; those of a score from the lowest level to the highest."""
     level_of_measurement: LevelOfMeasurement
     """For Krippendorff's alpha."""
+    paraphrases: list[NonEmpty] = []
+    """Other wordings of the instructions; training can use them, annotation never does."""
 
     @field_validator("name")
     @classmethod
@@ -207,6 +210,8 @@ class Rubric(BaseModel):
     """Input columns in display order."""
     dimensions: list[Dimension] = Field(min_length=1)
     """The questions, in the order in which they are answered."""
+    paraphrases: list[NonEmpty] = []
+    """Other wordings of the instructions; training can use them, annotation never does."""
 
     @field_validator("name")
     @classmethod

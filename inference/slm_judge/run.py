@@ -65,6 +65,11 @@ class Run:
         """What was measured."""
         return self.folder / "report"
 
+    @property
+    def predictions(self) -> Path:
+        """What each artefact said about the test items, a JSON Lines file each."""
+        return self.report / "predictions"
+
     def gguf_file(self, quantization: str) -> Path:
         """The GGUF file of a quantization."""
         return self.gguf / f"{self.recipe().name}-{quantization}.gguf"

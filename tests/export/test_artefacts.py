@@ -277,16 +277,15 @@ def test_stages_out_of_order(tmp_path):
 
 
 def test_gold_is_read_against_the_rubric(run, items, tmp_path):
-    from slm_judge.export.verify import read_gold
-
     from slm_judge.errors import DataError
+    from slm_judge.labels import read_labels
 
     rubric = Contract.load(run.adapter).rubric
     path = ROOT / "samples/support-messages-gold.csv"
-    gold = read_gold(str(path), rubric, items)
+    gold = read_labels(str(path), rubric, items)
     with path.open(newline="") as file:
         rows = {row["item_id"]: row for row in csv.DictReader(file)}
     assert gold["urgency"] == [int(rows[i.item_id]["urgency"]) - 1 for i in items]
     (tmp_path / "g.csv").write_text("item_id,urgency,topic,refund\nother,1,billing,true\n")
-    with pytest.raises(DataError, match="has no urgency for item"):
-        read_gold(str(tmp_path / "g.csv"), rubric, items)
+    with pytest.raises(DataError, match="lacks 40 of 40 items"):
+        read_labels(str(tmp_path / "g.csv"), rubric, items)

@@ -5,9 +5,16 @@ import pytest
 
 from slm_judge import Rubric
 from slm_judge.agreement import (
+    Bootstrap,
+    accuracy,
+    alpha_of_coincidences,
+    annotator_coincidences,
     annotators_alpha,
     judge_alpha,
+    judge_coincidences,
+    judge_confusions,
     krippendorff_alpha,
+    macro_f1,
     pair_accuracy,
     vote_counts,
 )
@@ -60,3 +67,65 @@ def test_judge_alpha_leaves_the_annotators_mutual_agreement_out(dimension):
 def test_pair_accuracy():
     assert pair_accuracy([0, 1], [[0, 1], [1]]) == pytest.approx(2 / 3)
     assert np.isnan(pair_accuracy([0], [[]]))
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval", "ratio"])
+def test_coincidences_give_the_package_s_alpha(level):
+    values = [1, 2, 3, 4, 5]
+    matrix = annotator_coincidences(VOTES, 5).sum(axis=0)
+    expected = krippendorff_alpha(vote_counts(VOTES, 5), values, level)
+    assert float(alpha_of_coincidences(matrix, values, level)) == pytest.approx(expected, abs=1e-9)
+    rng = np.random.default_rng(0)
+    judged = rng.integers(0, 5, 200).tolist()
+    votes = [rng.integers(0, 5, rng.integers(0, 4)).tolist() for _ in judged]
+    pairs = [[j, v] for j, row in zip(judged, votes, strict=True) for v in row]
+    expected = krippendorff_alpha(vote_counts(pairs, 5), values, level)
+    matrix = judge_coincidences(judged, votes, 5).sum(axis=0)
+    assert float(alpha_of_coincidences(matrix, values, level)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_alpha_of_coincidences_decides_the_degenerate_cases():
+    assert np.isnan(alpha_of_coincidences(np.zeros((3, 3)), [1, 2, 3], "ordinal"))
+    assert float(alpha_of_coincidences(np.diag([4.0, 0, 0]), [1, 2, 3], "nominal")) == 1.0
+
+
+def test_bootstrap_resamples_items():
+    rng = np.random.default_rng(1)
+    per_item = rng.random((40, 2, 2))
+    bootstrap = Bootstrap(40, n_resamples=3000)
+    sums = bootstrap.sums(per_item)
+    assert sums.shape == (3000, 2, 2)
+    assert sums.mean(axis=0) == pytest.approx(per_item.sum(axis=0), rel=0.02)
+    # The standard error of a sum of N independent draws.
+    assert sums.std(axis=0) == pytest.approx(per_item.std(axis=0) * np.sqrt(40), rel=0.1)
+    assert np.array_equal(sums, bootstrap.sums(per_item))  # paired: the same resamples each time
+
+
+def test_bootstrap_interval_covers():
+    """The 95 % interval of a mean covers the true mean about that often."""
+    rng = np.random.default_rng(2)
+    covered = 0
+    for seed in range(200):
+        sample = np.stack([rng.normal(3, 1, 60), np.ones(60)], axis=1)
+        found = Bootstrap(60, 400, seed).interval(sample, lambda s: s[:, 0] / s[:, 1])
+        covered += found.low <= 3 <= found.high
+    assert 0.9 <= covered / 200 <= 0.98
+
+
+def test_interval_of_what_is_not_defined():
+    found = Bootstrap(3, 50).interval(np.zeros((3, 2, 2)), lambda s: s[:, 0, 0] * np.nan)
+    assert math.isnan(found.estimate)
+    assert math.isnan(found.low)
+
+
+def test_scores_are_those_of_scikit_learn():
+    from sklearn import metrics
+
+    rng = np.random.default_rng(3)
+    truth, judged = rng.integers(0, 4, 300), rng.integers(0, 4, 300)
+    judged[:150] = truth[:150]
+    confusion = judge_confusions(judged.tolist(), [[t] for t in truth.tolist()], 6).sum(axis=0)
+    assert float(accuracy(confusion)) == pytest.approx(metrics.accuracy_score(truth, judged))
+    expected = metrics.f1_score(truth, judged, average="macro")
+    assert float(macro_f1(confusion)) == pytest.approx(expected)  # options 4 and 5 never occur
+    assert np.isnan(macro_f1(np.zeros((2, 2))))

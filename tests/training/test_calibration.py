@@ -14,7 +14,7 @@ def overconfident(support, n=400):
         votes = {}
         for rows, d in zip(logits, support.dimensions, strict=True):
             p = np.exp(rows[i] / 2 - (rows[i] / 2).max())
-            votes[d.name] = [int(rng.choice(len(p), p=p / p.sum()))]
+            votes[d.name] = {"": int(rng.choice(len(p), p=p / p.sum()))}
         items.append(Item(str(i), {}, votes, str(i)))
     return items, logits
 

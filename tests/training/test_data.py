@@ -48,7 +48,7 @@ def test_every_format_gives_the_same_items(tmp_path, name):
     splits = load(wide(), tmp_path / name)
     assert {k: len(v) for k, v in splits.items()} == {"train": 28, "validation": 6, "test": 6}
     items = {item.item_id: item for part in splits.values() for item in part}
-    assert items["i4"].votes == {"clarity": [1], "spam": [1]}
+    assert items["i4"].votes == {"clarity": {"": 1}, "spam": {"": 1}}
     assert items["i4"].state == {"text": "text number 4"}
 
 
@@ -66,9 +66,9 @@ def test_long_layout_collects_votes(tmp_path):
     table.loc[table.who == "bob", "clarity"] = 0
     splits = load(table, tmp_path / "d.csv", annotator="who")
     items = {item.item_id: item for part in splits.values() for item in part}
-    assert items["i0"].votes["clarity"] == [0, 1]
+    assert items["i0"].votes["clarity"] == {"ann": 0, "bob": 1}
     assert "spam" not in items["i0"].votes  # nobody answered
-    assert items["i1"].votes["spam"] == [0, 0]
+    assert items["i1"].votes["spam"] == {"ann": 0, "bob": 0}
 
 
 def test_splits_are_seeded_and_by_group(tmp_path):

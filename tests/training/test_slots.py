@@ -1,15 +1,16 @@
-"""Packing and the loss, on the real tiny base."""
+"""Packing, batches and the loss, on the real tiny base."""
 
 import pytest
 import torch
+from slm_judge.training.loss import SlotLoss
 from slm_judge.training.slots import (
     IGNORE,
     SlotCollator,
+    TrainingCollator,
     label_token_ids,
     make_dataset,
-    slot_loss,
-    vote_shares,
 )
+from slm_judge.training.targets import Targets
 
 from slm_judge.backends.transformers import load_base, pack_budget, pack_tensors
 from slm_judge.contract import Contract
@@ -17,6 +18,7 @@ from slm_judge.errors import DataError
 from slm_judge.items import Item
 from slm_judge.packing import pack
 from slm_judge.prompt import EncodedPrompt
+from slm_judge.recipe import AugmentationConfig
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,10 @@ def items():
         "I want my money back!",
     ]
     votes = [
-        {"urgency": [0, 0, 1], "topic": [2]},
-        {"refund": [1, 1]},
-        {"urgency": [3]},
-        {"topic": [0, 4]},
+        {"urgency": {"a": 0, "b": 0, "c": 1}, "topic": {"a": 2}},
+        {"refund": {"a": 1, "b": 1}},
+        {"urgency": {"a": 3}},
+        {"topic": {"a": 0, "b": 4}},
     ]
     return [
         Item(str(i), {"text": t}, v, str(i))
@@ -42,6 +44,16 @@ def items():
 @pytest.fixture(scope="module")
 def contract(support, tokenizer):
     return Contract.build(support, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def targets(items, support):
+    return Targets(items, support, "soft")
+
+
+@pytest.fixture(scope="module")
+def dataset(items, contract, tokenizer, targets):
+    return make_dataset(items, contract, tokenizer, targets, 512)
 
 
 def adapted(quantization):
@@ -56,77 +68,112 @@ def adapted(quantization):
     return model
 
 
-def loss_and_gradients(model, batches, label_ids):
+def loss_and_gradients(model, packs, loss):
     model.zero_grad()
     total = 0.0
-    for packs, targets in batches:
-        logits = torch.cat([model(**p, use_cache=False).logits[0] for p in packs])
-        loss = slot_loss(logits.unflatten(0, targets.shape[:2]), targets, label_ids)
-        loss.backward()
-        total += loss.item()
+    for one in packs:
+        logits = model(**one["inputs"], use_cache=False).logits[0]
+        value = loss(
+            logits.unflatten(0, one["targets"].shape[:2]), one["targets"], one["positions"]
+        )
+        value.backward()
+        total += value.item()
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_packed_loss_and_gradients_are_those_of_whole_prompts(
-    items, contract, tokenizer, quantization
+    dataset, targets, contract, tokenizer, quantization
 ):
-    dataset = make_dataset(items, contract, tokenizer, 512)
-    label_ids = torch.tensor(label_token_ids(contract, tokenizer))
-    batch = SlotCollator(pack_budget("cpu"))(list(dataset))
-    assert len(batch["packs"]) == 1
+    loss = SlotLoss(contract.rubric, label_token_ids(contract, tokenizer), ordinal_weight=0.5)
+    packs = SlotCollator(targets, pack_budget("cpu"))(list(dataset))["packs"]
+    assert len(packs) == 1
     whole = []
-    for row in dataset:
-        alone = pack([EncodedPrompt(row["input_ids"], row["slots"])], 0)  # nothing is shared
-        inputs = pack_tensors(alone, "cpu")
-        assert torch.equal(inputs.pop("attention_mask")[0, 0], torch.ones(len(row["input_ids"]),
-                           len(row["input_ids"]), dtype=torch.bool).tril())  # fmt: skip
-        whole.append(([inputs], torch.tensor([row["targets"]])))
+    for index, row in enumerate(dataset):
+        length = len(row["input_ids"])
+        # Nothing is shared: a plain causal forward pass of the whole prompt.
+        alone = pack_tensors(pack([EncodedPrompt(row["input_ids"], row["slots"])], 0), "cpu")
+        mask = alone.pop("attention_mask")[0, 0]
+        assert torch.equal(mask, torch.ones(length, length, dtype=torch.bool).tril())
+        own = {"targets": packs[0]["targets"][[index]], "positions": packs[0]["positions"]}
+        whole.append(own | {"inputs": alone})
     model = adapted(quantization)
-    packed_loss, packed = loss_and_gradients(model, [(batch["packs"], batch["targets"])], label_ids)
-    plain_loss, plain = loss_and_gradients(model, whole, label_ids)
+    packed_loss, packed = loss_and_gradients(model, packs, loss)
+    plain_loss, plain = loss_and_gradients(model, whole, loss)
     assert packed_loss == pytest.approx(plain_loss, rel=1e-5)
     for name, gradient in plain.items():
         scale = gradient.abs().max().clamp(min=1e-6)
         assert ((packed[name] - gradient).abs().max() / scale) < 1e-3, name
 
 
-def test_dataset_columns(items, contract, tokenizer):
-    row = make_dataset(items, contract, tokenizer, 512)[0]
+def test_dataset_columns(dataset, contract, tokenizer):
+    row = dataset[0]
     label_ids = label_token_ids(contract, tokenizer)
     first, second, third = row["slots"]
+    assert row["index"] == 0
     assert row["labels"][first] == label_ids[0]
     assert row["labels"][second] == label_ids[2]
     assert row["labels"][third] == IGNORE  # nobody answered
     assert sum(label != IGNORE for label in row["labels"]) == 2
-    assert row["targets"][0] == pytest.approx([2 / 3, 1 / 3, 0, 0, 0])
     assert tokenizer.convert_ids_to_tokens(label_ids) == list("ABCDE")
 
 
-def test_loss_is_the_cross_entropy_of_answered_slots():
-    logits = torch.randn(2, 2, 7, generator=torch.Generator().manual_seed(0))
-    targets = torch.tensor([[[1.0, 0.0], [0.5, 0.5]], [[0.0, 0.0], [0.0, 1.0]]])
-    label_ids = torch.tensor([5, 2])
-    expected = -(
-        logits[0, 0].log_softmax(0)[5]
-        + logits[0, 1].log_softmax(0)[[5, 2]].mean()
-        + logits[1, 1].log_softmax(0)[2]
-    )
-    assert slot_loss(logits, targets, label_ids).item() == pytest.approx(expected.item(), rel=1e-6)
+def test_batches_hold_the_targets_of_their_rows(dataset, targets):
+    batch = SlotCollator(targets, 4096)([dataset[1], dataset[0]])
+    assert batch["labels"].shape == (2, 3)
+    (one,) = batch["packs"]
+    assert one["targets"].shape == (2, 3, 5)
+    assert one["targets"][1, 0].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0, 0])
+    assert one["targets"][0, 2].tolist() == [0, 1, 0, 0, 0]
+    assert one["positions"].tolist() == [list(range(5))] * 3
 
 
-def test_collator_splits_long_batches_into_packs(items, contract, tokenizer):
-    dataset = list(make_dataset(items, contract, tokenizer, 512))
-    one, many = SlotCollator(4096)(dataset), SlotCollator(10)(dataset)
+def test_collator_splits_long_batches_into_packs(dataset, targets):
+    one, many = SlotCollator(targets, 4096)(list(dataset)), SlotCollator(targets, 10)(list(dataset))
     assert (len(one["packs"]), len(many["packs"])) == (1, 4)
     assert torch.equal(one["labels"], many["labels"])
+    assert torch.equal(one["packs"][0]["targets"], torch.cat([p["targets"] for p in many["packs"]]))
 
 
-def test_too_long_items_are_reported(items, contract, tokenizer):
+def collator(items, contract, tokenizer, seed=0, **settings):
+    return TrainingCollator(
+        items, contract, tokenizer, Targets(items, contract.rubric, "sampled"), 4096,
+        AugmentationConfig(**settings), seed,
+    )  # fmt: skip
+
+
+def drawn(batch):
+    return [
+        (one["inputs"]["input_ids"].tolist(), one["targets"].tolist(), one["positions"].tolist())
+        for one in batch["packs"]
+    ]
+
+
+def test_draws_are_those_of_seed_and_epoch(items, dataset, contract, tokenizer):
+    settings = {"shuffle_options": "all", "token_dropout": 0.3, "variants": 2}
+    rows = list(dataset)
+    first = collator(items, contract, tokenizer, **settings)
+    again = collator(items, contract, tokenizer, **settings)
+    assert drawn(first(rows)) == drawn(again(rows))
+    epoch_0 = drawn(first(rows))
+    assert len(epoch_0) == 2  # variants
+    first.epoch = 1
+    assert drawn(first(rows)) != epoch_0
+    again.epoch = 1
+    assert drawn(first(rows)) == drawn(again(rows))
+    other = collator(items, contract, tokenizer, seed=1, **settings)
+    assert drawn(other(rows)) != epoch_0
+
+
+def test_without_augmentation_a_batch_is_what_inference_sees(items, dataset, contract, tokenizer):
+    rows = list(dataset)
+    plain = SlotCollator(Targets(items, contract.rubric, "soft"), 4096)(rows)["packs"]
+    trained = collator(items, contract, tokenizer)(rows)["packs"]
+    for a, b in zip(plain, trained, strict=True):
+        for key, tensor in a["inputs"].items():
+            assert torch.equal(tensor, b["inputs"][key])
+
+
+def test_too_long_items_are_reported(items, contract, tokenizer, targets):
     with pytest.raises(DataError, match=r"4 of 4 prompts .* \(item 1\)"):
-        make_dataset(items, contract, tokenizer, 64)
-
-
-def test_vote_shares():
-    assert vote_shares([0, 2, 2, 2], 3) == [0.25, 0.0, 0.75]
-    assert vote_shares([], 2) == [0.0, 0.0]
+        make_dataset(items, contract, tokenizer, targets, 64)

@@ -97,7 +97,12 @@ def pack_tensors(packed: Pack, device: Any) -> dict[str, Any]:
 
 def pack_budget(device: Any) -> int:
     """Tokens a pack: attention to all of a pack costs its square, forward passes cost launches."""
-    return 8192 if str(device).startswith("cuda") else 1024
+    if not str(device).startswith("cuda"):
+        return 1024
+    import torch
+
+    gigabytes = torch.cuda.get_device_properties(device).total_memory / 1e9
+    return 8192 if gigabytes > 40 else 4096 if gigabytes > 20 else 2048
 
 
 def _load_model(folder: Path, device: str | None, dtype: str | None) -> Any:

@@ -1,0 +1,69 @@
+"""Models of real shapes with random weights, and made-up data of real shapes."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm_judge.items import Item
+from slm_judge.rubric import Rubric
+
+ROOT = Path(__file__).parents[1]
+
+# Of the published configurations of Qwen3. Speed and memory do not depend on the weights' values.
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "0.6b": {
+        "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+        "tie_word_embeddings": True, "initializer_range": 0.02,
+    },
+    "1.7b": {
+        "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+        "tie_word_embeddings": True, "initializer_range": 0.02,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """A rubric, and how long the items are."""
+
+    rubric: str
+    words: tuple[int, int]
+    """Of each field, fewest and most."""
+
+
+DATA = {
+    "goemotions": DataShape("emotion", (5, 25)),
+    "answer-quality": DataShape("answer-quality", (150, 350)),
+}
+
+_WORDS = """
+the a of to and in that it is was for on are as with they be at one have this from or had by hot
+word but what some we can out other were all there when up use your how said an each she which do
+their time if will way about many then them write would like so these her long make thing see him
+two has look more day could go come did number sound no most people my over know water than call
+first who may down side been now find any new work part take get place made
+""".split()  # noqa: SIM905
+
+
+def rubric_of(shape: str) -> Rubric:
+    """The rubric of a data shape."""
+    return Rubric.from_file(ROOT / "rubrics" / f"{DATA[shape].rubric}.yaml")
+
+
+def make_items(shape: str, n_items: int, seed: int = 0) -> list[Item]:
+    """Items of a data shape with random words and votes, each text different."""
+    rng = random.Random(seed)  # noqa: S311
+    rubric, (fewest, most) = rubric_of(shape), DATA[shape].words
+    items = []
+    for number in range(n_items):
+        state = {
+            field: f"{number} " + " ".join(rng.choices(_WORDS, k=rng.randint(fewest, most)))
+            for field in rubric.fields
+        }
+        votes = {d.name: {"": rng.randrange(len(d.options))} for d in rubric.dimensions}
+        items.append(Item(f"i{number}", state, votes, f"i{number}"))
+    return items

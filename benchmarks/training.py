@@ -1,0 +1,212 @@
+"""Training speed and memory: packed behind one rubric, against TRL's SFTTrainer as it comes.
+
+    python benchmarks/training.py --model 0.6b --data goemotions          # on a CPU
+    python benchmarks/training.py --model 1.7b --data goemotions answer-quality --steps 10   # GPU
+
+Both train the same LoRA on the same base (random weights of the named shape), NF4 where
+`--quantization nf4`, on the same rows, each in a process of its own so that peaks of memory do not
+mix. SFTTrainer gets prompt-completion data, the usual way to fine-tune a judge.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import DATA, MODELS, make_items, rubric_of
+from slm_judge.training.tiny import tiny_base
+from transformers import TrainerCallback
+
+from slm_judge.contract import Contract
+from slm_judge.items import Item
+from slm_judge.prompt import MARK, DecisionReader
+from slm_judge.recipe import DataConfig, LoraConfig, Recipe, TrainingConfig
+from slm_judge.run import Run
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each optimiser step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._started)
+
+
+def recipe_of(arguments: argparse.Namespace, data: str) -> Recipe:
+    """The paper's setting."""
+    return Recipe(
+        name="benchmark",
+        base=str(tiny_base(**MODELS[arguments.model])),
+        rubric="-",
+        quantization=arguments.quantization,
+        data=DataConfig(train="-"),
+        lora=LoraConfig(),
+        training=TrainingConfig(
+            batch_size=arguments.batch,
+            epochs=1,
+            warmup_share=0,
+            tokens_per_pack=arguments.tokens_per_pack,
+            gradient_checkpointing=arguments.gradient_checkpointing,
+        ),
+    )
+
+
+def ours(recipe: Recipe, run: Run, data: str, items: list[Item]) -> tuple[Any, float]:
+    """Our trainer, and tokens processed a row."""
+    from slm_judge.training.targets import Targets
+    from slm_judge.training.train import Learner, base_settings
+
+    base, contract, tokenizer = base_settings(recipe), *contract_of(recipe, data)
+    targets = Targets(items, contract.rubric, "soft")
+    splits = {"train": items, "validation": items[: recipe.training.batch_size]}
+    learner = Learner(recipe, run, base, contract, tokenizer, splits, targets)
+    batch = learner.collator([learner.train[i] for i in range(recipe.training.batch_size)])
+    tokens = sum(pack["inputs"]["input_ids"].numel() for pack in batch["packs"])
+    return learner.trainer(evaluate=False), tokens / recipe.training.batch_size
+
+
+def theirs(recipe: Recipe, run: Run, data: str, items: list[Item]) -> tuple[Any, float]:
+    """SFTTrainer on prompt-completion pairs, and tokens processed a row (with padding)."""
+    from datasets import Dataset
+    from peft import LoraConfig as PeftLora
+    from peft import get_peft_model
+    from slm_judge.training.train import base_settings, training_arguments
+    from trl import SFTTrainer
+
+    from slm_judge.backends.transformers import load_base
+
+    base, contract, tokenizer = base_settings(recipe), *contract_of(recipe, data)
+    rubric = contract.rubric
+    reader = DecisionReader(tokenizer, contract.decision_template, rubric, contract.labels)
+    rows = []
+    for item in items:
+        prompt, *slots = reader.render(item.state).split(MARK)[:-1]
+        answers = [f" {contract.labels[next(iter(item.votes[d.name].values()))]}"
+                   for d in rubric.dimensions]  # fmt: skip
+        completion = answers[0] + "".join(
+            slot + answer for slot, answer in zip(slots, answers[1:], strict=True)
+        )
+        rows.append({"prompt": prompt, "completion": completion})
+    arguments = training_arguments(recipe, run, base, evaluate=False)
+    arguments.dataset_kwargs = None
+    model = load_base(base, base["device"])
+    lora = PeftLora(r=recipe.lora.r, lora_alpha=recipe.lora.alpha,
+                    lora_dropout=recipe.lora.dropout, target_modules="all-linear",
+                    task_type="CAUSAL_LM")  # fmt: skip
+    arguments.label_names = None
+    arguments.remove_unused_columns = True
+    trainer = SFTTrainer(
+        model=get_peft_model(model, lora),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    return trainer, batch["input_ids"].numel() / recipe.training.batch_size
+
+
+def contract_of(recipe: Recipe, data: str) -> tuple[Contract, Any]:
+    """Contract and tokenizer."""
+    from slm_judge.backends.transformers import load_tokenizer
+
+    tokenizer = load_tokenizer(recipe.base)
+    return Contract.build(rubric_of(data), tokenizer), tokenizer
+
+
+def measure(arguments: argparse.Namespace, method: str, data: str) -> dict[str, Any]:
+    """Train a few steps."""
+    recipe = recipe_of(arguments, data)
+    items = make_items(data, arguments.batch * (arguments.steps + 1))
+    with tempfile.TemporaryDirectory() as folder:
+        make = ours if method == "slm-judge" else theirs
+        trainer, tokens = make(recipe, Run(Path(folder)), data, items)
+        trainer.args.max_steps = arguments.steps + 1
+        trainer.args.save_strategy = "no"
+        times = StepTimes()
+        trainer.add_callback(times)
+        trainer.train()
+    step = statistics.median(times.seconds[1:])
+    on_gpu = torch.cuda.is_available()
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return {
+        "method": method, "model": arguments.model, "data": data, "batch": arguments.batch,
+        "quantization": arguments.quantization, "tokens_per_row": round(tokens, 1),
+        "seconds_per_step": round(step, 4), "rows_per_second": round(arguments.batch / step, 3),
+        "tokens_per_second": round(arguments.batch * tokens / step, 1),
+        "peak_gib": round(peak / 2**30, 2),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+    }  # fmt: skip
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Markdown, ours beside theirs."""
+    lines = [
+        "| model | data | method | tokens/row | rows/s | tokens/s | peak GiB |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['model']} {row['quantization']} | {row['data']} | {row['method']} | "
+            f"{row['tokens_per_row']:.0f} | {row['rows_per_second']:.2f} | "
+            f"{row['tokens_per_second']:.0f} | {row['peak_gib']:.1f} |"
+        )
+    for data in dict.fromkeys(row["data"] for row in rows):
+        a, b = (next(r for r in rows if r["data"] == data and r["method"] == m)
+                for m in ("slm-judge", "SFTTrainer"))  # fmt: skip
+        lines.append(
+            f"\n{data}: {b['tokens_per_row'] / a['tokens_per_row']:.1f} times fewer tokens, "
+            f"{a['rows_per_second'] / b['rows_per_second']:.1f} times the rows a second"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=MODELS, default="0.6b")
+    parser.add_argument("--data", choices=DATA, nargs="+", default=["goemotions"])
+    parser.add_argument("--quantization", choices=["nf4", "none"], default="nf4")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--tokens-per-pack", type=int)
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # method and data: this process
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(measure(arguments, *arguments.only)))
+        return
+    tiny_base(**MODELS[arguments.model])  # built before the measurements
+    rows = []
+    for data in arguments.data:
+        for method in ("slm-judge", "SFTTrainer"):
+            command = [sys.executable, *sys.argv, "--only", method, data]
+            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            rows.append(json.loads(result.stdout.strip().splitlines()[-1]))
+    print(report(rows))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

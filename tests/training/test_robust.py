@@ -1,0 +1,162 @@
+"""Runs that are killed, shared by processes, or go wrong; each in processes of its own."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import small_recipe
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    """Writes a small recipe; `changes` are sections of it."""
+
+    def write(name, **changes):
+        raw = small_recipe(tmp_path / name).model_dump()
+        for section, values in changes.items():
+            raw[section] |= values
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(raw))
+        return path, tmp_path / name
+
+    return write
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "slm_judge", *map(str, arguments)]
+
+
+def weights(folder: Path):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def facts(folder: Path):
+    return json.loads((folder / "adapter" / "training.json").read_text())
+
+
+# Everything that is drawn: votes, wordings, dropped tokens, the adapter's dropout.
+DRAWN = {
+    "training": {"epochs": 3, "targets": "sampled", "checkpoint_minutes": 0.002, "batch_size": 8},
+    "augmentation": {"shuffle_options": "choice", "token_dropout": 0.1},
+    "lora": {"dropout": 0.1},
+}
+
+
+def test_a_killed_run_resumes_to_the_same_weights(recipe_file):
+    """SIGKILL at random moments, within epochs and while checkpoints are written."""
+    whole, whole_folder = recipe_file("whole", **DRAWN)
+    subprocess.run(command("train", whole), check=True, env=ENVIRONMENT, capture_output=True)
+    killed, folder = recipe_file("killed", **DRAWN)
+    rng, kills = random.Random(0), 0
+    while not (folder / "adapter").exists():
+        with subprocess.Popen(
+            command("train", killed, "--resume"), env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            before = set(folder.glob("checkpoints/checkpoint-*"))
+            while process.poll() is None and kills < 3:
+                if set(folder.glob("checkpoints/checkpoint-*")) - before:
+                    time.sleep(rng.uniform(0, 1.5))
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                    break
+                time.sleep(0.02)
+            process.wait()
+    assert kills == 3
+    for name, tensor in weights(whole_folder).items():
+        assert torch.equal(tensor, weights(folder)[name]), name
+    assert (
+        facts(folder)["validation"]["validation_alpha"]
+        == (facts(whole_folder)["validation"]["validation_alpha"])
+    )
+
+
+def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
+    from slm_judge.training.train import last_checkpoint
+
+    assert last_checkpoint(tmp_path) is None
+    for step, state in ((9, '{"global_step": 9}'), (10, '{"glob'), (11, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+
+
+def test_two_processes_train_as_one(recipe_file):
+    """The batch is shared: each process takes half of it, and logs are written once."""
+    one, one_folder = recipe_file("one", training={"epochs": 1})
+    subprocess.run(command("train", one), check=True, env=ENVIRONMENT, capture_output=True)
+    two, two_folder = recipe_file("two", training={"epochs": 1, "report_to": ["tensorboard"]})
+    launch = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"),
+        *("--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", "0", "-m", "slm_judge", "train", str(two)),
+    ]
+    result = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("adapter saved in") == 1
+    assert len(list((two_folder / "logs").glob("events.out.tfevents.*"))) == 1
+    single, shared = facts(one_folder), facts(two_folder)
+    for key in ("train_loss", "eval_loss"):
+        (a,), (b,) = ([row[key] for row in f["history"] if key in row] for f in (single, shared))
+        assert b == pytest.approx(a, rel=1e-4), key
+    for name, tensor in weights(one_folder).items():
+        assert torch.allclose(tensor, weights(two_folder)[name], atol=1e-4), name
+
+
+def test_logs_for_tensorboard_and_trackio(recipe_file, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path, folder = recipe_file("logged", training={"report_to": ["tensorboard", "trackio"]})
+    environment = ENVIRONMENT | {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    subprocess.run(command("train", path), check=True, env=environment, capture_output=True)
+    events = EventAccumulator(str(folder / "logs"))
+    events.Reload()
+    assert {"train/loss", "eval/alpha", "eval/alpha_topic"} <= set(events.Tags()["scalars"])
+    assert (tmp_path / "trackio" / "demo.db").exists()
+
+
+def test_a_loss_that_is_no_number_stops_with_advice(recipe_file):
+    path, folder = recipe_file("nan", training={"learning_rate": 1e30, "max_grad_norm": 1e30})
+    result = subprocess.run(command("train", path), env=ENVIRONMENT, capture_output=True, text=True)
+    message = " ".join(result.stderr.split())
+    assert result.returncode == 2, message
+    assert "Lower training.learning_rate (now 1e+30)" in message
+    assert "Traceback" not in message
+    assert not (folder / "adapter").exists()
+
+
+def test_running_out_of_memory_names_the_settings(recipe_file):
+    """Under a real limit of the address space."""
+    path, _ = recipe_file("big", training={"tokens_per_pack": 10**7, "batch_size": 500},
+                          data={"limit": 500})  # fmt: skip
+    code = (
+        "import resource, torch, sys; import slm_judge.training.train as t\n"
+        "make = t.Learner.trainer\n"
+        "def limited(self):\n"
+        "    trainer = make(self)\n"
+        "    used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (used + 700 * 2**20,) * 2)\n"
+        "    return trainer\n"
+        "t.Learner.trainer = limited\n"
+        "from slm_judge.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "train", path], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    message = " ".join(result.stderr.split())
+    assert result.returncode == 2, message[-2000:]
+    assert "Out of memory. Lower training.tokens_per_pack (now 10000000)" in message
+    assert "gradient_checkpointing: true" in message

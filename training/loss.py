@@ -1,0 +1,82 @@
+"""The loss at the answer slots."""
+
+from collections.abc import Sequence
+
+import torch
+
+from slm_judge.rubric import Rubric
+
+
+class SlotLoss:
+    """Cross-entropy over the whole vocabulary, and the ranked probability score of levels."""
+
+    def __init__(
+        self,
+        rubric: Rubric,
+        label_ids: Sequence[int],
+        ordinal_weight: float = 0.0,
+        option_weights: torch.Tensor | None = None,
+    ) -> None:
+        """Prepare the loss of a rubric with K dimensions and M options in the longest.
+
+        Args:
+            rubric: the rubric.
+            label_ids: M token ids, of the labels in order.
+            ordinal_weight: of the ranked probability score beside the cross-entropy.
+            option_weights: K x M, by which the targets are weighed in the cross-entropy.
+        """
+        self.label_ids = torch.tensor(label_ids)
+        self.ordinal_weight = ordinal_weight
+        self.option_weights = option_weights
+        self._levels = [
+            (k, len(dimension.options))
+            for k, dimension in enumerate(rubric.dimensions)
+            if dimension.type == "score"
+        ]
+
+    def __call__(
+        self, logits: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss, summed over the answered slots.
+
+        Args:
+            logits: B x K x V.
+            targets: B x K x M in option order, shares that sum to 1, or to 0 where nobody answered.
+            positions: K x M, which label each option stands behind.
+        """
+        logits = logits.float()
+        scores = option_logits(logits, self.label_ids, positions)
+        log_probabilities = scores - logits.logsumexp(dim=-1, keepdim=True)
+        weighted = targets
+        if self.option_weights is not None:
+            weighted = targets * self.option_weights.to(targets)
+        total = -(weighted * log_probabilities).sum()
+        if self.ordinal_weight:
+            for k, levels in self._levels:
+                score = ranked_probability_score(scores[:, k, :levels], targets[:, k, :levels])
+                total = total + self.ordinal_weight * score.sum()
+        return total
+
+
+def option_logits(
+    logits: torch.Tensor, label_ids: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Logits of the options: B x K x M from B x K x V, in option order."""
+    ids = label_ids.to(logits.device)[positions]
+    return logits.gather(-1, ids.expand(logits.shape[0], -1, -1))
+
+
+def ranked_probability_score(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Ranked probability score (Epstein, 1969; Murphy, 1971), between 0 and 1.
+
+    Args:
+        logits: B x J, of J ordered levels.
+        targets: B x J, shares; rows of zeros score 0.
+
+    Returns:
+        B scores: the mean over the J - 1 inner levels of (F_j - O_j)^2, F the cumulated
+        probabilities and O the cumulated shares.
+    """
+    difference = (logits.softmax(dim=-1) - targets).cumsum(dim=-1)[:, :-1]
+    answered = targets.sum(dim=-1) > 0
+    return difference.square().mean(dim=-1) * answered

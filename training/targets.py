@@ -1,0 +1,125 @@
+"""What is learned about an item on which several annotators voted."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from slm_judge.errors import require
+from slm_judge.items import Item, votes_of
+from slm_judge.rubric import Dimension, Rubric
+
+Method = Literal["auto", "soft", "sampled", "majority", "dawid_skene"]
+Array = npt.NDArray[np.float64]
+
+# Below, the share of a few votes is a noisy estimate of how people see an item.
+FEW_VOTES = 5
+
+
+def vote_shares(votes: Sequence[int], n_options: int) -> list[float]:
+    """Share of the annotators who chose each option; zeros where nobody answered."""
+    return [votes.count(option) / len(votes) if votes else 0.0 for option in range(n_options)]
+
+
+def majority_shares(votes: Sequence[int], n_options: int) -> list[float]:
+    """1 for the option with most votes, shared equally where several have as many."""
+    counts = [votes.count(option) for option in range(n_options)]
+    winners = [count == max(counts) and count > 0 for count in counts]
+    return [won / max(sum(winners), 1) for won in winners]
+
+
+def resolve(method: Method, items: Sequence[Item], rubric: Rubric) -> Method:
+    """The method that "auto" stands for: sampled below `FEW_VOTES` votes an answer, else soft."""
+    if method != "auto":
+        return method
+    counts = [len(votes) for item in items for votes in item.votes.values() if votes]
+    few = 1 < float(np.mean(counts)) < FEW_VOTES if counts else False
+    return "sampled" if few else "soft"
+
+
+class Targets:
+    """Distributions over the options, per item and dimension."""
+
+    def __init__(self, items: Sequence[Item], rubric: Rubric, method: Method) -> None:
+        """Prepare the targets of N items.
+
+        Args:
+            items: with votes.
+            rubric: K dimensions, M options in the longest.
+            method: see `TrainingConfig.targets`; "auto" is resolved.
+        """
+        self.method = resolve(method, items, rubric)
+        self._votes = [votes_of(items, d.name) for d in rubric.dimensions]
+        self._width = max(len(d.options) for d in rubric.dimensions)
+        self._fixed = np.stack(
+            [self._of_dimension(items, d, k) for k, d in enumerate(rubric.dimensions)], axis=1
+        )
+
+    def _of_dimension(self, items: Sequence[Item], dimension: Dimension, k: int) -> Array:
+        if self.method == "dawid_skene":
+            return dawid_skene(items, dimension, self._width)
+        shares = majority_shares if self.method == "majority" else vote_shares
+        return np.array([shares(votes, self._width) for votes in self._votes[k]])
+
+    @property
+    def fixed(self) -> Array:
+        """N x K x M; the expected targets where votes are sampled. Zeros where nobody answered."""
+        return self._fixed
+
+    def draw(self, indices: Sequence[int], seed: str) -> Array:
+        """Targets of some items, len(indices) x K x M; `seed` decides which votes are drawn."""
+        targets = self._fixed[list(indices)]
+        if self.method != "sampled":
+            return targets
+        for row, index in enumerate(indices):
+            rng = random.Random(f"{seed}/{index}")  # noqa: S311
+            for k, dimension_votes in enumerate(self._votes):
+                if votes := dimension_votes[index]:
+                    targets[row, k] = 0.0
+                    targets[row, k, rng.choice(votes)] = 1.0
+        return targets
+
+
+def dawid_skene(items: Sequence[Item], dimension: Dimension, width: int) -> Array:
+    """Posterior of the true option under the model of Dawid and Skene (1979), by crowd-kit.
+
+    Returns:
+        N x width; zeros where nobody answered.
+    """
+    pandas = require("pandas", "train")
+    aggregation = require("crowdkit.aggregation", "train")
+    rows = [
+        (number, annotator, option)
+        for number, item in enumerate(items)
+        for annotator, option in item.votes.get(dimension.name, {}).items()
+    ]
+    posterior = np.zeros((len(items), width))
+    if not rows:
+        return posterior
+    table = pandas.DataFrame(rows, columns=["task", "worker", "label"])
+    found: Any = aggregation.DawidSkene(n_iter=100).fit_predict_proba(table)
+    posterior[np.ix_(found.index.to_numpy(), found.columns.to_numpy())] = found.to_numpy()
+    return posterior
+
+
+def option_weights(targets: Array, exponent: float) -> Array:
+    """Weights that balance the options of each dimension.
+
+    Args:
+        targets: N x K x M.
+        exponent: 0 gives ones; 1 gives every option that occurs the same total weight.
+
+    Returns:
+        K x M; the weighted targets sum to the same as the unweighted ones.
+    """
+    counts = targets.sum(axis=0)
+    used = counts > 0
+    weights = np.where(used, 1.0, 0.0)
+    weights[used] = counts[used] ** -exponent
+    total = (counts * weights).sum(axis=1, keepdims=True)
+    weights *= np.divide(
+        counts.sum(axis=1, keepdims=True), total, out=np.ones_like(total), where=total > 0
+    )
+    return np.where(used, weights, 1.0)
