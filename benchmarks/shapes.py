@@ -67,3 +67,46 @@ def make_items(shape: str, n_items: int, seed: int = 0) -> list[Item]:
         votes = {d.name: {"": rng.randrange(len(d.options))} for d in rubric.dimensions}
         items.append(Item(f"i{number}", state, votes, f"i{number}"))
     return items
+
+
+def judge_folder(model: str, data: str) -> Path:
+    """A judge with random weights as a folder that transformers loads, cached."""
+    from slm_judge.training.tiny import tiny_base
+
+    from slm_judge.backends.transformers import load_tokenizer
+    from slm_judge.contract import Contract
+    from slm_judge.files import atomic_folder
+    from slm_judge.llama_source import cache_folder
+
+    base = tiny_base(**MODELS[model])
+    folder = cache_folder() / "benchmarks" / f"{model}-{data}"
+    if not folder.exists():
+        with atomic_folder(folder) as work:
+            for file in base.iterdir():
+                (work / file.name).symlink_to(file)
+            Contract.build(rubric_of(data), load_tokenizer(base)).save(work)
+    return folder
+
+
+def judge_gguf(model: str, data: str, quantization: str = "Q4_K_M") -> Path:
+    """The same judge as a GGUF file, cached."""
+    from slm_judge.export.gguf import add_keys, convert, quantize
+
+    from slm_judge.contract import Contract
+    from slm_judge.files import atomic_file
+
+    folder = judge_folder(model, data)
+    output = folder.with_name(f"{folder.name}-{quantization}.gguf")
+    if not output.exists():
+        with (
+            atomic_file(output.with_suffix(".bf16")) as converted,
+            atomic_file(output.with_suffix(".judge")) as judge,
+            atomic_file(output) as path,
+        ):
+            converted.unlink()
+            convert(folder, converted, "bf16", model)
+            add_keys(converted, judge, Contract.load(folder))
+            quantize(judge, path, quantization)
+        output.with_suffix(".bf16").unlink()
+        output.with_suffix(".judge").unlink()
+    return output

@@ -14,10 +14,11 @@ from slm_judge.model_card.render import render_card, repository_names
 
 from slm_judge.contract import Contract
 from slm_judge.errors import JudgeError, VerificationError
+from slm_judge.files import content_hash
 from slm_judge.run import Run
 
 from .settings import training_facts
-from .verify import REPORT, artefacts, content_hash, read_report
+from .verify import REPORT, artefacts, read_report
 
 
 @dataclass(frozen=True)

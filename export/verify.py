@@ -1,6 +1,5 @@
 """`slm-judge verify`: the exported files, run on held-out items, against adapter and annotators."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from slm_judge.agreement import (
     vote_counts,
 )
 from slm_judge.annotation import softmax
-from slm_judge.files import write_text
+from slm_judge.files import content_hash, write_text
 from slm_judge.items import Item, load_split, votes_of
 from slm_judge.judge import Judge
 from slm_judge.labels import read_labels
@@ -223,17 +222,6 @@ def failures(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
                     f"{thresholds.max_alpha_loss}"
                 )
     return found
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 over the names and contents of a file, or of a folder's files."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.name != "README.md":  # the card, written by push
-            digest.update(str(file.relative_to(path.parent)).encode())
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
 
 
 def read_report(run: Run) -> dict[str, Any]:

@@ -43,7 +43,11 @@ _PACKAGES = (
 
 
 def train(
-    recipe: Recipe, resume: bool = False, overwrite: bool = False, console: Console | None = None
+    recipe: Recipe,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+    splits: dict[str, list[Item]] | None = None,
 ) -> Run:
     """Train an adapter.
 
@@ -52,6 +56,7 @@ def train(
         resume: continue from the last checkpoint of an interrupted run.
         overwrite: throw an earlier run in the same folder away.
         console: where progress is written.
+        splits: items of "train", "validation" and "test", in place of the recipe's data.
 
     Returns:
         The run, with `adapter/` in it.
@@ -69,7 +74,7 @@ def train(
         if process.is_main_process:
             _claim(run, recipe, resume, overwrite)
         print_settings(recipe, console)
-        splits = load_splits(recipe.data, rubric, recipe.training.seed)
+        splits = splits or load_splits(recipe.data, rubric, recipe.training.seed)
         counts = ", ".join(f"{len(items)} {name}" for name, items in splits.items())
         console.print(f"Items: {counts}")
         if process.is_main_process:

@@ -30,6 +30,12 @@ def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Array:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
 
 
+def gap(logits: npt.ArrayLike) -> float:
+    """Difference between the largest and the second largest of a dimension's logits."""
+    second, first = np.partition(np.asarray(logits, dtype=np.float64), -2)[-2:]
+    return float(first - second)
+
+
 def annotation_from_logits(
     dimensions: Sequence[Dimension],
     logits: Sequence[npt.ArrayLike],

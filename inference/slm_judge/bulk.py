@@ -1,64 +1,390 @@
-"""`slm-judge annotate`: a table in, the same table with the judge's columns out."""
+"""`slm-judge annotate`: a table in, the same table with the judge's columns out.
 
-from collections.abc import Mapping
+The input is read in pieces; each finished piece is kept (see `slm_judge.shards`), so that an
+interrupted job goes on where it stopped, and memory does not grow with the input.
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+import pyarrow as pa
+
+from . import __version__
+from .annotation import annotation_from_logits
+from .backends import Backend
 from .errors import DataError
+from .files import content_hash
 from .judge import Judge
 from .progress import progress_bar
-from .tables import check_output, read_table, write_table
+from .prompt import EncodedPrompt, normalise
+from .rubric import Rubric, format_value
+from .shards import ShardStore, digest_of, write_tables
+from .tables import TableStream, check_output
+
+Policy = Literal["skip", "fail"]
+LengthPolicy = Literal["skip", "fail", "truncate"]
+
+ANNOTATED, TRUNCATED = "annotated", "truncated"
+_CACHED_TEXTS = 100_000  # about 30 MB
+# Of a confidence, as it is written. Beyond the second, digits depend on what is computed beside a
+# row, unless each row is computed by itself: docs/annotation.md.
+STABLE_DIGITS, EXACT_DIGITS = 2, 6
+
+
+@dataclass(frozen=True)
+class AnnotateOptions:
+    """What to annotate, and what becomes of rows that cannot be annotated as they are."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Field of the rubric -> column of the table, where they differ."""
+    prefix: str = ""
+    """Put before the names of the new columns: `<dimension>`, `<dimension>_confidence` for each
+    dimension, and `outcome`."""
+    on_empty: Policy = "skip"
+    """A row that lacks a field or its text."""
+    on_too_long: LengthPolicy = "skip"
+    """A row whose prompt is longer than the model can read; truncate cuts the end of its longest
+    field, never the rubric."""
+    review_below: float | None = None
+    """Rows with a confidence below this, in any dimension, also go to `review`."""
+    review: str | None = None
+    """File for the rows to review; by default beside the output."""
+    rows_per_piece: int = 2048
+    """Rows of a piece that is computed and kept as a whole."""
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        if self.review and self.review_below is None:
+            raise DataError("A review file needs --review-below, the confidence to review under.")
+
+
+@dataclass
+class Summary:
+    """What became of the rows."""
+
+    rows: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    computed: int = 0
+    """Rows that the model read in this run: not those of earlier runs, nor repeated texts."""
+    reviewed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def not_annotated(self) -> int:
+        """Rows without labels."""
+        return self.rows - self.outcomes[ANNOTATED] - self.outcomes[TRUNCATED]
+
+
+@dataclass
+class Prepared:
+    """A piece whose rows were read and tokenized."""
+
+    table: pa.Table
+    keys: list[str]
+    """Per row, its text's key, or the reason why it has none."""
+    prompts: dict[str, EncodedPrompt]
+    """Of each different text that can be annotated."""
+    outcomes: dict[str, str]
+    """Of each different text."""
+
+
+class PieceAnnotator:
+    """Annotates the pieces of one table, in order."""
+
+    def __init__(self, judge: Judge, options: AnnotateOptions) -> None:
+        """Use `judge` with `options`."""
+        self.judge, self.options = judge, options
+        rubric, prefix = judge.rubric, options.prefix
+        self.sources = {name: options.columns.get(name, name) for name in rubric.fields}
+        self.added = [
+            *(f"{prefix}{d.name}{end}" for d in rubric.dimensions for end in ("", "_confidence")),
+            f"{prefix}outcome",
+        ]
+        self.confidences = [name for name in self.added if name.endswith("_confidence")]
+        self.computed = 0
+        self._digits = EXACT_DIGITS if judge.exact else STABLE_DIGITS
+        self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
+
+    def check(self, table: pa.Table, location: str) -> None:
+        """Refuse a table without the fields, or with columns that would be overwritten.
+
+        Raises:
+            DataError: names the columns.
+        """
+        missing = [name for name in self.sources.values() if name not in table.column_names]
+        if missing:
+            raise DataError(
+                f"{location} has no columns {', '.join(missing)}; it has "
+                f"{', '.join(table.column_names)}. Name the right ones with --column field=column."
+            )
+        if taken := [name for name in self.added if name in table.column_names]:
+            raise DataError(
+                f"{location} already has the columns {', '.join(taken)}. Keep both with a prefix "
+                "for the judge's, e.g. --prefix judge_"
+            )
+
+    # --- reading ---
+
+    def prepare(self, table: pa.Table, first_row: int) -> Prepared:
+        """Read and tokenize a piece; engine and cache are not touched, so threads may do it.
+
+        Raises:
+            DataError: a row cannot be annotated and the policy is to fail.
+        """
+        keys, states = self._states(table, first_row)
+        prompts: dict[str, EncodedPrompt] = {}
+        outcomes: dict[str, str] = {}
+        encoded = self.judge.backend.reader.encode(list(states.values()))
+        for (key, state), prompt in zip(states.items(), encoded, strict=True):
+            outcomes[key] = ANNOTATED
+            length, most = len(prompt.input_ids), self.judge.backend.max_tokens
+            if length > most:
+                row = first_row + keys.index(key) + 1
+                outcomes[key] = f"too long: {length} tokens, room for {most}"
+                if self.options.on_too_long == "fail":
+                    raise DataError(f"Row {row} is {outcomes[key]}. See --on-too-long.")
+                if self.options.on_too_long == "skip":
+                    continue
+                prompt = truncate(self.judge.backend, self.judge.rubric, state)
+                outcomes[key] = TRUNCATED
+            prompts[key] = prompt
+        return Prepared(table, keys, prompts, outcomes)
+
+    def _states(self, table: pa.Table, first_row: int) -> tuple[list[str], dict[str, Any]]:
+        """Per row, a key; and the state of each key that can be annotated."""
+        keys: list[str] = []
+        states: dict[str, dict[str, str]] = {}
+        columns = {
+            name: table[source].to_pylist() if source in table.column_names else [None] * len(table)
+            for name, source in self.sources.items()
+        }
+        for row, values in enumerate(zip(*columns.values(), strict=True)):
+            state = {}
+            problem = None
+            for name, value in zip(columns, values, strict=True):
+                text = "" if value is None else normalise(format_value(value))
+                if not text.strip():
+                    problem = f"{'missing' if value is None else 'empty'} field: {name}"
+                    break
+                state[name] = text
+            if problem and self.options.on_empty == "fail":
+                raise DataError(f"Row {first_row + row + 1} has a {problem}. See --on-empty.")
+            key = problem or _key(state)
+            if not problem:
+                states.setdefault(key, state)
+            keys.append(key)
+        return keys, states
+
+    # --- deciding ---
+
+    def annotate(self, piece: Prepared) -> pa.Table:
+        """The piece with the judge's columns; equal texts are computed once."""
+        fresh = [key for key in piece.prompts if key not in self._cache]
+        contract = self.judge.backend.contract
+        found: dict[str, tuple[Any, ...]] = {
+            key: self._cache[key] for key in piece.prompts if key in self._cache
+        }
+        for index, logits in self.judge.decide([piece.prompts[key] for key in fresh]):
+            answer = annotation_from_logits(
+                contract.rubric.dimensions, logits, contract.temperatures
+            )
+            cells: list[Any] = []
+            for dimension in contract.rubric.dimensions:
+                confidence = round(answer.confidence[dimension.name], self._digits)
+                cells += [answer.labels[dimension.name], confidence]
+            found[fresh[index]] = (*cells, piece.outcomes[fresh[index]])
+        self.computed += len(fresh)
+        nothing = (None,) * (len(self.added) - 1)
+        rows = [found.get(key) or (*nothing, piece.outcomes.get(key, key)) for key in piece.keys]
+        self._remember({key: found[key] for key in piece.prompts})
+        table = piece.table
+        for name, column in zip(self.added, zip(*rows, strict=True), strict=True):
+            table = table.append_column(name, pa.array(list(column)))
+        return table
+
+    def replay(self, table: pa.Table, finished: pa.Table) -> None:
+        """Remember the texts of a piece that an earlier run finished."""
+        keys, states = self._states(table, 0)
+        columns = [finished[name].to_pylist() for name in self.added]
+        rows = dict(zip(keys, zip(*columns, strict=True), strict=True))
+        done = {key: rows[key] for key in states if rows[key][-1] in (ANNOTATED, TRUNCATED)}
+        self._remember(done)
+
+    def _remember(self, answers: Mapping[str, tuple[Any, ...]]) -> None:
+        """Keep the last texts; what is kept is a function of the input read so far alone."""
+        for key, cells in answers.items():
+            self._cache[key] = cells
+            self._cache.move_to_end(key)
+        while len(self._cache) > _CACHED_TEXTS:
+            self._cache.popitem(last=False)
+
+
+def _key(state: Mapping[str, str]) -> str:
+    text = json.dumps(state, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def truncate(backend: Backend, rubric: Rubric, state: Mapping[str, str]) -> EncodedPrompt:
+    """The prompt of an item whose longest field is cut at its end until the prompt fits.
+
+    Where one field alone cannot give enough, the next longest is cut too.
+
+    Raises:
+        DataError: not even empty fields fit.
+    """
+    cut = dict(state)
+    for name in sorted(rubric.fields, key=lambda name: len(state[name]), reverse=True):
+        low, high = 0, len(cut[name])  # `low` characters fit, `high` do not
+        shortest = _encode(backend, cut, name, low)
+        if len(shortest.input_ids) > backend.max_tokens:
+            cut[name] = ""
+            continue
+        best = shortest
+        while high - low > 1:
+            middle = (low + high) // 2
+            prompt = _encode(backend, cut, name, middle)
+            if len(prompt.input_ids) <= backend.max_tokens:
+                low, best = middle, prompt
+            else:
+                high = middle
+        return best
+    raise DataError(f"The rubric leaves no room for an item in {backend.max_tokens} tokens.")
+
+
+def _encode(backend: Backend, state: Mapping[str, str], name: str, length: int) -> EncodedPrompt:
+    return backend.reader.encode([{**state, name: state[name][:length]}])[0]
+
+
+# --- the whole job ------------------------------------------------------------------------------
 
 
 def annotate_table(
     judge: Judge,
     source: str,
     output: Path,
-    columns: Mapping[str, str] | None = None,
-    prefix: str = "",
+    options: AnnotateOptions | None = None,
+    overwrite: bool = False,
     show_progress: bool = True,
-) -> int:
-    """Annotate every row of a table; all input columns are kept.
+) -> Summary:
+    """Annotate every row of a table; all input columns are kept, and rows keep their order.
 
     Args:
         judge: the judge.
-        source: file or Hub dataset, see `read_table`.
-        output: `.csv`, `.tsv`, `.jsonl` or `.parquet`, written at the end, atomically.
-        columns: field of the rubric -> column of the table, where they differ.
-        prefix: put before the names of the new columns `<dimension>`, `<dimension>_confidence`.
+        source: see `TableStream`.
+        output: `.csv`, `.tsv`, `.jsonl` or `.parquet` (the first three also compressed), written
+            atomically at the end; finished pieces wait in `<output>.parts`.
+        options: see `AnnotateOptions`.
+        overwrite: throw finished pieces of an earlier job away.
         show_progress: draw a progress bar.
 
     Returns:
-        Number of rows annotated.
+        Counts of outcomes.
 
     Raises:
-        DataError: columns are missing or would be overwritten, or a row has no text.
+        DataError: columns are missing or would be overwritten, the input cannot be read, or the
+            finished pieces are those of another job.
     """
+    options = options or AnnotateOptions()
     check_output(output)
-    table = read_table(source)
-    names = {field: (columns or {}).get(field, field) for field in judge.rubric.fields}
-    if missing := [column for column in names.values() if column not in table.column_names]:
-        raise DataError(
-            f"{source} has no columns {', '.join(missing)}; it has "
-            f"{', '.join(table.column_names)}. Name the right ones with --column field=column."
-        )
-    added = [
-        f"{prefix}{d.name}{end}" for d in judge.rubric.dimensions for end in ("", "_confidence")
-    ]
-    if taken := [name for name in added if name in table.column_names]:
-        raise DataError(
-            f"{source} already has the columns {', '.join(taken)}. Keep both with a prefix for "
-            "the judge's, e.g. --prefix judge_"
-        )
-    texts = {field: table[column] for field, column in names.items()}
-    rows = [dict(zip(texts, values, strict=True)) for values in zip(*texts.values(), strict=True)]
+    started = time.monotonic()
+    stream, annotator = TableStream(source), PieceAnnotator(judge, options)
+    folder = output.with_name(f"{output.name}.parts")
+    if overwrite and folder.exists():
+        ShardStore(folder, json.loads((folder / "job.json").read_text())).remove()
+    store = ShardStore(folder, job_of(judge, options))
+    summary = Summary()
     with progress_bar("rows", show_progress) as progress:
-        task = progress.add_task("annotating", total=len(rows))
-        annotations = judge.annotate(rows, progress=lambda n: progress.advance(task, n))
-    for dimension in judge.rubric.dimensions:
-        name = dimension.name
-        table = table.add_column(f"{prefix}{name}", [a.labels[name] for a in annotations])
-        table = table.add_column(
-            f"{prefix}{name}_confidence", [round(a.confidence[name], 4) for a in annotations]
+        task = progress.add_task("annotating", total=None)
+        for n_rows, outcomes in _pieces(stream, annotator, store):
+            summary.rows += n_rows
+            summary.outcomes.update(outcomes)
+            read = stream.share_read
+            total = round(summary.rows / read) if read else None
+            progress.update(task, completed=summary.rows, total=total)
+        progress.update(task, completed=summary.rows, total=summary.rows)
+    if not summary.rows:
+        store.remove()
+        raise DataError(f"{source} has no rows.")
+    summary.computed = annotator.computed
+    write_tables(store.tables(), output)
+    if options.review_below is not None:
+        review = Path(options.review or output.with_name(f"{output.stem}.review{output.suffix}"))
+        summary.reviewed = write_tables(
+            _to_review(store.tables(), annotator.confidences, options.review_below), review
         )
-    write_table(table, output)
-    return len(rows)
+    store.remove()
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _pieces(
+    stream: TableStream, annotator: PieceAnnotator, store: ShardStore
+) -> Iterator[tuple[int, Counter[str]]]:
+    """Finish every piece; yields its number of rows and its outcomes.
+
+    The next piece is read and tokenized in a thread while the engine computes.
+    """
+
+    def load() -> Iterator[tuple[int, pa.Table, str, pa.Table | None, Prepared | None]]:
+        row = 0
+        for index, table in enumerate(stream.pieces(annotator.options.rows_per_piece)):
+            if index == 0:
+                annotator.check(table, stream.location)
+            digest = digest_of(table)
+            finished = store.find(index, digest)
+            prepared = None if finished is not None else annotator.prepare(table, row)
+            row += table.num_rows
+            yield index, table, digest, finished, prepared
+
+    with ThreadPoolExecutor(1) as executor:
+        loader = load()
+        waiting = executor.submit(next, loader, None)
+        while (loaded := waiting.result()) is not None:
+            waiting = executor.submit(next, loader, None)
+            index, table, digest, finished, prepared = loaded
+            if prepared is None:
+                assert finished is not None
+                annotator.replay(table, finished)
+            else:
+                finished = annotator.annotate(prepared)
+                store.write(index, finished, digest)
+            outcomes = Counter(_kind(text) for text in finished[annotator.added[-1]].to_pylist())
+            yield finished.num_rows, outcomes
+
+
+def _kind(outcome: str) -> str:
+    """The outcome without the figures of the row."""
+    return outcome.partition(": ")[0] if outcome.startswith("too long") else outcome
+
+
+def _to_review(
+    tables: Iterator[pa.Table], confidences: list[str], threshold: float
+) -> Iterator[pa.Table]:
+    """Rows that are not sure in some dimension."""
+    for table in tables:
+        unsure = [
+            any(value is not None and value < threshold for value in row)
+            for row in zip(*(table[name].to_pylist() for name in confidences), strict=True)
+        ]
+        yield table.filter(pa.array(unsure))
+
+
+def job_of(judge: Judge, options: AnnotateOptions) -> dict[str, Any]:
+    """What decides the output, besides the input."""
+    settings = asdict(options)
+    for key in ("review_below", "review"):
+        settings.pop(key)
+    return {
+        "slm_judge": __version__,
+        "model": content_hash(judge.backend.path),
+        "rubric": json.loads(judge.rubric.to_json()),
+        "exact": judge.exact,
+        "settings": settings,
+    }

@@ -148,22 +148,73 @@ def annotate(
         list[str] | None, typer.Option(help="field=column, where the data's name differs.")
     ] = None,
     prefix: Annotated[str, typer.Option(help="Put before the names of the new columns.")] = "",
+    on_empty: Annotated[
+        str, typer.Option(help="A row without a field or its text: skip or fail.")
+    ] = "skip",
+    on_too_long: Annotated[
+        str, typer.Option(help="A row that is too long: skip, fail or truncate.")
+    ] = "skip",
+    review_below: Annotated[
+        float | None, typer.Option(help="Also write the rows below this confidence to --review.")
+    ] = None,
+    review: Annotated[
+        str | None, typer.Option(help="File for people to review; by default OUTPUT.review.")
+    ] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(help="GiB for weights and cache (gguf).")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (gguf).")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Each row by itself: probabilities to the last bit.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw finished pieces of another job away.")
+    ] = False,
 ) -> None:
-    """Annotate a table: adds a column a dimension, and its confidence."""
-    from .bulk import annotate_table
+    """Annotate a table: adds a column a dimension, its confidence, and the outcome.
+
+    Interrupted, the same command goes on where it stopped. Exit code 3: some rows were not
+    annotated; the outcome column says why.
+    """
+    from .bulk import AnnotateOptions, annotate_table
     from .judge import Judge
     from .tables import check_output
 
     check_output(output)
-    columns = _columns(column or [])
+    _choose("--on-empty", on_empty, "skip", "fail")
+    _choose("--on-too-long", on_too_long, "skip", "fail", "truncate")
+    options = AnnotateOptions(
+        columns=_columns(column or []),
+        prefix=prefix,
+        on_empty=on_empty,  # type: ignore[arg-type]
+        on_too_long=on_too_long,  # type: ignore[arg-type]
+        review_below=review_below,
+        review=review,
+    )
     with Judge.from_pretrained(
         model,
         revision=revision,
         backend=backend,  # type: ignore[arg-type]
         quantization=quantization,
+        max_memory=max_memory,
+        n_threads=threads,
+        exact=exact,
     ) as judge:
-        count = annotate_table(judge, data, output, columns, prefix)
-    Console().print(f"{count} rows annotated: {output}", highlight=False)
+        summary = annotate_table(judge, data, output, options, overwrite)
+    console = Console()
+    for outcome, count in summary.outcomes.most_common():
+        console.print(f"{count:>9,} {outcome}", highlight=False)
+    done = summary.rows - summary.not_annotated
+    console.print(f"{done:,} of {summary.rows:,} rows annotated: {output}", highlight=False)
+    if review_below is not None:
+        console.print(f"{summary.reviewed:,} rows to review", highlight=False)
+    if summary.not_annotated:
+        raise typer.Exit(3)
+
+
+def _choose(option: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        raise JudgeError(f"{option} is {', '.join(allowed[:-1])} or {allowed[-1]}, not {value!r}.")
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:
@@ -183,7 +234,10 @@ def _version(
 
 
 def main() -> None:
-    """Run the command line. Exit code 1: verification failed; 2: something the user can mend."""
+    """Run the command line.
+
+    Exit codes: 1 verification failed; 2 something the user can mend; 3 rows were left out.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Progress of our own replaces that of the libraries; their warnings still show.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -195,11 +249,13 @@ def main() -> None:
         _fail(str(error), 1)
     except JudgeError as error:
         _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("Interrupted. The same command goes on where it stopped (train with --resume).", 130)
     except Exception as error:
         if not is_disk_full(error):
             raise
-        _fail("No space left on the device. Nothing half-written was left behind; free some space "
-              "and run the same command again.", 2)  # fmt: skip
+        _fail("No space left on the device. What was finished is kept, and nothing is half-written; "
+              "free some space and run the same command again.", 2)  # fmt: skip
 
 
 def _fail(message: str, code: int) -> None:

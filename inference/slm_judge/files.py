@@ -1,5 +1,6 @@
 """Writing files so that a crash leaves the old version or the new one, never half of one."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -45,6 +46,17 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 over the names and contents of a file, or of a folder's files."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.name != "README.md":  # the card, written by push
+            digest.update(str(file.relative_to(path.parent)).encode())
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _umask() -> int:

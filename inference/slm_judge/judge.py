@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from .annotation import Annotation, annotation_from_logits
+from .annotation import Annotation, annotation_from_logits, gap
 from .backends import Backend, Logits
-from .errors import ModelError
+from .errors import DataError, ModelError
 from .hub import locate
-from .prompt import item_state
+from .prompt import EncodedPrompt, item_state
 from .rubric import Rubric
 
 BackendName = Literal["auto", "gguf", "transformers"]
@@ -18,9 +18,9 @@ Row = str | Mapping[str, Any]
 class Judge:
     """Annotates items under the rubric that it was trained for."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, exact: bool = False) -> None:
         """Wrap a loaded backend; see `from_pretrained`."""
-        self.backend = backend
+        self.backend, self.exact = backend, exact
 
     @classmethod
     def from_pretrained(
@@ -33,6 +33,8 @@ class Judge:
         device: str | None = None,
         dtype: str | None = None,
         n_threads: int | None = None,
+        max_memory: float | None = None,
+        exact: bool = False,
     ) -> Self:
         """Load a judge.
 
@@ -44,6 +46,9 @@ class Judge:
             device: transformers only, e.g. "cuda"; by default a GPU where there is one.
             dtype: transformers only, e.g. "float32"; by default that of the files.
             n_threads: llama.cpp only; by default all cores.
+            max_memory: llama.cpp only; GiB for the weights and the key-value cache.
+            exact: compute each row by itself, so that probabilities too do not depend on the
+                rows beside it, to the last bit (labels never do); about 1.4 times the time.
 
         Raises:
             ModelError: there is no such judge, or it cannot be loaded.
@@ -58,10 +63,10 @@ class Judge:
         if found == "gguf":
             from .backends.gguf import GgufBackend
 
-            return cls(GgufBackend(path, n_threads=n_threads))
+            return cls(GgufBackend(path, max_memory, n_threads=n_threads), exact)
         from .backends.transformers import TransformersBackend
 
-        return cls(TransformersBackend.load(path, device, dtype))
+        return cls(TransformersBackend.load(path, device, dtype), exact)
 
     @property
     def rubric(self) -> Rubric:
@@ -98,10 +103,36 @@ class Judge:
         """Yield (row index, per dimension the options' logits before temperature), unordered.
 
         Raises:
-            DataError: a row lacks a field or its text.
+            DataError: a row lacks a field or its text, or is longer than the model can read.
         """
         states = [item_state(self.rubric, row, f"Row {i + 1}") for i, row in enumerate(rows)]
-        yield from self.backend.logits(states)
+        prompts = self.backend.reader.encode(states)
+        for i, prompt in enumerate(prompts):
+            if len(prompt.input_ids) > self.backend.max_tokens:
+                raise DataError(
+                    f"Row {i + 1} needs {len(prompt.input_ids)} tokens, but there is room for "
+                    f"{self.backend.max_tokens}. Shorten its longest field."
+                )
+        yield from self.decide(prompts)
+
+    def decide(self, prompts: Sequence[EncodedPrompt]) -> Iterator[tuple[int, Logits]]:
+        """Yield (index, logits) of prompts; labels do not depend on how prompts are batched.
+
+        Engines compute many rows at a time, and the last digits of a row's logits depend on its
+        neighbours. Where the two best labels of a dimension are nearer than the engine's noise,
+        the row is computed again alone.
+        """
+        if self.exact:
+            yield from self.backend.run(prompts, alone=True)
+            return
+        close = []
+        for index, logits in self.backend.run(prompts):
+            if any(gap(row) < self.backend.near_tie for row in logits):
+                close.append(index)
+            else:
+                yield index, logits
+        for k, logits in self.backend.run([prompts[index] for index in close], alone=True):
+            yield close[k], logits
 
     def close(self) -> None:
         """Free the model."""

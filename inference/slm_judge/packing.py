@@ -24,7 +24,8 @@ class Pack:
     position_ids: npt.NDArray[np.int64]
     """1 x L."""
     attention_mask: npt.NDArray[np.bool_]
-    """1 x 1 x L x L, true where the row of the third axis attends to that of the fourth."""
+    """1 x 1 x L x (tokens in the cache + L), true where the third axis' token attends to the
+    fourth's."""
     logits_to_keep: npt.NDArray[np.int64]
     """R x K flattened: positions of the slots, row by row."""
 
@@ -61,8 +62,14 @@ def split_into_packs(
         yield rows
 
 
-def pack(prompts: Sequence[EncodedPrompt], prefix: int) -> Pack:
-    """Pack prompts that share their first `prefix` tokens."""
+def pack(prompts: Sequence[EncodedPrompt], prefix: int, cached: bool = False) -> Pack:
+    """Pack prompts that share their first `prefix` tokens.
+
+    Args:
+        prompts: R rows.
+        prefix: number of shared tokens.
+        cached: leave the shared tokens out; they are in the model's key-value cache.
+    """
     lengths = np.array([len(prompt.input_ids) - prefix for prompt in prompts])
     starts = prefix + np.concatenate([[0], lengths.cumsum()[:-1]])
     tails = [token for prompt in prompts for token in prompt.input_ids[prefix:]]
@@ -76,9 +83,10 @@ def pack(prompts: Sequence[EncodedPrompt], prefix: int) -> Pack:
         for start, prompt in zip(starts, prompts, strict=True)
         for slot in prompt.slots
     ]
+    skip = prefix if cached else 0
     return Pack(
-        np.array([prompts[0].input_ids[:prefix] + tails], dtype=np.int64),
-        positions[None].astype(np.int64),
-        (causal & visible)[None, None],
-        np.array(slots, dtype=np.int64),
+        np.array([(prompts[0].input_ids[:prefix] + tails)[skip:]], dtype=np.int64),
+        positions[None, skip:].astype(np.int64),
+        (causal & visible)[None, None, skip:],
+        np.array(slots, dtype=np.int64) - skip,
     )

@@ -418,6 +418,8 @@ class DecisionReader:
         self.tokenizer = _with_sentinels(tokenizer)
         self._mark = self.tokenizer.convert_tokens_to_ids(MARK)
         self._ask(template, rubric, labels)
+        self.prefix = _common_prefix([prompt.input_ids for prompt in self.encode(_probes(rubric))])
+        """Tokens that (nearly) all prompts share: the rubric."""
 
     def _ask(self, template: str, rubric: Rubric, labels: Sequence[str]) -> None:
         check_label_count(rubric, labels)
@@ -485,8 +487,9 @@ class SystemoneReader:
         self._tokenize = tokenize
         self._template = compile_template(template)
         self._questions = systemone_questions(rubric, labels)
-        probes = [dict.fromkeys(rubric.fields, text) for text in ("a", "Zebra 1.", "!?\n5")]
-        encoded = [[self._ids(state, q["id"]) for q in self._questions] for state in probes]
+        encoded = [
+            [self._ids(state, q["id"]) for q in self._questions] for state in _probes(rubric)
+        ]
         for prompts in encoded:
             for shorter, longer in pairwise(prompts):
                 if longer[: len(shorter)] != shorter:
@@ -515,6 +518,11 @@ class SystemoneReader:
 
     def _ids(self, state: State, question_id: str | None = None) -> list[int]:
         return list(self._tokenize(self.render(state, question_id)))
+
+
+def _probes(rubric: Rubric) -> list[dict[str, str]]:
+    """Items that differ in their first token."""
+    return [dict.fromkeys(rubric.fields, text) for text in ("a", "Zebra 1.", "!?\n5")]
 
 
 def _common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:

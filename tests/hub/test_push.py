@@ -8,11 +8,11 @@ import pytest
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.utils import disable_progress_bars
 from slm_judge.export.push import push
-from slm_judge.export.verify import REPORT, content_hash, read_report, verify
+from slm_judge.export.verify import REPORT, read_report, verify
 
 from slm_judge import Judge
 from slm_judge.errors import JudgeError, ModelError, VerificationError
-from slm_judge.files import write_text
+from slm_judge.files import content_hash, write_text
 from slm_judge.run import Run
 from tests.hub.server import HubError
 

@@ -192,7 +192,7 @@ def test_a_full_disk_loses_nothing(run, tmp_path):
         echo old > {folder}/out.csv
         set +e
         {sys.executable} -m slm_judge annotate {tmp_path}/in.csv --model {run.gguf} --output {folder}/out.csv
-        echo "code $?, files $(ls -A {folder}), content $(cat {folder}/out.csv)"
+        echo "code $?, files $(ls -A {folder} | tr '\\n' ' '), content $(cat {folder}/out.csv)"
     """
     unshare = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.getuid() else [])]
     if (
@@ -201,7 +201,7 @@ def test_a_full_disk_loses_nothing(run, tmp_path):
     ):
         pytest.skip("this system lets nobody mount a small file system")
     result = subprocess.run([*unshare, "sh", "-c", command], capture_output=True, text=True)
-    assert "code 2, files out.csv, content old" in result.stdout, result.stderr
+    assert "code 2, files out.csv out.csv.parts , content old" in result.stdout, result.stderr
     assert "No space left on the device" in result.stderr
     assert "Traceback" not in result.stderr
 

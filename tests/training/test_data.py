@@ -147,7 +147,7 @@ def test_splits_survive_the_run_folder(tmp_path):
     [
         ("d.csv", "", "empty file"),
         ("d.csv", "a,a\n1,2\n", "repeated columns a"),
-        ("d.csv", "a,b\n", "has a header line and no rows"),
+        ("d.csv", "a,b\n", "d.csv has no rows"),
         ("d.csv", "a,b\n1,2,3,4\n", "cannot be read as csv"),
         ("d.csv", "a,b\n\"1,2\n", "cannot be read as csv"),
         ("d.jsonl", '{"a": 1}\n{"a": \n', "cannot be read as json"),

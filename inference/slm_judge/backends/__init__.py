@@ -1,6 +1,7 @@
 """Engines that read the logits of the labels at the answer slots of many items."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,9 @@ Logits = list[npt.NDArray[np.float32]]
 class Reader(Protocol):
     """Makes prompts; see `slm_judge.prompt`."""
 
+    prefix: list[int]
+    """Tokens that all but odd prompts start with: the rubric."""
+
     def encode(self, states: Sequence[State]) -> list[EncodedPrompt]:
         """Tokenize the prompts of many items."""
         ...
@@ -25,6 +29,8 @@ class Backend(Protocol):
     """An engine with a model in it."""
 
     name: str
+    path: Path
+    """The file or folder of the judge."""
     contract: Contract
 
     @property
@@ -32,8 +38,21 @@ class Backend(Protocol):
         """Makes the engine's prompts."""
         ...
 
-    def logits(self, states: Sequence[dict[str, str]]) -> Iterator[tuple[int, Logits]]:
-        """Yield (index into `states`, logits) once for every state, in any order."""
+    max_tokens: int
+    """Of the longest prompt that the engine can read."""
+    near_tie: float
+    """Where the two best labels are nearer than this (in logits), their order may depend on what
+    else is in the batch."""
+
+    def run(
+        self, prompts: Sequence[EncodedPrompt], alone: bool = False
+    ) -> Iterator[tuple[int, Logits]]:
+        """Yield (index into `prompts`, logits) once for every prompt, in any order.
+
+        Args:
+            prompts: made by `reader`, none longer than `max_tokens`.
+            alone: compute each row by itself, so that its logits depend on nothing else.
+        """
         ...
 
     def close(self) -> None:

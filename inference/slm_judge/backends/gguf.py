@@ -3,6 +3,7 @@
 import ctypes
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,26 @@ RUBRIC_KEY, VERSION_KEY = "slm_judge.rubric", "slm_judge.version"
 TEMPLATE_NAME = "systemone"
 
 
+_SMALLEST_ROW = 16  # tokens that a row needs at the least
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one sequence adds to a batch."""
+
+    sequence: int
+    first: int
+    """Position of the first token."""
+    tokens: list[int]
+    slots: list[int]
+    """Where logits are read, from the first token on."""
+
+
+# Twice the largest change of the difference between two labels' logits that was measured when
+# the batch changed: benchmarks/determinism.py, docs/annotation.md.
+_NEAR_TIE = 0.2
+
+
 class GgufBackend:
     """Sequence 0 holds the rubric; rows are decoded as further sequences that share its cells."""
 
@@ -26,24 +47,31 @@ class GgufBackend:
     def __init__(
         self,
         path: Path,
-        n_ctx: int | None = None,
+        max_memory: float | None = None,
         n_sequences: int = 32,
         n_threads: int | None = None,
+        flash_attention: bool = True,
     ) -> None:
         """Load a judge.
 
+        The key-value cache has a cell for each token of the rubric and of the rows of a batch:
+        4096 by default, or twice the rubric where that is more; it grows for a longer row, up to
+        what the model can read or `max_memory` allows.
+
         Args:
             path: the `.gguf` file.
-            n_ctx: cells of the key-value cache, for the rubric and all rows of a batch; by
-                default room for a batch of rows as long as the rubric, at least 4096.
-            n_sequences: rows decoded together (32 measured best on 2 cores).
+            max_memory: GiB for the weights and the key-value cache together.
+            n_sequences: rows decoded together at most (see docs/annotation.md for the choice).
             n_threads: by default all cores.
+            flash_attention: of llama.cpp.
 
         Raises:
-            ModelError: the file is not a GGUF, or it is not a judge.
+            ModelError: the file is not a GGUF, it is not a judge, or the memory is too small.
         """
         llama = require("llama_cpp", "gguf")
         self._llama, self.path = llama, path
+        self._context: Any = None
+        self._model: Any = None
         quiet(llama)
         if not path.is_file():
             raise ModelError(f"There is no file {path}.")
@@ -52,10 +80,10 @@ class GgufBackend:
         )
         if not self._model:
             raise ModelError(f"{path} is not a GGUF file that llama.cpp can load.")
-        self._context: Any = None
         self._vocab = llama.llama_model_get_vocab(self._model)
+        self._n_vocab = llama.llama_vocab_n_tokens(self._vocab)
         labels = single_token_labels(lambda text: self._tokenize(text, special=False))
-        self._label_ids = list(labels.values())
+        self._label_ids = np.array(list(labels.values()))
         self.contract = self._read_contract(tuple(labels))
         self.reader = SystemoneReader(
             self._tokenize,
@@ -64,8 +92,31 @@ class GgufBackend:
             self.contract.labels,
         )
         self._prefix = self.reader.prefix
+        self.near_tie = _NEAR_TIE
         self._n_sequences, self._n_threads = n_sequences, n_threads or os.cpu_count() or 1
-        self._open_context(n_ctx or max(4096, 2 * len(self._prefix)))
+        self._flash_attention = flash_attention
+        self._room = self._most_cells(max_memory)
+        self.max_tokens = min(self._room, llama.llama_model_n_ctx_train(self._model))
+        if self.max_tokens < len(self._prefix) + _SMALLEST_ROW:
+            raise ModelError(
+                f"The rubric alone has {len(self._prefix)} tokens, but there is room for "
+                f"{self.max_tokens}. Raise max_memory, or shorten the rubric."
+            )
+        self._open_context(min(max(4096, 2 * len(self._prefix)), self._room))
+
+    def _most_cells(self, max_memory: float | None) -> int:
+        """Cells of the key-value cache that fit the memory beside the weights."""
+        llama = self._llama
+        if max_memory is None:
+            return 2**31 - 1
+        per_head = llama.llama_model_n_embd(self._model) // llama.llama_model_n_head(self._model)
+        architecture = self._metadata("general.architecture")
+        key = int(self._metadata(f"{architecture}.attention.key_length") or per_head)
+        value = int(self._metadata(f"{architecture}.attention.value_length") or per_head)
+        heads = llama.llama_model_n_head_kv(self._model) * llama.llama_model_n_layer(self._model)
+        cell = 2 * heads * (key + value)  # 16 bits a number
+        free = max_memory * 2**30 - llama.llama_model_size(self._model)
+        return int(free // cell)
 
     # --- what the file says ---
 
@@ -114,25 +165,29 @@ class GgufBackend:
         params.n_ubatch = min(512, n_ctx)
         params.n_seq_max = self._n_sequences + 1
         params.kv_unified = True
+        params.flash_attn_type = int(self._flash_attention)
         params.n_threads = params.n_threads_batch = self._n_threads
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
             raise ModelError(f"llama.cpp has no memory for a context of {n_ctx} tokens.")
         self._n_ctx = n_ctx
         self._memory = llama.llama_get_memory(self._context)
-        self._decode([(0, 0, self._prefix, [])])
+        self._decode([_Part(0, 0, self._prefix, [])])
 
-    def logits(self, states: Sequence[dict[str, str]]) -> Iterator[tuple[int, Logits]]:
-        """See `Backend.logits`."""
+    def run(
+        self, prompts: Sequence[EncodedPrompt], alone: bool = False
+    ) -> Iterator[tuple[int, Logits]]:
+        """See `Backend.run`."""
+        most = 1 if alone else self._n_sequences
         batch: list[tuple[int, EncodedPrompt]] = []
         room = 0
-        for index, prompt in enumerate(self.reader.encode(states)):
+        for index, prompt in enumerate(prompts):
             cost = len(prompt.input_ids) - self._shared(prompt)
-            if batch and (len(batch) == self._n_sequences or cost > room):
+            if batch and (len(batch) == most or cost > room):
                 yield from self._run(batch)
                 batch = []
             if not batch:
-                self._ensure_room(cost)
+                self._ensure_room(len(prompt.input_ids))
                 room = self._n_ctx - len(self._prefix)
             batch.append((index, prompt))
             room -= cost
@@ -147,14 +202,14 @@ class GgufBackend:
         pairs = enumerate(zip(prompt.input_ids, self._prefix, strict=False))
         return next((i for i, (ours, theirs) in pairs if ours != theirs), 0)
 
-    def _ensure_room(self, cost: int) -> None:
-        needed = len(self._prefix) + cost
-        trained = self._llama.llama_model_n_ctx_train(self._model)
-        if needed > trained:
+    def _ensure_room(self, n_tokens: int) -> None:
+        if n_tokens > self.max_tokens:
             raise ModelError(
-                f"A row needs {needed} tokens, but the model reads at most {trained}. Shorten the "
-                "longest field."
+                f"A row needs {n_tokens} tokens, but there is room for {self.max_tokens}. Shorten "
+                "its longest field."
             )
+        # A row that shares nothing with the rubric still stands beside it.
+        needed = min(len(self._prefix) + n_tokens, self._room)
         if needed > self._n_ctx:
             self._open_context(needed)
 
@@ -165,7 +220,7 @@ class GgufBackend:
             shared = self._shared(prompt)
             llama.llama_memory_seq_cp(self._memory, 0, sequence, 0, shared)
             slots = [slot - shared for slot in prompt.slots]
-            parts.append((sequence, shared, prompt.input_ids[shared:], slots))
+            parts.append(_Part(sequence, shared, prompt.input_ids[shared:], slots))
         outputs = self._decode(parts)
         for sequence in range(1, len(batch) + 1):
             llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
@@ -173,31 +228,44 @@ class GgufBackend:
         for (index, _), rows in zip(batch, outputs, strict=True):
             yield index, [row[:count] for row, count in zip(rows, counts, strict=True)]
 
-    def _decode(self, parts: list[tuple[int, int, list[int], list[int]]]) -> list[Logits]:
-        """Decode parts (sequence, first position, tokens, slots); label logits at the slots."""
+    def _decode(self, parts: Sequence["_Part"]) -> list[Logits]:
+        """Label logits at the slots of each part."""
         llama = self._llama
-        batch = llama.llama_batch_init(sum(len(tokens) for _, _, tokens, _ in parts), 0, 1)
+        lengths = [len(part.tokens) for part in parts]
+        total, starts = sum(lengths), np.cumsum([0, *lengths[:-1]])
+        slots = [
+            int(start) + slot for start, part in zip(starts, parts, strict=True)
+            for slot in part.slots
+        ]  # fmt: skip
+        batch = llama.llama_batch_init(total, 0, 1)
         try:
-            cell, where = 0, []
-            for sequence, first, tokens, slots in parts:
-                where.append([cell + slot for slot in slots])
-                for offset, token in enumerate(tokens):
-                    batch.token[cell], batch.pos[cell] = token, first + offset
-                    batch.n_seq_id[cell], batch.seq_id[cell][0] = 1, sequence
-                    batch.logits[cell] = offset in slots
-                    cell += 1
-            batch.n_tokens = cell
+            batch.n_tokens = total
+            as_array = np.ctypeslib.as_array
+            as_array(batch.token, (total,))[:] = np.concatenate([p.tokens for p in parts])
+            as_array(batch.pos, (total,))[:] = np.concatenate(
+                [part.first + np.arange(n) for part, n in zip(parts, lengths, strict=True)]
+            )
+            as_array(batch.n_seq_id, (total,))[:] = 1
+            flags = as_array(batch.logits, (total,))
+            flags[:] = 0
+            flags[slots] = 1
+            for part, start, n in zip(parts, starts.tolist(), lengths, strict=True):
+                for cell in range(start, start + n):
+                    batch.seq_id[cell][0] = part.sequence
             status = llama.llama_decode(self._context, batch)
             if status:
                 raise ModelError(f"llama.cpp could not decode a batch (status {status}).")
-            return [[self._label_logits(position) for position in row] for row in where]
+            found = [self._label_logits(slot) for slot in slots]
         finally:
             llama.llama_batch_free(batch)
+        per_part = iter(found)
+        return [[next(per_part) for _ in part.slots] for part in parts]
 
     def _label_logits(self, position: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         pointer = self._llama.llama_get_logits_ith(self._context, position)
-        size = self._llama.llama_vocab_n_tokens(self._vocab)
-        return np.ctypeslib.as_array(pointer, shape=(size,))[self._label_ids].copy()
+        logits = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
+        found: np.ndarray[Any, np.dtype[np.float32]] = logits[self._label_ids]
+        return found
 
     def close(self) -> None:
         """Free the context and the model."""

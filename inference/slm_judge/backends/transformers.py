@@ -9,9 +9,13 @@ from typing import Any
 from ..contract import Contract
 from ..errors import ModelError, require
 from ..hub import hub_message
-from ..packing import Pack, pack, shared_prefix, split_into_packs
-from ..prompt import DecisionReader
+from ..packing import Pack, pack, split_into_packs
+from ..prompt import DecisionReader, EncodedPrompt
 from . import Logits
+
+# Twice the largest change of the difference between two labels' logits that was measured when
+# the batch changed: benchmarks/determinism.py, docs/annotation.md.
+_NEAR_TIE = {"float32": 0.002, "bfloat16": 0.2, "float16": 0.05}
 
 
 class TransformersBackend:
@@ -20,7 +24,12 @@ class TransformersBackend:
     name = "transformers"
 
     def __init__(
-        self, model: Any, tokenizer: Any, contract: Contract, tokens_per_pack: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        contract: Contract,
+        path: Path,
+        tokens_per_pack: int | None = None,
     ) -> None:
         """Wrap a loaded causal language model.
 
@@ -28,14 +37,19 @@ class TransformersBackend:
             model: of transformers, or wrapped by PEFT.
             tokenizer: of the same folder.
             contract: the judge's.
-            tokens_per_pack: bound on the tokens of one forward pass (a longer row goes alone).
+            path: the judge's folder.
+            tokens_per_pack: bound on the rows' tokens of one forward pass (a longer row goes
+                alone).
         """
         require("torch", "transformers")
-        self.model, self.contract = model.eval(), contract
+        self.model, self.contract, self.path = model.eval(), contract, path
         self.tokens_per_pack = tokens_per_pack or pack_budget(model.device)
         self.reader = DecisionReader(
             tokenizer, contract.decision_template, contract.rubric, contract.labels
         )
+        self.max_tokens = int(model.config.get_text_config().max_position_embeddings)
+        self.near_tie = _NEAR_TIE[str(model.dtype).removeprefix("torch.")]
+        self._cache: Any = None
         ids = tokenizer(list(contract.labels), add_special_tokens=False)["input_ids"]
         self._label_ids = [token for (token,) in ids]
 
@@ -61,30 +75,54 @@ class TransformersBackend:
             model = _load_model(folder, device, dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{folder} cannot be loaded as a model: {error}") from error
-        return cls(model, tokenizer, contract)
+        return cls(model, tokenizer, contract, folder)
 
-    def logits(self, states: Sequence[dict[str, str]]) -> Iterator[tuple[int, Logits]]:
-        """See `Backend.logits`."""
-        prompts = self.reader.encode(states)
-        if not prompts:
-            return
-        prefix = shared_prefix(prompts)
-        for rows in split_into_packs(prompts, prefix, self.tokens_per_pack):
-            packed = pack([prompts[row] for row in rows], prefix)
-            yield from zip(rows, self._forward(packed, len(rows)), strict=True)
+    def run(
+        self, prompts: Sequence[EncodedPrompt], alone: bool = False
+    ) -> Iterator[tuple[int, Logits]]:
+        """See `Backend.run`."""
+        prefix = len(self.reader.prefix)
+        usual = [i for i, p in enumerate(prompts) if p.input_ids[:prefix] == self.reader.prefix]
+        chosen = [prompts[i] for i in usual]
+        budget = prefix + (1 if alone else self.tokens_per_pack)
+        for rows in split_into_packs(chosen, prefix, budget):
+            packed = pack([chosen[row] for row in rows], prefix, cached=True)
+            outputs = self._forward(packed, len(rows), self._rubric_cache())
+            yield from zip([usual[row] for row in rows], outputs, strict=True)
+        for i in sorted(set(range(len(prompts))) - set(usual)):
+            yield i, self._forward(pack([prompts[i]], 0), 1)[0]
 
-    def _forward(self, packed: Pack, n_rows: int) -> list[Logits]:
+    def _rubric_cache(self) -> Any:
+        """Keys and values of the rubric's tokens, computed once."""
+        import torch
+        from transformers import DynamicCache
+
+        prefix = self.reader.prefix
+        if self._cache is None:
+            self._cache = DynamicCache()
+            ids = torch.tensor([prefix], device=self.model.device)
+            with torch.inference_mode():
+                self.model(
+                    input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+                )
+        if extra := self._cache.get_seq_length() - len(prefix):  # of the last pack
+            self._cache.crop(-extra)
+        return self._cache
+
+    def _forward(self, packed: Pack, n_rows: int, cache: Any = None) -> list[Logits]:
         import torch
 
         tensors = pack_tensors(packed, self.model.device)
         with torch.inference_mode():
-            logits = self.model(**tensors, use_cache=False).logits[0][:, self._label_ids]
+            output = self.model(**tensors, past_key_values=cache, use_cache=cache is not None)
+            logits = output.logits[0][:, self._label_ids]
         values = logits.float().cpu().numpy().reshape(n_rows, -1, len(self._label_ids))
         counts = [len(dimension.options) for dimension in self.contract.rubric.dimensions]
         return [[row[k, :count] for k, count in enumerate(counts)] for row in values]
 
     def close(self) -> None:
         """Free the model."""
+        self._cache = None
         del self.model
 
 
@@ -122,10 +160,10 @@ def _load_model(folder: Path, device: str | None, dtype: str | None) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, device_map={"": device}, use_safetensors=True
     )
-    return _in_float32(model) if device == "cpu" else model
+    return in_float32(model) if device == "cpu" else model
 
 
-def _in_float32(model: Any) -> Any:
+def in_float32(model: Any) -> Any:
     """Let 4-bit layers multiply in float32, on every CPU and in training as in evaluation.
 
     Files made for GPUs say bfloat16. And where the CPU has AVX512-BF16, bitsandbytes repacks the
@@ -170,7 +208,7 @@ def load_base(training: dict[str, Any], device: str) -> Any:
         use_safetensors=True,
         **options,
     )
-    return _in_float32(model) if device == "cpu" else model
+    return in_float32(model) if device == "cpu" else model
 
 
 def locate_base(base: str) -> str:

@@ -1,0 +1,98 @@
+"""Judge, yardsticks and human ceiling on every item of a data set, by k-fold cross-validation.
+
+    python benchmarks/cross_validation.py recipes/popquorn-tiny.yaml --folds 5
+
+Each fold trains the recipe on the other folds (a part of them for validation) and annotates its
+own items; predictions are pooled over the folds and scored once, with intervals over items.
+Finished folds stay in the output folder.
+"""
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+
+from rich.console import Console
+from slm_judge.training.baselines import (
+    as_json,
+    fit_systems,
+    results_table,
+    score,
+    score_annotators,
+)
+from slm_judge.training.data import Problems, read_items
+from slm_judge.training.train import train
+
+from slm_judge import Judge
+from slm_judge.agreement import Bootstrap
+from slm_judge.files import write_text
+from slm_judge.items import Item, votes_of
+from slm_judge.recipe import Recipe
+from slm_judge.rubric import Rubric
+from slm_judge.tables import read_table
+
+
+def folds_of(items: list[Item], n_folds: int, seed: int) -> list[list[Item]]:
+    """Items dealt to folds, group by group."""
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.group].append(item)
+    names = sorted(groups)
+    random.Random(seed).shuffle(names)  # noqa: S311
+    return [[i for name in names[k::n_folds] for i in groups[name]] for k in range(n_folds)]
+
+
+def judge_fold(recipe: Recipe, splits: dict[str, list[Item]], folder: Path) -> dict[str, list[int]]:
+    """Option indices of the fold's items."""
+    result = folder.with_suffix(".json")
+    if not result.exists():
+        run = train(recipe.model_copy(update={"output": str(folder)}), resume=True, splits=splits)
+        with Judge.from_pretrained(run.adapter) as judge:
+            annotations = judge.annotate([item.state for item in splits["test"]])
+            dimensions = judge.rubric.dimensions
+        labels = {d.name: [d.index(a.labels[d.name]) for a in annotations] for d in dimensions}
+        write_text(result, json.dumps(labels))
+    found: dict[str, list[int]] = json.loads(result.read_text(encoding="utf-8"))
+    return found
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("runs/cross-validation"))
+    arguments = parser.parse_args()
+    recipe = Recipe.from_file(arguments.recipe)
+    rubric, problems = Rubric.from_file(recipe.rubric), Problems()
+    items = read_items(read_table(recipe.data.train), recipe.data, rubric, problems, "all")
+    problems.raise_any(recipe.data.train)
+    folds = folds_of(items, arguments.folds, recipe.training.seed)
+    pooled: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for k, test in enumerate(folds):
+        rest = [item for j, fold in enumerate(folds) if j != k for item in fold]
+        cut = round(recipe.data.validation_share * len(rest))
+        splits = {"train": rest[cut:], "validation": rest[:cut], "test": test}
+        folder = arguments.output / f"{recipe.name}-{k}"
+        systems = {"judge (adapter)": judge_fold(recipe, splits, folder)}
+        systems |= fit_systems(splits["train"], test, rubric)
+        for name, labels in systems.items():
+            for dimension, options in labels.items():
+                pooled[name][dimension] += options
+    order = [item for fold in folds for item in fold]
+    bootstrap = Bootstrap(len(order), 2000, recipe.training.seed)
+    results = {}
+    for dimension in rubric.dimensions:
+        votes = votes_of(order, dimension.name)
+        rows = {"annotator (human ceiling)": score_annotators(votes, dimension, bootstrap)}
+        rows |= {
+            n: score(s[dimension.name], votes, dimension, bootstrap) for n, s in pooled.items()
+        }
+        results[dimension.name] = rows
+        Console(width=110).print(results_table(dimension, rows, len(order)))
+    write_text(arguments.output / f"{recipe.name}.json", json.dumps(as_json(results), indent=2))
+
+
+if __name__ == "__main__":
+    main()

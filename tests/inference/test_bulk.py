@@ -1,0 +1,316 @@
+"""Bulk annotation: outcomes, resuming, formats, and one answer for one text."""
+
+import csv
+import gzip
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from slm_judge import Judge
+from slm_judge.bulk import AnnotateOptions, annotate_table, truncate
+from slm_judge.errors import DataError
+from slm_judge.shards import ShardStore, digest_of, write_tables
+from slm_judge.tables import TableStream, read_table
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def judge(run):
+    with Judge.from_pretrained(run.gguf) as loaded:
+        yield loaded
+
+
+def messages(n, seed=0):
+    """Rows of different lengths, with repeats."""
+    rng = random.Random(seed)
+    words = [
+        "parcel",
+        "refund",
+        "lamp",
+        "late",
+        "please",
+        "now",
+        "money",
+        "back",
+        "thank",
+        "you",
+        "invoice",
+        "broken",
+        "urgent",
+    ]
+    texts = [" ".join(rng.choices(words, k=rng.randrange(3, 30))) for _ in range(n)]
+    return [texts[rng.randrange(n)] if rng.random() < 0.3 else text for text in texts]
+
+
+def write(path, rows):
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return str(path)
+
+
+# --- streams ---
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv", ".jsonl", ".jsonl.xz", ".parquet"])
+def test_streams_of_every_format_in_pieces(tmp_path, suffix):
+    rows = [
+        {"id": f"00{i}", "text": f'line one\nline "two", {i} 漢字 \u2028', "n": i}
+        for i in range(25)
+    ]
+    path = tmp_path / f"t{suffix}"
+    assert (
+        write_tables(iter([pa.Table.from_pylist(rows[:20]), pa.Table.from_pylist(rows[20:])]), path)
+        == 25
+    )
+    stream = TableStream(str(path))
+    pieces = list(stream.pieces(10))
+    assert [piece.num_rows for piece in pieces] == [10, 10, 5]
+    assert stream.share_read == pytest.approx(1.0)
+    got = pa.concat_tables(pieces).to_pylist()
+    typed = suffix.startswith((".jsonl", ".parquet"))
+    assert got == (rows if typed else [row | {"n": str(row["n"])} for row in rows])
+    assert read_table(str(path))[3] == got[3]
+
+
+def test_pieces_of_mixed_types_have_one_schema(tmp_path):
+    path = tmp_path / "t.jsonl"
+    lines = [{"text": "a", "n": 1}, {"text": "b"}, {"text": "c", "n": 2.5}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_table(str(path))["n"][:] == [1.0, None, 2.5]
+
+
+def test_an_error_in_the_middle_names_the_line(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n[1]\n')
+    with pytest.raises(DataError, match="line 2: expected an object"):
+        read_table(str(tmp_path / "t.jsonl"))
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n1,2,3\n")
+    with pytest.raises(DataError, match="line 3 has 3 fields, the header has 2"):
+        read_table(str(tmp_path / "t.csv"))
+
+
+def test_digests_are_those_of_the_rows():
+    table = pa.table({"a": [1, 2, 3, 4]})
+    parts = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    assert digest_of(parts) == digest_of(table)
+    assert digest_of(table.slice(1)) != digest_of(table)
+
+
+# --- annotation ---
+
+
+def test_bulk_labels_are_those_of_annotate(judge, tmp_path):
+    texts = messages(150)
+    source = write(tmp_path / "in.csv", {"id": range(150), "text": texts})
+    options = AnnotateOptions(rows_per_piece=40)
+    summary = annotate_table(judge, source, tmp_path / "out.parquet", options, show_progress=False)
+    assert (summary.rows, summary.not_annotated) == (150, 0)
+    assert summary.computed == len(set(texts)) < 150  # equal texts are computed once
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    assert list(table.text) == texts
+    expected = judge.annotate(texts)
+    assert list(table.urgency) == [a.labels["urgency"] for a in expected]
+    assert list(table.refund) == [a.labels["refund"] for a in expected]
+    assert set(table.outcome) == {"annotated"}
+    assert (table.topic_confidence - [a.confidence["topic"] for a in expected]).abs().max() < 0.02
+    assert not (tmp_path / "out.parquet.parts").exists()
+
+
+def test_every_row_has_an_outcome(judge, tmp_path):
+    long = "word " * 6000
+    rows = [
+        {"text": "hello"},
+        {"text": ""},
+        {"text": None},
+        {"other": 1},
+        {"text": long},
+        {"text": " \n"},
+    ]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = annotate_table(judge, str(source), tmp_path / "out.jsonl", show_progress=False)
+    got = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    outcomes = [row["outcome"] for row in got]
+    assert outcomes[:4] == [
+        "annotated",
+        "empty field: text",
+        "missing field: text",
+        "missing field: text",
+    ]
+    assert outcomes[4].startswith("too long: 6")
+    assert outcomes[4].endswith("room for 4096")
+    assert outcomes[5] == "empty field: text"
+    assert all((row["topic"] is None) == (row["outcome"] != "annotated") for row in got)
+    assert dict(summary.outcomes) == {
+        "annotated": 1, "empty field: text": 2, "missing field: text": 2, "too long": 1,
+    }  # fmt: skip
+    assert summary.not_annotated == 5
+
+
+def test_truncation_keeps_the_rubric_and_the_slots(judge, tmp_path):
+    long = "start " + "word " * 6000
+    source = write(tmp_path / "in.csv", {"text": ["hello", long]})
+    options = AnnotateOptions(on_too_long="truncate")
+    summary = annotate_table(judge, source, tmp_path / "out.csv", options, show_progress=False)
+    assert dict(summary.outcomes) == {"annotated": 1, "truncated": 1}
+    prompt = truncate(judge.backend, judge.rubric, {"text": long})
+    assert judge.backend.max_tokens - 3 <= len(prompt.input_ids) <= judge.backend.max_tokens
+    short = judge.backend.reader.encode([{"text": "start word"}])[0]
+    prefix = len(judge.backend.reader.prefix)
+    assert prompt.input_ids[:prefix] == short.input_ids[:prefix]
+    tail = short.input_ids[short.slots[0] - 3 :]
+    assert prompt.input_ids[-len(tail) :] == tail
+
+
+def test_truncation_cuts_the_longest_field_first(run, tokenizer):
+    from slm_judge import Rubric
+    from slm_judge.contract import Contract
+    from slm_judge.prompt import DecisionReader
+
+    rubric = Rubric.from_file(ROOT / "rubrics/answer-quality.yaml")
+    contract = Contract.build(rubric, tokenizer)
+    reader = DecisionReader(tokenizer, contract.decision_template, rubric, contract.labels)
+    backend = type("Engine", (), {"reader": reader, "max_tokens": 700})()
+    state = {"context": "c " * 900, "question": "why? " * 20, "answer": "a " * 200}
+    text = tokenizer.decode(truncate(backend, rubric, state).input_ids)
+    assert "why? " * 19 in text
+    assert "a " * 199 in text
+    assert text.count("c c") < 450
+    state["answer"] = "a " * 900  # cutting the context alone is not enough
+    prompt = truncate(backend, rubric, state)
+    assert 690 < len(prompt.input_ids) <= 700
+    backend.max_tokens = 50
+    with pytest.raises(DataError, match="leaves no room"):
+        truncate(backend, rubric, state)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "complaint"),
+    [
+        ({"text": ["a", ""]}, {"on_empty": "fail"}, "Row 2 has a empty field: text"),
+        ({"text": ["word " * 6000]}, {"on_too_long": "fail"}, "Row 1 is too long: 6"),
+        ({"body": ["a"]}, {}, "has no columns text"),
+        ({"text": ["a"], "topic": ["b"]}, {}, "already has the columns topic"),
+    ],
+)
+def test_what_fails_leaves_no_output(judge, tmp_path, rows, options, complaint):
+    source = write(tmp_path / "in.csv", rows)
+    with pytest.raises(DataError, match=complaint):
+        annotate_table(
+            judge, source, tmp_path / "out.csv", AnnotateOptions(**options), show_progress=False
+        )
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_rows_to_review(judge, tmp_path):
+    source = write(tmp_path / "in.csv", {"id": range(60), "text": messages(60)})
+    options = AnnotateOptions(review_below=0.45)
+    summary = annotate_table(judge, source, tmp_path / "out.csv", options, show_progress=False)
+    out, review = pd.read_csv(tmp_path / "out.csv"), pd.read_csv(tmp_path / "out.review.csv")
+    confidences = out[[c for c in out if c.endswith("_confidence")]]
+    unsure = out[(confidences < 0.45).any(axis=1)]
+    assert summary.reviewed == len(review) == len(unsure) > 0
+    assert list(review.id) == list(unsure.id)
+
+
+# --- resuming ---
+
+
+def test_an_interrupted_job_goes_on(judge, tmp_path, monkeypatch):
+    source = write(tmp_path / "in.csv", {"id": range(100), "text": messages(100)})
+    options = AnnotateOptions(rows_per_piece=16)
+    annotate_table(judge, source, tmp_path / "whole.csv", options, show_progress=False)
+    written = []
+    keep = ShardStore.write
+
+    def breaking(self, index, table, digest):
+        if index == 3:
+            raise KeyboardInterrupt
+        written.append(index)
+        keep(self, index, table, digest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardStore, "write", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            annotate_table(judge, source, tmp_path / "out.csv", options, show_progress=False)
+    assert written == [0, 1, 2]
+    assert len(list((tmp_path / "out.csv.parts").glob("part-*"))) == 3
+    # Another model, other settings or other rows: refused, and nothing is lost.
+    other = AnnotateOptions(rows_per_piece=16, on_empty="fail")
+    with pytest.raises(DataError, match="a job with another settings"):
+        annotate_table(judge, source, tmp_path / "out.csv", other, show_progress=False)
+    changed = write(tmp_path / "changed.csv", {"id": range(100), "text": ["x", *messages(100)[1:]]})
+    with pytest.raises(DataError, match="The input changed since"):
+        annotate_table(judge, changed, tmp_path / "out.csv", options, show_progress=False)
+    summary = annotate_table(judge, source, tmp_path / "out.csv", options, show_progress=False)
+    assert summary.rows == 100
+    assert summary.computed < len(set(messages(100)))
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_overwrite_starts_over(judge, tmp_path):
+    source = write(tmp_path / "in.csv", {"text": ["a", "b"]})
+    parts = tmp_path / "out.csv.parts"
+    ShardStore(parts, {"model": "another"})
+    with pytest.raises(DataError, match="a job with another"):
+        annotate_table(judge, source, tmp_path / "out.csv", show_progress=False)
+    annotate_table(judge, source, tmp_path / "out.csv", overwrite=True, show_progress=False)
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 2
+
+
+def test_killed_at_random_points(run, tmp_path):
+    """SIGKILL 20 times; the result is byte for byte that of an uninterrupted job."""
+    source = write(tmp_path / "in.csv", {"id": range(3000), "text": messages(3000)})
+    code = (
+        "import sys; from pathlib import Path; from slm_judge import Judge;"
+        "from slm_judge.bulk import AnnotateOptions, annotate_table;"
+        "judge = Judge.from_pretrained(sys.argv[1]);"
+        "annotate_table(judge, sys.argv[2], Path(sys.argv[3]), AnnotateOptions(rows_per_piece=64),"
+        " show_progress=False)"
+    )
+
+    def start(output):
+        return subprocess.Popen([sys.executable, "-c", code, str(run.gguf), source, str(output)])
+
+    whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    assert start(whole).wait() == 0
+    parts = tmp_path / "out.parquet.parts"
+    rng, kills = random.Random(0), 0
+    while not output.exists():
+        with start(output) as process:
+            before = len(list(parts.glob("part-*")))
+            while process.poll() is None:
+                if kills < 20 and len(list(parts.glob("part-*"))) > before:
+                    time.sleep(rng.uniform(0, 0.1))
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                    break
+                time.sleep(0.002)
+            process.wait()
+    assert kills == 20
+    assert output.read_bytes() == whole.read_bytes()
+    table = pq.read_table(output)
+    assert table["id"].to_pylist() == [str(i) for i in range(3000)]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_crash_while_the_pieces_are_put_together(judge, tmp_path, monkeypatch):
+    import slm_judge.bulk as bulk
+
+    source = write(tmp_path / "in.csv", {"text": messages(30)})
+    output = tmp_path / "out.csv.gz"
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk, "write_tables", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            annotate_table(judge, source, output, show_progress=False)
+    assert not output.exists()
+    summary = annotate_table(judge, source, output, show_progress=False)
+    assert (summary.rows, summary.computed) == (30, 0)
+    with gzip.open(output, "rt", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 30

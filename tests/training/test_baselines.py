@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score
+from slm_judge.training.baselines import (
+    baselines,
+    fit_systems,
+    parse_predictions,
+    score,
+    score_annotators,
+)
+from slm_judge.training.targets import majority_shares
+
+from slm_judge.agreement import Bootstrap, annotators_alpha, judge_alpha, pair_accuracy
+from slm_judge.contract import Contract
+from slm_judge.errors import DataError
+from slm_judge.items import load_split, votes_of
+
+
+@pytest.fixture(scope="module")
+def test_items(run):
+    return load_split(run.data, "test")
+
+
+@pytest.fixture(scope="module")
+def majority_file(run, test_items, tmp_path_factory):
+    """What a system would say that knows the annotators' votes."""
+    rubric = Contract.load(run.adapter).rubric
+    table = {"item_id": [item.item_id for item in test_items]}
+    for dimension in rubric.dimensions:
+        votes = votes_of(test_items, dimension.name)
+        best = [np.argmax(majority_shares(row, len(dimension.options))) for row in votes]
+        table[dimension.name] = [dimension.key(option) for option in best]
+    path = tmp_path_factory.mktemp("predictions") / "oracle.csv"
+    pd.DataFrame(table).to_csv(path, index=False)
+    return path
+
+
+def test_the_yardsticks_of_a_run(run, majority_file, capsys):
+    results = baselines(run.recipe(), {"oracle": str(majority_file)}, n_resamples=200)
+    topic = results["topic"]
+    assert next(iter(topic)) == "annotator (human ceiling)"
+    assert {"oracle", "majority label", "TF-IDF + logistic regression"} <= set(topic)
+    assert topic["oracle"].alpha.estimate > topic["annotator (human ceiling)"].alpha.estimate
+    assert topic["TF-IDF + logistic regression"].alpha.low > topic["majority label"].alpha.high
+    for scores in topic.values():
+        assert scores.accuracy.low <= scores.accuracy.estimate <= scores.accuracy.high
+    saved = json.loads((run.report / "baselines.json").read_text())
+    assert saved["topic"]["oracle"]["alpha"]["estimate"] == topic["oracle"].alpha.estimate
+    assert "95 % bootstrap intervals" in capsys.readouterr().out
+
+
+def test_the_judge_is_scored_where_the_run_is_verified(run, test_items):
+    from slm_judge.export.verify import verify
+
+    report = verify(run)
+    results = baselines(run.recipe(), n_resamples=50)
+    scores = results["topic"]["judge (Q4_K_M)"]
+    assert scores.alpha.estimate == pytest.approx(
+        report["dimensions"]["topic"]["artefacts"]["Q4_K_M"]["alpha"]
+    )
+
+
+def test_scores_are_those_of_their_definitions(run, test_items):
+    rubric = Contract.load(run.adapter).rubric
+    dimension = rubric.dimension("urgency")
+    votes = votes_of(test_items, "urgency")
+    labels = [row[0] for row in votes[1:]] + [0]
+    bootstrap = Bootstrap(len(votes), 50)
+    found = score(labels, votes, dimension, bootstrap)
+    assert found.alpha.estimate == pytest.approx(judge_alpha(labels, votes, dimension))
+    assert found.accuracy.estimate == pytest.approx(pair_accuracy(labels, votes))
+    pairs = [(vote, label) for label, row in zip(labels, votes, strict=True) for vote in row]
+    expected = f1_score(*zip(*pairs, strict=True), average="macro")
+    assert found.macro_f1.estimate == pytest.approx(expected)
+    ceiling = score_annotators(votes, dimension, bootstrap)
+    assert ceiling.alpha.estimate == pytest.approx(annotators_alpha(votes, dimension))
+
+
+def test_systems_are_fitted_on_training_items_alone(run, test_items):
+    rubric = Contract.load(run.adapter).rubric
+    train = load_split(run.data, "train")
+    first = fit_systems(train, test_items, rubric)
+    blind = [item.__class__(item.item_id, item.state, {}, item.group) for item in test_items]
+    assert fit_systems(train, blind, rubric) == first
+    assert set(first["majority label"]["topic"]) == {first["majority label"]["topic"][0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda t: t.iloc[1:], "lacks 1 of 58 items"),
+        (lambda t: t.drop(columns="topic"), "lacks the columns topic"),
+        (lambda t: t.assign(topic="weather"), "is 'weather', which the rubric does not have"),
+    ],
+)
+def test_predictions_that_do_not_fit(run, majority_file, tmp_path, change, complaint):
+    change(pd.read_csv(majority_file)).to_csv(tmp_path / "p.csv", index=False)
+    with pytest.raises(DataError, match=complaint):
+        baselines(run.recipe(), {"p": str(tmp_path / "p.csv")})
+
+
+def test_predictions_on_the_command_line():
+    assert parse_predictions(["gpt=a/b.csv", "c/d.csv"]) == {"gpt": "a/b.csv", "d": "c/d.csv"}
+    with pytest.raises(DataError, match="name=file"):
+        parse_predictions(["=x.csv"])
