@@ -254,8 +254,11 @@ def main() -> None:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        _fail("No space left on the device. What was finished is kept, and nothing is half-written; "
-              "free some space and run the same command again.", 2)  # fmt: skip
+        _fail(
+            "No space left on the device. What was finished is kept, and nothing is half-written; "
+            "free some space and run the same command again.",
+            2,
+        )
 
 
 def _fail(message: str, code: int) -> None:
