@@ -20,7 +20,7 @@ TORCH ?= $(if $(shell command -v nvidia-smi),torch>=2.8,torch==2.13.0)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo train export verify push annotate lint format test test-slow bench clean
+.PHONY: help setup demo train export verify push annotate lint format test bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12

@@ -4,65 +4,25 @@ The input is read in pieces; each finished piece is kept (see `slm_judge.shards`
 interrupted job goes on where it stopped, and memory does not grow with the input.
 """
 
-import hashlib
 import json
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from . import __version__
-from .annotation import annotation_from_logits
-from .backends import Backend
 from .errors import DataError
 from .files import content_hash
 from .judge import Judge
+from .pieces import ANNOTATED, TRUNCATED, AnnotateOptions, PieceAnnotator, Prepared
 from .progress import progress_bar
-from .prompt import EncodedPrompt, normalise
-from .rubric import Rubric, format_value
 from .shards import ShardStore, digest_of, write_tables
-from .tables import TableStream, check_output
-
-Policy = Literal["skip", "fail"]
-LengthPolicy = Literal["skip", "fail", "truncate"]
-
-ANNOTATED, TRUNCATED = "annotated", "truncated"
-_CACHED_TEXTS = 100_000  # about 30 MB
-# Of a confidence, as it is written. Beyond the second, digits depend on what is computed beside a
-# row, unless each row is computed by itself: docs/annotation.md.
-STABLE_DIGITS, EXACT_DIGITS = 2, 6
-
-
-@dataclass(frozen=True)
-class AnnotateOptions:
-    """What to annotate, and what becomes of rows that cannot be annotated as they are."""
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """Field of the rubric -> column of the table, where they differ."""
-    prefix: str = ""
-    """Put before the names of the new columns: `<dimension>`, `<dimension>_confidence` for each
-    dimension, and `outcome`."""
-    on_empty: Policy = "skip"
-    """A row that lacks a field or its text."""
-    on_too_long: LengthPolicy = "skip"
-    """A row whose prompt is longer than the model can read; truncate cuts the end of its longest
-    field, never the rubric."""
-    review_below: float | None = None
-    """Rows with a confidence below this, in any dimension, also go to `review`."""
-    review: str | None = None
-    """File for the rows to review; by default beside the output."""
-    rows_per_piece: int = 2048
-    """Rows of a piece that is computed and kept as a whole."""
-
-    def __post_init__(self) -> None:
-        """Check what belongs together."""
-        if self.review and self.review_below is None:
-            raise DataError("A review file needs --review-below, the confidence to review under.")
+from .tables import TableStream, check_output, is_folder
 
 
 @dataclass
@@ -82,196 +42,28 @@ class Summary:
         return self.rows - self.outcomes[ANNOTATED] - self.outcomes[TRUNCATED]
 
 
-@dataclass
-class Prepared:
-    """A piece whose rows were read and tokenized."""
+@dataclass(frozen=True)
+class Finished:
+    """A piece that is kept."""
 
-    table: pa.Table
-    keys: list[str]
-    """Per row, its text's key, or the reason why it has none."""
-    prompts: dict[str, EncodedPrompt]
-    """Of each different text that can be annotated."""
-    outcomes: dict[str, str]
-    """Of each different text."""
+    n_rows: int
+    outcomes: Counter[str]
+    computed: int
+    """Rows that the model read for it now."""
 
 
-class PieceAnnotator:
-    """Annotates the pieces of one table, in order."""
-
-    def __init__(self, judge: Judge, options: AnnotateOptions) -> None:
-        """Use `judge` with `options`."""
-        self.judge, self.options = judge, options
-        rubric, prefix = judge.rubric, options.prefix
-        self.sources = {name: options.columns.get(name, name) for name in rubric.fields}
-        self.added = [
-            *(f"{prefix}{d.name}{end}" for d in rubric.dimensions for end in ("", "_confidence")),
-            f"{prefix}outcome",
-        ]
-        self.confidences = [name for name in self.added if name.endswith("_confidence")]
-        self.computed = 0
-        self._digits = EXACT_DIGITS if judge.exact else STABLE_DIGITS
-        self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
-
-    def check(self, table: pa.Table, location: str) -> None:
-        """Refuse a table without the fields, or with columns that would be overwritten.
-
-        Raises:
-            DataError: names the columns.
-        """
-        missing = [name for name in self.sources.values() if name not in table.column_names]
-        if missing:
-            raise DataError(
-                f"{location} has no columns {', '.join(missing)}; it has "
-                f"{', '.join(table.column_names)}. Name the right ones with --column field=column."
-            )
-        if taken := [name for name in self.added if name in table.column_names]:
-            raise DataError(
-                f"{location} already has the columns {', '.join(taken)}. Keep both with a prefix "
-                "for the judge's, e.g. --prefix judge_"
-            )
-
-    # --- reading ---
-
-    def prepare(self, table: pa.Table, first_row: int) -> Prepared:
-        """Read and tokenize a piece; engine and cache are not touched, so threads may do it.
-
-        Raises:
-            DataError: a row cannot be annotated and the policy is to fail.
-        """
-        keys, states = self._states(table, first_row)
-        prompts: dict[str, EncodedPrompt] = {}
-        outcomes: dict[str, str] = {}
-        encoded = self.judge.backend.reader.encode(list(states.values()))
-        for (key, state), prompt in zip(states.items(), encoded, strict=True):
-            outcomes[key] = ANNOTATED
-            length, most = len(prompt.input_ids), self.judge.backend.max_tokens
-            if length > most:
-                row = first_row + keys.index(key) + 1
-                outcomes[key] = f"too long: {length} tokens, room for {most}"
-                if self.options.on_too_long == "fail":
-                    raise DataError(f"Row {row} is {outcomes[key]}. See --on-too-long.")
-                if self.options.on_too_long == "skip":
-                    continue
-                prompt = truncate(self.judge.backend, self.judge.rubric, state)
-                outcomes[key] = TRUNCATED
-            prompts[key] = prompt
-        return Prepared(table, keys, prompts, outcomes)
-
-    def _states(self, table: pa.Table, first_row: int) -> tuple[list[str], dict[str, Any]]:
-        """Per row, a key; and the state of each key that can be annotated."""
-        keys: list[str] = []
-        states: dict[str, dict[str, str]] = {}
-        columns = {
-            name: table[source].to_pylist() if source in table.column_names else [None] * len(table)
-            for name, source in self.sources.items()
-        }
-        for row, values in enumerate(zip(*columns.values(), strict=True)):
-            state = {}
-            problem = None
-            for name, value in zip(columns, values, strict=True):
-                text = "" if value is None else normalise(format_value(value))
-                if not text.strip():
-                    problem = f"{'missing' if value is None else 'empty'} field: {name}"
-                    break
-                state[name] = text
-            if problem and self.options.on_empty == "fail":
-                raise DataError(f"Row {first_row + row + 1} has a {problem}. See --on-empty.")
-            key = problem or _key(state)
-            if not problem:
-                states.setdefault(key, state)
-            keys.append(key)
-        return keys, states
-
-    # --- deciding ---
-
-    def annotate(self, piece: Prepared) -> pa.Table:
-        """The piece with the judge's columns; equal texts are computed once."""
-        fresh = [key for key in piece.prompts if key not in self._cache]
-        contract = self.judge.backend.contract
-        found: dict[str, tuple[Any, ...]] = {
-            key: self._cache[key] for key in piece.prompts if key in self._cache
-        }
-        for index, logits in self.judge.decide([piece.prompts[key] for key in fresh]):
-            answer = annotation_from_logits(
-                contract.rubric.dimensions, logits, contract.temperatures
-            )
-            cells: list[Any] = []
-            for dimension in contract.rubric.dimensions:
-                confidence = round(answer.confidence[dimension.name], self._digits)
-                cells += [answer.labels[dimension.name], confidence]
-            found[fresh[index]] = (*cells, piece.outcomes[fresh[index]])
-        self.computed += len(fresh)
-        nothing = (None,) * (len(self.added) - 1)
-        rows = [found.get(key) or (*nothing, piece.outcomes.get(key, key)) for key in piece.keys]
-        self._remember({key: found[key] for key in piece.prompts})
-        table = piece.table
-        for name, column in zip(self.added, zip(*rows, strict=True), strict=True):
-            table = table.append_column(name, pa.array(list(column)))
-        return table
-
-    def replay(self, table: pa.Table, finished: pa.Table) -> None:
-        """Remember the texts of a piece that an earlier run finished."""
-        keys, states = self._states(table, 0)
-        columns = [finished[name].to_pylist() for name in self.added]
-        rows = dict(zip(keys, zip(*columns, strict=True), strict=True))
-        done = {key: rows[key] for key in states if rows[key][-1] in (ANNOTATED, TRUNCATED)}
-        self._remember(done)
-
-    def _remember(self, answers: Mapping[str, tuple[Any, ...]]) -> None:
-        """Keep the last texts; what is kept is a function of the input read so far alone."""
-        for key, cells in answers.items():
-            self._cache[key] = cells
-            self._cache.move_to_end(key)
-        while len(self._cache) > _CACHED_TEXTS:
-            self._cache.popitem(last=False)
-
-
-def _key(state: Mapping[str, str]) -> str:
-    text = json.dumps(state, sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def truncate(backend: Backend, rubric: Rubric, state: Mapping[str, str]) -> EncodedPrompt:
-    """The prompt of an item whose longest field is cut at its end until the prompt fits.
-
-    Where one field alone cannot give enough, the next longest is cut too.
-
-    Raises:
-        DataError: not even empty fields fit.
-    """
-    cut = dict(state)
-    for name in sorted(rubric.fields, key=lambda name: len(state[name]), reverse=True):
-        low, high = 0, len(cut[name])  # `low` characters fit, `high` do not
-        shortest = _encode(backend, cut, name, low)
-        if len(shortest.input_ids) > backend.max_tokens:
-            cut[name] = ""
-            continue
-        best = shortest
-        while high - low > 1:
-            middle = (low + high) // 2
-            prompt = _encode(backend, cut, name, middle)
-            if len(prompt.input_ids) <= backend.max_tokens:
-                low, best = middle, prompt
-            else:
-                high = middle
-        return best
-    raise DataError(f"The rubric leaves no room for an item in {backend.max_tokens} tokens.")
-
-
-def _encode(backend: Backend, state: Mapping[str, str], name: str, length: int) -> EncodedPrompt:
-    return backend.reader.encode([{**state, name: state[name][:length]}])[0]
-
-
-# --- the whole job ------------------------------------------------------------------------------
+Engine = Callable[[TableStream, PieceAnnotator, ShardStore], Iterator[Finished]]
+"""Finishes every piece of a table, in any order."""
 
 
 def annotate_table(
     judge: Judge,
     source: str,
-    output: Path,
+    output: str | Path,
     options: AnnotateOptions | None = None,
     overwrite: bool = False,
     show_progress: bool = True,
+    engine: Engine | None = None,
 ) -> Summary:
     """Annotate every row of a table; all input columns are kept, and rows keep their order.
 
@@ -279,10 +71,13 @@ def annotate_table(
         judge: the judge.
         source: see `TableStream`.
         output: `.csv`, `.tsv`, `.jsonl` or `.parquet` (the first three also compressed), written
-            atomically at the end; finished pieces wait in `<output>.parts`.
+            atomically at the end, while finished pieces wait in `<output>.parts`; or, with a slash
+            at its end, a folder on any path that fsspec opens, where the pieces stay as Parquet
+            files.
         options: see `AnnotateOptions`.
         overwrite: throw finished pieces of an earlier job away.
         show_progress: draw a progress bar.
+        engine: what computes the pieces; by default this process.
 
     Returns:
         Counts of outcomes.
@@ -291,53 +86,69 @@ def annotate_table(
         DataError: columns are missing or would be overwritten, the input cannot be read, or the
             finished pieces are those of another job.
     """
-    options = options or AnnotateOptions()
+    options, output = options or AnnotateOptions(), str(output)
     check_output(output)
+    review = review_file(output, options)
     started = time.monotonic()
     stream, annotator = TableStream(source), PieceAnnotator(judge, options)
-    folder = output.with_name(f"{output.name}.parts")
-    if overwrite and folder.exists():
-        ShardStore(folder, json.loads((folder / "job.json").read_text())).remove()
-    store = ShardStore(folder, job_of(judge, options))
+    store = ShardStore(
+        output if is_folder(output) else f"{output}.parts", job_of(judge, options), overwrite
+    )
     summary = Summary()
     with progress_bar("rows", show_progress) as progress:
         task = progress.add_task("annotating", total=None)
-        for n_rows, outcomes in _pieces(stream, annotator, store):
-            summary.rows += n_rows
-            summary.outcomes.update(outcomes)
+        for piece in (engine or here)(stream, annotator, store):
+            summary.rows += piece.n_rows
+            summary.computed += piece.computed
+            summary.outcomes.update(piece.outcomes)
             read = stream.share_read
-            total = round(summary.rows / read) if read else None
+            total = round(summary.rows / read) if read and engine is None else None
             progress.update(task, completed=summary.rows, total=total)
         progress.update(task, completed=summary.rows, total=summary.rows)
     if not summary.rows:
         store.remove()
         raise DataError(f"{source} has no rows.")
-    summary.computed = annotator.computed
-    write_tables(store.tables(), output)
-    if options.review_below is not None:
-        review = Path(options.review or output.with_name(f"{output.stem}.review{output.suffix}"))
-        summary.reviewed = write_tables(
-            _to_review(store.tables(), annotator.confidences, options.review_below), review
-        )
-    store.remove()
+    if not is_folder(output):
+        write_tables(store.tables(), Path(output))
+    if review:
+        assert options.review_below is not None
+        unsure = _to_review(store.tables(), annotator.confidences, options.review_below)
+        summary.reviewed = write_tables(unsure, review)
+    if is_folder(output):
+        store.write_record("_summary.json", {"rows": summary.rows, "outcomes": summary.outcomes})
+    else:
+        store.remove()
     summary.seconds = time.monotonic() - started
     return summary
 
 
-def _pieces(
-    stream: TableStream, annotator: PieceAnnotator, store: ShardStore
-) -> Iterator[tuple[int, Counter[str]]]:
-    """Finish every piece; yields its number of rows and its outcomes.
+def review_file(output: str, options: AnnotateOptions) -> Path | None:
+    """Where the rows to review go.
+
+    Raises:
+        DataError: it cannot be written there.
+    """
+    if options.review_below is None:
+        return None
+    if options.review is None and is_folder(output):
+        raise DataError("Name the file for the rows to review: --review review.csv")
+    beside = Path(output)
+    review = Path(options.review or beside.with_name(f"{beside.stem}.review{beside.suffix}"))
+    if is_folder(str(review)):
+        raise DataError(f"{review}: the rows to review go into one file, not a folder.")
+    check_output(str(review))
+    return review
+
+
+def here(stream: TableStream, annotator: PieceAnnotator, store: ShardStore) -> Iterator[Finished]:
+    """Finish the pieces one after the other in this process.
 
     The next piece is read and tokenized in a thread while the engine computes.
     """
 
     def load() -> Iterator[tuple[int, pa.Table, str, pa.Table | None, Prepared | None]]:
         row = 0
-        for index, table in enumerate(stream.pieces(annotator.options.rows_per_piece)):
-            if index == 0:
-                annotator.check(table, stream.location)
-            digest = digest_of(table)
+        for index, table, digest in pieces_of(stream, annotator):
             finished = store.find(index, digest)
             prepared = None if finished is not None else annotator.prepare(table, row)
             row += table.num_rows
@@ -349,17 +160,37 @@ def _pieces(
         while (loaded := waiting.result()) is not None:
             waiting = executor.submit(next, loader, None)
             index, table, digest, finished, prepared = loaded
+            before = annotator.computed
             if prepared is None:
                 assert finished is not None
                 annotator.replay(table, finished)
             else:
                 finished = annotator.annotate(prepared)
                 store.write(index, finished, digest)
-            outcomes = Counter(_kind(text) for text in finished[annotator.added[-1]].to_pylist())
-            yield finished.num_rows, outcomes
+            yield summarise(finished, annotator, annotator.computed - before)
 
 
-def _kind(outcome: str) -> str:
+def pieces_of(
+    stream: TableStream, annotator: PieceAnnotator
+) -> Iterator[tuple[int, pa.Table, str]]:
+    """Yield the index, the rows and the digest of each piece; the first one is checked.
+
+    Raises:
+        DataError: columns are missing or would be overwritten.
+    """
+    for index, table in enumerate(stream.pieces(annotator.options.rows_per_piece)):
+        if index == 0:
+            annotator.check(table, stream.location)
+        yield index, table, digest_of(table)
+
+
+def summarise(finished: pa.Table, annotator: PieceAnnotator, computed: int) -> Finished:
+    """What became of the rows of a piece."""
+    outcomes = Counter(kind_of(text) for text in finished[annotator.outcome].to_pylist())
+    return Finished(finished.num_rows, outcomes, computed)
+
+
+def kind_of(outcome: str) -> str:
     """The outcome without the figures of the row."""
     return outcome.partition(": ")[0] if outcome.startswith("too long") else outcome
 

@@ -135,10 +135,16 @@ def push(
 @app.command()
 def annotate(
     data: Annotated[
-        str, typer.Argument(help="CSV, JSONL or Parquet file, or user/name on the Hub.")
+        str,
+        typer.Argument(help="CSV, JSONL or Parquet file, folder of Parquet, or user/name (Hub)."),
     ],
     model: Annotated[str, typer.Option(help="Hub repository, folder or .gguf file.")],
-    output: Annotated[Path, typer.Option(help="File to write: .csv, .tsv, .jsonl or .parquet.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            help="File to write: .csv, .tsv, .jsonl or .parquet; or a folder/ of Parquet."
+        ),
+    ],
     backend: Annotated[str, typer.Option(help="auto, gguf or transformers.")] = "auto",
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the model.")
@@ -164,6 +170,14 @@ def annotate(
         float | None, typer.Option(help="GiB for weights and cache (gguf).")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads (gguf).")] = None,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: a pool of workers (extra `ray`).")
+    ] = "local",
+    workers: Annotated[int, typer.Option(help="Of --engine ray, a judge each.", min=1)] = 2,
+    gpus: Annotated[float, typer.Option(help="Of each worker of --engine ray.", min=0)] = 0.0,
+    rows_per_piece: Annotated[
+        int, typer.Option(help="Rows that are computed and kept as a whole.", min=1)
+    ] = 2048,
     exact: Annotated[
         bool, typer.Option("--exact", help="Each row by itself: probabilities to the last bit.")
     ] = False,
@@ -176,11 +190,13 @@ def annotate(
     Interrupted, the same command goes on where it stopped. Exit code 3: some rows were not
     annotated; the outcome column says why.
     """
-    from .bulk import AnnotateOptions, annotate_table
+    from .bulk import annotate_table
     from .judge import Judge
+    from .pieces import AnnotateOptions
     from .tables import check_output
 
     check_output(output)
+    _choose("--engine", engine, "local", "ray")
     _choose("--on-empty", on_empty, "skip", "fail")
     _choose("--on-too-long", on_too_long, "skip", "fail", "truncate")
     options = AnnotateOptions(
@@ -190,17 +206,26 @@ def annotate(
         on_too_long=on_too_long,  # type: ignore[arg-type]
         review_below=review_below,
         review=review,
+        rows_per_piece=rows_per_piece,
     )
-    with Judge.from_pretrained(
-        model,
-        revision=revision,
-        backend=backend,  # type: ignore[arg-type]
-        quantization=quantization,
-        max_memory=max_memory,
-        n_threads=threads,
-        exact=exact,
-    ) as judge:
-        summary = annotate_table(judge, data, output, options, overwrite)
+    settings: dict[str, Any] = {
+        "revision": revision,
+        "backend": backend,
+        "quantization": quantization,
+        "max_memory": max_memory,
+        "n_threads": threads,
+        "exact": exact,
+    }
+    pool = None
+    if engine == "ray":
+        require_extra("ray")
+        from .ray_engine import RayEngine
+
+        if Path(model).exists():
+            model = str(Path(model).resolve())
+        pool = RayEngine(model, {**settings, "n_threads": threads or 1}, workers, gpus)
+    with Judge.from_pretrained(model, **settings) as judge:
+        summary = annotate_table(judge, data, output, options, overwrite, engine=pool)
     console = Console()
     for outcome, count in summary.outcomes.most_common():
         console.print(f"{count:>9,} {outcome}", highlight=False)

@@ -16,6 +16,7 @@ from datasets import logging as datasets_logging
 from datasets.exceptions import DatasetNotFoundError
 from datasets.utils import disable_progress_bars
 from fsspec.compression import compr
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
 from .errors import DataError
@@ -62,15 +63,33 @@ def read_table(location: str) -> Dataset:
     return Dataset(pa.concat_tables(pieces, promote_options="permissive"))
 
 
-def check_output(path: Path) -> None:
+def is_folder(output: str) -> bool:
+    """Whether an output is a folder of Parquet files: it ends with a slash."""
+    return output.endswith(("/", os.sep))
+
+
+def check_output(output: str) -> None:
     """Refuse an output that cannot be written, before any work.
 
     Raises:
-        DataError: wrong suffix, or the folder is not writable.
+        DataError: wrong suffix, a file that is not on this machine, or not writable.
     """
-    if file_format(path) is None:
-        raise DataError(f"{path}: the output is .csv, .tsv, .jsonl or .parquet.")
-    folder = path.parent
+    filesystem, path = fsspec.url_to_fs(output)
+    on_this_machine = isinstance(filesystem, LocalFileSystem)
+    if not is_folder(output):
+        if file_format(Path(output)) is None:
+            raise DataError(
+                f"{output}: the output is .csv, .tsv, .jsonl or .parquet, or, with a slash at its "
+                "end, a folder of Parquet files."
+            )
+        if "://" in output:
+            raise DataError(
+                f"{output}: files are written on this machine alone. With a slash at its end, the "
+                "output is a folder of Parquet files, on any path that fsspec opens."
+            )
+    if not on_this_machine:
+        return
+    folder = Path(path) if is_folder(output) else Path(path).parent
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
@@ -87,9 +106,10 @@ class TableStream:
         """Find a table.
 
         Args:
-            location: CSV, TSV, JSON Lines (these also compressed) or Parquet file, on any path
-                that fsspec opens; or a Hub dataset `user/name`, `user/name@revision`, with
-                `#split` behind it where that is not `train`.
+            location: CSV, TSV, JSON Lines (these also compressed) or Parquet file, or a folder
+                of Parquet files (read in the order of their names), on any path that fsspec
+                opens; or a Hub dataset `user/name`, `user/name@revision`, with `#split` behind it
+                where that is not `train`.
 
         Raises:
             DataError: there is no such table.
@@ -99,7 +119,17 @@ class TableStream:
         self._size = 0
         self._kind = file_format(Path(location))
         filesystem, path = fsspec.url_to_fs(location)
-        if filesystem.isfile(path):
+        self._files = [location]
+        if filesystem.isdir(path):
+            names = sorted(filesystem.ls(path, detail=False))
+            names = [
+                n for n in names if n.endswith(".parquet") and n.rpartition("/")[2][0] not in "_."
+            ]
+            if not names:
+                raise DataError(f"{location} is a folder without Parquet files.")
+            self._kind, self._files = "parquet", [filesystem.unstrip_protocol(n) for n in names]
+            self._size = sum(int(filesystem.size(name) or 0) for name in names)
+        elif filesystem.isfile(path):
             if self._kind is None:
                 raise DataError(
                     f"{location} is neither .csv, .tsv, .jsonl nor .parquet (the first three also "
@@ -203,13 +233,15 @@ class TableStream:
                 yield pa.Table.from_pylist(rows)
 
     def _read_parquet(self, n_rows: int) -> Iterator[pa.Table]:
-        with fsspec.open(self.location, "rb") as raw:
-            file = pq.ParquetFile(raw)
-            total, done = file.metadata.num_rows, 0
-            for batch in file.iter_batches(batch_size=n_rows):
-                done += batch.num_rows
-                self._position = lambda: self._size * done / max(total, 1)  # noqa: B023
-                yield pa.Table.from_batches([batch])
+        for n_done, name in enumerate(self._files):
+            with fsspec.open(name, "rb") as raw:
+                file = pq.ParquetFile(raw)
+                total, rows = max(file.metadata.num_rows, 1), 0
+                for batch in file.iter_batches(batch_size=n_rows):
+                    rows += batch.num_rows
+                    share = (n_done + rows / total) / len(self._files)
+                    self._position = lambda: self._size * share  # noqa: B023
+                    yield pa.Table.from_batches([batch])
 
     def _read_hub(self, n_rows: int) -> Iterator[pa.Table]:
         name, _, split = self.location.partition("#")

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_judge import Judge
-from slm_judge.bulk import AnnotateOptions, annotate_table, truncate
+from slm_judge.bulk import annotate_table
 from slm_judge.errors import DataError
+from slm_judge.pieces import AnnotateOptions, truncate
 from slm_judge.shards import ShardStore, digest_of, write_tables
 from slm_judge.tables import TableStream, read_table
 from tests.conftest import ROOT
@@ -193,7 +194,7 @@ def test_truncation_cuts_the_longest_field_first(run, tokenizer):
 @pytest.mark.parametrize(
     ("rows", "options", "complaint"),
     [
-        ({"text": ["a", ""]}, {"on_empty": "fail"}, "Row 2 has a empty field: text"),
+        ({"text": ["a", ""]}, {"on_empty": "fail"}, "Row 2: empty field: text"),
         ({"text": ["word " * 6000]}, {"on_too_long": "fail"}, "Row 1 is too long: 6"),
         ({"body": ["a"]}, {}, "has no columns text"),
         ({"text": ["a"], "topic": ["b"]}, {}, "already has the columns topic"),
@@ -269,7 +270,7 @@ def test_killed_at_random_points(run, tmp_path):
     source = write(tmp_path / "in.csv", {"id": range(3000), "text": messages(3000)})
     code = (
         "import sys; from pathlib import Path; from slm_judge import Judge;"
-        "from slm_judge.bulk import AnnotateOptions, annotate_table;"
+        "from slm_judge.bulk import annotate_table; from slm_judge.pieces import AnnotateOptions;"
         "judge = Judge.from_pretrained(sys.argv[1]);"
         "annotate_table(judge, sys.argv[2], Path(sys.argv[3]), AnnotateOptions(rows_per_piece=64),"
         " show_progress=False)"

@@ -1,6 +1,7 @@
 """The transformers engine: a merged, a 4-bit or an adapter folder, on CPU or GPU."""
 
 import importlib
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,10 @@ class TransformersBackend:
         self.max_tokens = int(model.config.get_text_config().max_position_embeddings)
         self.near_tie = _NEAR_TIE[str(model.dtype).removeprefix("torch.")]
         self._cache: Any = None
+        # Renamed in transformers 5.24; an adapter's wrapper takes any name.
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        named = "cache" in inspect.signature(base.forward).parameters
+        self._cache_argument = "cache" if named else "past_key_values"
         ids = tokenizer(list(contract.labels), add_special_tokens=False)["input_ids"]
         self._label_ids = [token for (token,) in ids]
 
@@ -102,9 +107,8 @@ class TransformersBackend:
             self._cache = DynamicCache()
             ids = torch.tensor([prefix], device=self.model.device)
             with torch.inference_mode():
-                self.model(
-                    input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-                )
+                cache = {self._cache_argument: self._cache}
+                self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
         if extra := self._cache.get_seq_length() - len(prefix):  # of the last pack
             self._cache.crop(-extra)
         return self._cache
@@ -114,7 +118,8 @@ class TransformersBackend:
 
         tensors = pack_tensors(packed, self.model.device)
         with torch.inference_mode():
-            output = self.model(**tensors, past_key_values=cache, use_cache=cache is not None)
+            cached = {self._cache_argument: cache}
+            output = self.model(**tensors, **cached, use_cache=cache is not None)
             logits = output.logits[0][:, self._label_ids]
         values = logits.float().cpu().numpy().reshape(n_rows, -1, len(self._label_ids))
         counts = [len(dimension.options) for dimension in self.contract.rubric.dimensions]

@@ -1,0 +1,77 @@
+"""`--engine ray`: two workers on this machine, the output of one process."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from slm_judge import Judge
+from slm_judge.bulk import annotate_table
+from slm_judge.errors import DataError
+from slm_judge.pieces import AnnotateOptions
+from slm_judge.ray_engine import RayEngine
+from slm_judge.tables import read_table
+from tests.inference.test_bulk import messages, write
+
+ray = pytest.importorskip("ray", reason="needs the extra `ray`")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def pool(run, exact=False):
+    return RayEngine(str(run.gguf), {"n_threads": 1, "exact": exact}, workers=2)
+
+
+def test_two_workers_do_what_one_process_does(run, tmp_path):
+    texts = messages(300)
+    texts[40], texts[41] = "", None
+    source = write(tmp_path / "in.csv", {"id": range(300), "text": texts})
+    options = AnnotateOptions(rows_per_piece=32)
+    with Judge.from_pretrained(run.gguf, n_threads=1, exact=True) as judge:
+        local, far = tmp_path / "local.parquet", tmp_path / "ray.parquet"
+        annotate_table(judge, source, local, options, show_progress=False)
+        summary = annotate_table(
+            judge, source, far, options, show_progress=False, engine=pool(run, exact=True)
+        )
+        assert far.read_bytes() == local.read_bytes()
+        assert summary.rows == 300
+        assert summary.not_annotated == 2
+        assert not far.with_name("ray.parquet.parts").exists()
+        # Without --exact: the same labels; a folder of pieces, one of them lost, is finished.
+    with Judge.from_pretrained(run.gguf, n_threads=1) as judge:
+        folder = f"{tmp_path}/out/"
+        annotate_table(judge, source, folder, options, show_progress=False, engine=pool(run))
+        parts = sorted((tmp_path / "out").glob("part-*"))
+        assert len(parts) == 10
+        parts[3].unlink()
+        parts[7].unlink()
+        again = annotate_table(
+            judge, source, folder, options, show_progress=False, engine=pool(run)
+        )
+        assert 0 < again.computed <= 64
+    assert json.loads((tmp_path / "out" / "_summary.json").read_text())["rows"] == 300
+    columns = ["id", "urgency", "topic", "refund", "outcome"]
+    expected = pq.read_table(local).select(columns).to_pylist()
+    assert read_table(folder).select_columns(columns).to_list() == expected
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.name[0] == "_") == [
+        "_job.json",
+        "_summary.json",
+    ]
+
+
+def test_what_a_worker_refuses_is_said(run, tmp_path):
+    source = write(tmp_path / "in.csv", {"text": ["fine", "", "fine"]})
+    options = AnnotateOptions(on_empty="fail")
+    with (
+        Judge.from_pretrained(run.gguf, n_threads=1) as judge,
+        pytest.raises(DataError, match="Row 2: empty field"),
+    ):
+        annotate_table(
+            judge, source, tmp_path / "o.csv", options, show_progress=False, engine=pool(run)
+        )
+    assert not (tmp_path / "o.csv").exists()
