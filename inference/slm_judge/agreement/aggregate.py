@@ -1,0 +1,70 @@
+"""One label an item from several annotators, and the raters of an item side by side."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..rubric import Dimension
+from .alpha import Floats, Votes, numeric_values, vote_counts
+
+Ratings = npt.NDArray[np.int64]
+"""N items x M annotators: option indices, -1 where an annotator did not answer."""
+
+
+def ratings_of(votes: Sequence[Mapping[str, int]]) -> tuple[Ratings, list[str]]:
+    """Ratings, and the M annotators in the order of their names.
+
+    Args:
+        votes: per item, annotator -> option index.
+    """
+    annotators = sorted({name for row in votes for name in row})
+    column = {name: m for m, name in enumerate(annotators)}
+    ratings = np.full((len(votes), len(annotators)), -1, dtype=np.int64)
+    for n, row in enumerate(votes):
+        for name, option in row.items():
+            ratings[n, column[name]] = option
+    return ratings, annotators
+
+
+def aggregate(votes: Votes, dimension: Dimension) -> npt.NDArray[np.int64]:
+    """The annotators' aggregate label: the lower median of ordered options, else the majority.
+
+    Of options with as many votes, the one that is more common among all votes is taken.
+
+    Args:
+        votes: N items; their annotators' option indices.
+        dimension: gives the options and the level of measurement.
+
+    Returns:
+        N option indices, -1 where nobody answered.
+    """
+    counts = vote_counts(votes, len(dimension.options))
+    answered = counts.sum(axis=1) > 0
+    if dimension.level_of_measurement == "nominal":
+        common = counts.sum(axis=0)
+        labels = (counts + common / (common.sum() + 1.0)).argmax(axis=1)
+    else:
+        half = (counts.sum(axis=1, keepdims=True) + 1) // 2
+        labels = (counts.cumsum(axis=1) >= half).argmax(axis=1)
+    return np.where(answered, labels, -1)
+
+
+def mean_levels(votes: Votes, dimension: Dimension) -> Floats:
+    """The annotators' mean value of each item (ranks where the options are no numbers), N.
+
+    nan where nobody answered.
+    """
+    levels = level_values(dimension)
+    counts = vote_counts(votes, len(dimension.options))
+    total = counts.sum(axis=1)
+    means: Floats = np.divide(
+        counts @ levels, total, out=np.full(len(total), np.nan), where=total > 0
+    )
+    return means
+
+
+def level_values(dimension: Dimension) -> Floats:
+    """The options' numbers, or their ranks where they are words."""
+    numbers = all(isinstance(v, int | float) for v in dimension.values)
+    return numeric_values(dimension.values, "interval" if numbers else "ordinal")

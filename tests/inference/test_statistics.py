@@ -1,0 +1,358 @@
+"""Agreement statistics: published numbers, other implementations, and the degenerate cases."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
+
+from slm_judge import Rubric
+from slm_judge.agreement import (
+    Bootstrap,
+    Interval,
+    accuracy,
+    adjusted,
+    aggregate,
+    alpha_of_coincidences,
+    alt_test,
+    brier_score,
+    choose_threshold,
+    cohen_kappa,
+    corpus_mean,
+    cross_entropy,
+    expected_calibration_error,
+    items_needed,
+    judge_coincidences,
+    level_values,
+    mean_absolute_error,
+    mean_levels,
+    mean_shift,
+    paired_difference,
+    per_option,
+    probe_groups,
+    quarters,
+    rank_correlations,
+    ratings_of,
+    reliability,
+    risk_coverage,
+    widths,
+)
+from slm_judge.agreement.alt_test import _p_value
+
+
+@pytest.fixture(scope="module")
+def dimensions():
+    rubric = Rubric.model_validate(
+        {
+            "name": "r",
+            "instructions": "i",
+            "fields": ["text"],
+            "dimensions": [
+                {"name": "grade", "type": "score", "instructions": "g", "options": [-1, 0, 1, 2]},
+                {"name": "kind", "type": "choice", "instructions": "k", "options": ["a", "b", "c"]},
+            ],
+        }
+    )
+    return {d.name: d for d in rubric.dimensions}
+
+
+def confusion_of(said, judged, n):
+    table = np.zeros((n, n))
+    np.add.at(table, (said, judged), 1)
+    return table
+
+
+# --- kappa, accuracy, per option ---
+
+
+def test_kappa_reproduces_fleiss():
+    """Fleiss, Levin and Paik, Statistical Methods for Rates and Proportions (2003), table 18.1."""
+    table = np.array([[75.0, 1, 4], [5, 4, 1], [0, 0, 10]])
+    assert cohen_kappa(table) == pytest.approx(0.68, abs=0.005)
+    assert accuracy(table) == pytest.approx(0.89)
+
+
+@pytest.mark.parametrize("weights", ["none", "linear", "quadratic"])
+def test_kappa_is_that_of_scikit_learn(weights):
+    rng = np.random.default_rng(0)
+    said, judged = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
+    judged = np.where(rng.random(200) < 0.6, said, judged)
+    expected = cohen_kappa_score(said, judged, weights=None if weights == "none" else weights)
+    tables = np.stack([confusion_of(said, judged, 4)] * 2)
+    assert cohen_kappa(tables, weights) == pytest.approx([expected] * 2)
+
+
+def test_kappa_of_degenerate_tables():
+    assert cohen_kappa(confusion_of([1, 1, 1], [1, 1, 1], 3)) == 1.0  # unanimity on one option
+    assert np.isnan(cohen_kappa(np.zeros((3, 3))))
+    assert cohen_kappa(confusion_of([0, 0], [1, 1], 2)) == 0.0  # as little as by chance
+
+
+def test_precision_and_recall_are_those_of_scikit_learn():
+    rng = np.random.default_rng(1)
+    said, judged = rng.integers(0, 3, 90), rng.integers(0, 2, 90)
+    found = per_option(confusion_of(said, judged, 4))
+    p, r, f, _ = precision_recall_fscore_support(said, judged, labels=[0, 1], zero_division=np.nan)
+    assert found.precision[:2] == pytest.approx(p)
+    assert found.recall[:2] == pytest.approx(r)
+    assert found.f1[:2] == pytest.approx(f)
+    assert np.isnan(found.precision[2])  # the judge never said it
+    assert found.recall[2] == 0
+    assert np.isnan(found.f1[3])  # nobody did
+
+
+# --- levels ---
+
+
+def test_errors_in_levels(dimensions):
+    levels = level_values(dimensions["grade"])
+    assert levels.tolist() == [-1, 0, 1, 2]
+    assert level_values(dimensions["kind"]).tolist() == [0, 1, 2]
+    table = confusion_of([0, 1, 3], [1, 1, 1], 4)  # off by 1, 0 and 2
+    assert mean_absolute_error(table, levels) == pytest.approx(1.0)
+    assert mean_shift(table, levels) == pytest.approx((1 + 0 - 2) / 3)
+    assert np.isnan(mean_absolute_error(np.zeros((4, 4)), levels))
+
+
+def test_aggregates(dimensions):
+    votes = [[0, 0, 3], [1, 2], [], [3]]
+    assert aggregate(votes, dimensions["grade"]).tolist() == [0, 1, -1, 3]  # lower medians
+    votes = [[0, 1], [1], [2, 2, 1], []]
+    assert aggregate(votes, dimensions["kind"]).tolist() == [1, 1, 2, -1]  # 1 is the commoner
+    assert mean_levels([[0, 3], []], dimensions["grade"]).tolist() == pytest.approx(
+        [0.5, np.nan], nan_ok=True
+    )
+
+
+def test_rank_correlations_reproduce_a_published_number():
+    """Spearman: the textbook example of IQ and hours of television, rho = -29/165."""
+    iq = np.array([106.0, 100, 86, 101, 99, 103, 97, 113, 112, 110])
+    hours = np.array([7.0, 27, 2, 50, 28, 29, 20, 12, 6, 17])
+    found = rank_correlations(iq, hours)
+    assert found["spearman"] == pytest.approx(-29 / 165)
+    pairs = [(i, j) for i in range(10) for j in range(i)]
+    concordant = [np.sign((iq[i] - iq[j]) * (hours[i] - hours[j])) for i, j in pairs]
+    assert found["kendall"] == pytest.approx(np.mean(concordant))
+    flat = rank_correlations(np.ones(3), np.array([1.0, 2, np.nan]))
+    assert np.isnan(flat["spearman"])
+    assert np.isnan(flat["kendall"])
+
+
+# --- calibration ---
+
+
+def test_scores_of_probabilities():
+    p = np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]])
+    shares = np.array([[1.0, 0, 0], [0, 0.5, 0.5]])
+    assert brier_score(p, shares) == pytest.approx((0.09 + 0.04 + 0.01 + 0.04 + 0 + 0.04) / 2)
+    expected = -(np.log(0.7) + 0.5 * np.log(0.5) + 0.5 * np.log(0.3)) / 2
+    assert cross_entropy(p, shares) == pytest.approx(expected)
+    nothing = np.zeros((0, 3))
+    assert np.isnan(brier_score(nothing, nothing))
+    assert np.isnan(cross_entropy(nothing, nothing))
+
+
+def test_calibration_error_of_equal_mass_bins():
+    confidence = np.array([0.5, 0.5, 0.6, 0.6, 0.9, 0.9])
+    agreement = np.array([1.0, 0, 0, 0, 1, 1])
+    bins = reliability(confidence, agreement, 3)
+    assert [b.n for b in bins] == [2, 2, 2]
+    assert expected_calibration_error(confidence, agreement, 3) == pytest.approx(
+        (0 + 0.6 + 0.1) / 3
+    )
+    assert expected_calibration_error(np.ones(3), np.ones(3)) == 0
+    assert np.isnan(expected_calibration_error(np.array([]), np.array([])))
+
+
+def test_a_calibrated_judge_has_nearly_no_calibration_error():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 1, 20_000)
+    agreement = (rng.random(20_000) < confidence).astype(float)
+    assert expected_calibration_error(confidence, agreement) < 0.015
+    assert expected_calibration_error(confidence**0.5, agreement) > 0.1
+
+
+def test_risk_and_coverage():
+    confidence = np.array([0.9, 0.8, 0.8, 0.4])
+    errors = np.array([0.0, 1, 0, 1])
+    curve = risk_coverage(confidence, errors)
+    assert curve.threshold.tolist() == [0.9, 0.8, 0.4]  # equal confidences go together
+    assert curve.coverage.tolist() == [0.25, 0.75, 1]
+    assert curve.risk.tolist() == pytest.approx([0, 1 / 3, 0.5])
+    assert curve.area == pytest.approx(0.25 * 0 + 0.5 / 3 + 0.25 * 0.5)
+    assert len(risk_coverage(np.array([]), np.array([])).risk) == 0
+
+
+def test_thresholds_hold_the_target():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0, 1, 5000)
+    errors = (rng.random(5000) > confidence).astype(float)
+    chosen = choose_threshold(confidence, errors, 0.2)
+    kept = confidence >= chosen.confidence
+    assert errors[kept].mean() == pytest.approx(chosen.risk)
+    assert chosen.risk <= 0.2 < chosen.risk_upper + 0.02
+    assert kept.mean() == pytest.approx(chosen.coverage)
+    assert chosen.coverage == pytest.approx(0.4, abs=0.05)  # E[1 - c | c > t] = 0.2 at t = 0.6
+    never = choose_threshold(np.array([0.9, 0.8]), np.array([1.0, 1]), 0.1)
+    assert never.coverage == 0
+    assert never.confidence > 1
+    assert choose_threshold(np.array([0.5]), np.array([0.0]), 0.0).risk_upper == pytest.approx(0.95)
+
+
+# --- alternative annotator test ---
+
+
+def test_alt_test_by_hand():
+    """40 items, 3 annotators; the judge always says what the first two say, the third errs."""
+    ratings = np.zeros((40, 3), dtype=int)
+    ratings[:20, 2] = 1
+    found = alt_test([0] * 40, ratings, ["a", "b", "c"], np.arange(2.0), epsilon=0.1)
+    by_name = {c.annotator: c for c in found.comparisons}
+    # Against a: the others are b and c. Judge and a say the same, so both hold everywhere.
+    assert by_name["a"].advantage == 1
+    assert by_name["a"].p_value == 0.0  # no spread below epsilon
+    # Against c: the judge holds everywhere, c only on the last 20 items.
+    assert by_name["c"].advantage == 1
+    difference = np.array([-1.0] * 20 + [0.0] * 20)
+    expected = stats.ttest_1samp(difference, 0.1, alternative="less").pvalue
+    assert by_name["c"].p_value == pytest.approx(expected)
+    assert found.winning_rate == 1
+    assert found.passed
+    assert "may replace" in found.verdict
+
+
+def test_alt_test_of_a_bad_judge():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 60)
+    noisy = np.where(rng.random((60, 3)) < 0.9, truth[:, None], rng.integers(0, 4, (60, 3)))
+    found = alt_test(rng.integers(0, 4, 60).tolist(), noisy, ["a", "b", "c"], np.arange(4.0))
+    assert found.winning_rate == 0
+    assert not found.passed
+    assert found.advantage_probability < 0.6
+    good = alt_test(truth.tolist(), noisy, ["a", "b", "c"], np.arange(4.0), 0.2, "neg_rmse")
+    assert good.winning_rate == 1
+
+
+def test_alt_test_with_few_items_or_annotators():
+    ratings = np.zeros((12, 2), dtype=int)
+    ratings[:7, 1] = -1  # five common items
+    found = alt_test([0] * 12, ratings, ["a", "b"], np.arange(2.0))
+    assert found.skipped == ["a", "b"]
+    assert np.isnan(found.winning_rate)
+    assert not found.passed
+    assert "cannot be done" in found.verdict
+    # Below 30 items Wilcoxon's test decides, from 30 on the t-test.
+    few = np.array([-1.0, 0, 0, 1, 0, 0, 0, -1, 0, 0, 0, 0])
+    expected = stats.wilcoxon(few - 0.15, alternative="less").pvalue
+    assert _p_value(few, 0.15) == pytest.approx(expected)
+    assert _p_value(np.ones(40), 0.15) == 1.0
+
+
+def test_ratings_of_votes():
+    ratings, names = ratings_of([{"b": 1}, {"a": 0, "b": 2}, {}])
+    assert names == ["a", "b"]
+    assert ratings.tolist() == [[-1, 1], [0, 2], [-1, -1]]
+
+
+# --- comparisons, probes, planning ---
+
+
+def test_paired_differences(dimensions):
+    rng = np.random.default_rng(0)
+    dimension = dimensions["kind"]
+    truth = rng.integers(0, 3, 400)
+    votes = [[int(t), int(rng.integers(0, 3)) if rng.random() < 0.3 else int(t)] for t in truth]
+
+    def judge(error):
+        wrong = rng.random(400) < error
+        return judge_coincidences(np.where(wrong, (truth + 1) % 3, truth).tolist(), votes, 3)
+
+    def statistic(sums):
+        return alpha_of_coincidences(sums, dimension.values, dimension.level_of_measurement)
+
+    bootstrap = Bootstrap(400, 1000)
+    reference = judge(0.1)
+    same = paired_difference(reference, reference, statistic, bootstrap, 0.02)
+    assert same.interval == Interval(0.0, 0.0, 0.0)
+    assert same.verdict == "not inferior"
+    worse = paired_difference(reference, judge(0.4), statistic, bootstrap, 0.05)
+    assert worse.verdict == "inferior"
+    assert worse.interval.high < -0.2
+    unclear = paired_difference(reference, judge(0.13), statistic, bootstrap, 0.045)
+    assert unclear.verdict == "not decided"
+    assert unclear.as_dict()["verdict"] == "not decided"
+
+
+def test_a_large_bootstrap_takes_seconds():
+    rng = np.random.default_rng(0)
+    votes = [rng.integers(0, 5, 5).tolist() for _ in range(5000)]
+    coincidences = judge_coincidences(rng.integers(0, 5, 5000).tolist(), votes, 5)
+    found = Bootstrap(5000, 10_000).interval(
+        coincidences, lambda sums: alpha_of_coincidences(sums, list(range(5)), "ordinal")
+    )
+    assert found.low < 0 < found.high
+    assert found.high - found.low < 0.1
+
+
+def test_probes_find_a_planted_bias_and_no_other():
+    rng = np.random.default_rng(0)
+    groups = np.array(["x", "y", "z", "tiny"])[rng.choice(4, 600, p=[0.33, 0.33, 0.33, 0.01])]
+    agreement = (rng.random(600) < np.where(groups == "y", 0.5, 0.8)).astype(float)
+    agreement[0] = np.nan
+    probes = adjusted(probe_groups("topic", groups.tolist(), "agreement", agreement))
+    assert [p.group for p in probes] == ["x", "y", "z"]  # the tiny group says nothing
+    planted = probes[1]
+    assert planted.p_adjusted < 0.001
+    assert planted.difference.high < 0
+    test = stats.ttest_ind(
+        agreement[(groups == "y") & np.isfinite(agreement)],
+        agreement[(groups != "y") & np.isfinite(agreement)],
+        equal_var=False,
+    )
+    assert planted.p_value == pytest.approx(test.pvalue)
+    assert planted.p_adjusted >= planted.p_value
+    assert adjusted([]) == []
+    flat = probe_groups("g", ["a"] * 10 + ["b"] * 10, "agreement", np.ones(20))
+    assert [p.p_value for p in flat] == [1.0, 1.0]
+
+
+def test_no_bias_is_seldom_found():
+    rng = np.random.default_rng(3)
+    found = 0
+    for _ in range(100):
+        values = rng.normal(size=200)
+        probes = adjusted(probe_groups("g", [f"{i % 4}" for i in range(200)], "shift", values))
+        found += any(p.p_adjusted < 0.05 for p in probes)
+    assert found <= 10
+
+
+def test_quarters_are_named_by_their_range():
+    groups = quarters([1, 2, 3, 4, 5, 6, 7, 8], "words")
+    assert len(set(groups)) == 4
+    assert groups[0].startswith("1: 1 to ")
+    assert len(set(quarters([5, 5, 5], "words"))) == 1
+    assert quarters([], "words") == []
+
+
+def test_planning():
+    interval = Interval(0.5, 0.4, 0.6)
+    assert items_needed(interval, 100, 0.1) == 400
+    assert widths(interval, 100, [25, 400]) == pytest.approx({25: 0.4, 400: 0.1})
+
+
+def test_prediction_powered_means_are_valid_and_narrow():
+    """A biased judge: alone it is wrong, corrected it covers the truth more narrowly than humans."""
+    rng = np.random.default_rng(0)
+    covered = narrower = 0
+    for _ in range(50):
+        truth = rng.normal(1.0, 1.0, 5200)
+        judged = truth + 0.5 + rng.normal(0, 0.4, 5200)
+        human = truth[:200] + rng.normal(0, 0.2, 200)
+        found = corpus_mean(human, judged[:200], judged[200:])
+        assert found.judge_alone > 1.3
+        covered += found.prediction_powered.low <= 1.0 <= found.prediction_powered.high
+        ours = found.prediction_powered.high - found.prediction_powered.low
+        narrower += ours < found.humans_alone.high - found.humans_alone.low
+    assert covered >= 43
+    assert narrower == 50
+    with pytest.raises(ValueError, match="at least two items"):
+        corpus_mean(np.ones(1), np.ones(1), np.ones(5))
