@@ -1,5 +1,6 @@
 """`slm-judge push`: four repositories on the Hub, one commit each, only what was verified."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from slm_judge.model_card.evaluate import FIGURES, NUMBERS
 from slm_judge.model_card.render import render_card, repository_names
 
 from slm_judge.contract import Contract
@@ -59,6 +61,10 @@ def check_verified(run: Run) -> dict[str, Any]:
 def plan(run: Run, user: str, report: Mapping[str, Any]) -> list[Repository]:
     """The four repositories of a verified run."""
     recipe, facts = run.recipe(), training_facts(run.adapter)
+    evaluation = json.loads((run.report / NUMBERS).read_text(encoding="utf-8"))
+    figures = {
+        f"{FIGURES}/{path.name}": path for path in sorted((run.report / FIGURES).glob("*.png"))
+    }
     rubric = Contract.load(run.adapter).rubric
     sources = {
         "": _files(run.merged),
@@ -68,8 +74,8 @@ def plan(run: Run, user: str, report: Mapping[str, Any]) -> list[Repository]:
     }
     repositories = []
     for kind, name in repository_names(user, recipe.name).items():
-        card = render_card(kind, user, recipe, rubric, facts, report)
-        files: dict[str, Path | bytes] = {**sources[kind], "README.md": card.encode()}
+        card = render_card(kind, user, recipe, rubric, facts, report, evaluation)
+        files: dict[str, Path | bytes] = {**sources[kind], "README.md": card.encode(), **figures}
         files[REPORT] = run.report / REPORT
         repositories.append(Repository(name, files))
     return repositories

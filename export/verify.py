@@ -12,27 +12,34 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
+from slm_judge.model_card.evaluate import evaluate, of_run
+from slm_judge.model_card.evaluate import write as write_report
 
 from slm_judge.agreement import (
+    Bootstrap,
+    alpha_of_coincidences,
     annotators_alpha,
     judge_alpha,
+    judge_coincidences,
     krippendorff_alpha,
     pair_accuracy,
+    paired_difference,
     vote_counts,
 )
 from slm_judge.annotation import softmax
 from slm_judge.files import content_hash, write_text
 from slm_judge.items import Item, load_split, votes_of
 from slm_judge.judge import Judge
-from slm_judge.labels import read_labels
+from slm_judge.labels import read_labels, write_predictions
 from slm_judge.progress import progress_bar
 from slm_judge.prompt import EncodedPrompt
 from slm_judge.recipe import VerifyConfig
-from slm_judge.rubric import Dimension, Rubric
+from slm_judge.rubric import Dimension
 from slm_judge.run import Run
 
 REPORT = "verify.json"
 ADAPTER = "adapter"
+_RESAMPLES = 2000
 
 
 @dataclass
@@ -62,7 +69,8 @@ def artefacts(run: Run) -> dict[str, Path]:
 
 
 def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
-    """Run every artefact on the test items and write `report/verify.json`.
+    """Run every artefact on the test items and write `report/verify.json`, and the page
+    `report/report.html` with figures and every number (see `slm_judge.model_card.evaluate`).
 
     Returns:
         The report; `report["failures"]` is empty where all thresholds hold.
@@ -87,15 +95,21 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
         "items": len(items),
         "thresholds": recipe.verify.model_dump(),
         "dimensions": {
-            dimension.name: _dimension_report(dimension, items, train, answers, gold)
+            dimension.name: _dimension_report(
+                dimension, items, train, answers, gold, recipe.verify.max_alpha_loss
+            )
             for dimension in rubric.dimensions
         },
         "different_prompts": _different_prompts(answers),
         "sha256": {name: content_hash(path) for name, path in paths.items()},
     }
     report["failures"] = failures(report, recipe.verify)
+    report["undecided"] = undecided(report)
     for name, given in answers.items():
-        save_predictions(run.predictions / f"{name}.jsonl", items, rubric, given)
+        path = run.predictions / f"{name}.jsonl"
+        write_predictions(path, items, rubric, given.probabilities)
+    with console.status("statistics and figures"):
+        write_report(evaluate(of_run(run)), run.report)
     write_text(run.report / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
@@ -120,27 +134,13 @@ def run_artefact(
     return Answers(probabilities, prompts)
 
 
-def save_predictions(path: Path, items: Sequence[Item], rubric: Rubric, given: Answers) -> None:
-    """Labels and probabilities of each item, JSON Lines."""
-    labels = {d.name: [d.values[i] for i in given.labels(d.name)] for d in rubric.dimensions}
-    lines = []
-    for row, item in enumerate(items):
-        line: dict[str, Any] = {"item_id": item.item_id}
-        for dimension in rubric.dimensions:
-            line[dimension.name] = labels[dimension.name][row]
-        for dimension in rubric.dimensions:
-            shares = given.probabilities[dimension.name][row]
-            line[f"{dimension.name}_probabilities"] = [round(float(p), 6) for p in shares]
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    write_text(path, "".join(lines))
-
-
 def _dimension_report(
     dimension: Dimension,
     items: Sequence[Item],
     train: Sequence[Item],
     answers: Mapping[str, Answers],
     gold: Mapping[str, list[int]],
+    margin: float,
 ) -> dict[str, Any]:
     name = dimension.name
     votes = votes_of(items, name)
@@ -154,6 +154,7 @@ def _dimension_report(
             artefact: _against_annotators(labels, votes, dimension)
             for artefact, labels in judged.items()
         },
+        "loss": _losses(judged, votes, dimension, margin),
         "between": {
             f"{first} / {second}": _between(dimension, answers[first], answers[second])
             for first, second in combinations(answers, 2)
@@ -162,6 +163,32 @@ def _dimension_report(
     if gold:
         report["reachable"] = _against_annotators(gold[name], votes, dimension)
     return report
+
+
+def _losses(
+    judged: Mapping[str, Sequence[int]],
+    votes: Sequence[Sequence[int]],
+    dimension: Dimension,
+    margin: float,
+) -> dict[str, dict[str, Any]]:
+    """Alpha of each artefact minus the adapter's, on the same resampled items."""
+    values, level = dimension.values, dimension.level_of_measurement
+    bootstrap = Bootstrap(len(votes), _RESAMPLES)
+    pairs = {
+        name: judge_coincidences(labels, votes, len(dimension.options))
+        for name, labels in judged.items()
+    }
+    return {
+        name: paired_difference(
+            pairs[ADAPTER],
+            coincidences,
+            lambda sums: alpha_of_coincidences(sums, values, level),
+            bootstrap,
+            margin,
+        ).as_dict()
+        for name, coincidences in pairs.items()
+        if name != ADAPTER
+    }
 
 
 def _against_annotators(
@@ -219,9 +246,26 @@ def failures(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
                 found.append(
                     f"{where} alpha against the annotators falls from {reference:.3f} to "
                     f"{measured['alpha']:.3f}, by more than max_alpha_loss = "
-                    f"{thresholds.max_alpha_loss}"
+                    f"{thresholds.max_alpha_loss}; the difference is "
+                    f"{_interval(dimension, artefact)}"
                 )
     return found
+
+
+def undecided(report: Mapping[str, Any]) -> list[str]:
+    """Artefacts with too few items to show that they lose less than the margin, in words."""
+    return [
+        f"{name}, {artefact}: the change in alpha is {_interval(dimension, artefact)}; more "
+        f"held-out items would show whether it stays within {loss['margin']}"
+        for name, dimension in report["dimensions"].items()
+        for artefact, loss in dimension["loss"].items()
+        if loss["verdict"] == "not decided"
+    ]
+
+
+def _interval(dimension: Mapping[str, Any], artefact: str) -> str:
+    loss = dimension["loss"][artefact]
+    return f"{loss['estimate']:.3f} [{loss['low']:.3f}, {loss['high']:.3f}], a 90 % interval"
 
 
 def read_report(run: Run) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from slm_judge.recipe import Recipe
-from slm_judge.rubric import Rubric
+from slm_judge.rubric import Rubric, format_value
+
+from .evaluate import FIGURES, LENGTH, interval, number, significant
 
 TAGS = ["decision-model", "system-one", "slm-judge"]
 _KINDS = {
@@ -18,6 +21,8 @@ _KINDS = {
     "bnb-4bit": ("quantized", "transformers", "the judge in bitsandbytes 4-bit (NF4)"),
     "GGUF": ("quantized", "gguf", "the judge as GGUF files, for llama.cpp"),
 }
+
+_METRICS = {"alpha": "Krippendorff's alpha", "accuracy": "Accuracy", "macro_f1": "Macro F1"}
 
 
 def repository_names(user: str, name: str) -> dict[str, str]:
@@ -32,6 +37,7 @@ def render_card(
     rubric: Rubric,
     facts: Mapping[str, Any],
     report: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
 ) -> str:
     """The README.md of one of the four repositories.
 
@@ -42,12 +48,16 @@ def render_card(
         rubric: of the judge.
         facts: `training.json` of the adapter.
         report: `verify.json` of the run.
+        evaluation: `report.json` of the run.
     """
     names = repository_names(user, recipe.name)
     environment = SandboxedEnvironment(
         undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=False, autoescape=False
     )
+    environment.filters |= {"interval": interval, "number": number, "value": format_value}
     source = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
+    base = str(facts["recipe"]["base"])
+    probed = {p["attribute"] for d in evaluation["dimensions"].values() for p in d["probes"]}
     body = environment.from_string(source).render(
         name=recipe.name,
         kind=kind,
@@ -58,25 +68,67 @@ def render_card(
         questions=rubric.questions(),
         quantization=recipe.export.gguf[0],
         rubric=rubric,
+        card=recipe.card,
         facts=facts,
         report=report,
+        evaluation=evaluation,
+        main=evaluation["systems"][0],
+        significant=significant(evaluation),
+        probed=sorted(probed - {LENGTH}),
         artefacts=list(next(iter(report["dimensions"].values()))["artefacts"]),
+        figure_folder=FIGURES,
+        base_link=f"[`{base}`](https://huggingface.co/{base})" if _on_hub(recipe) else f"`{base}`",
+        recipe_yaml=yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True).strip(),
     )
-    return f"---\n{_metadata(kind, names, recipe).to_yaml()}\n---\n\n{body}"
+    metadata = _metadata(kind, names, recipe, evaluation)
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
-def _metadata(kind: str, names: Mapping[str, str], recipe: Recipe) -> ModelCardData:
+def _metadata(
+    kind: str, names: Mapping[str, str], recipe: Recipe, evaluation: Mapping[str, Any]
+) -> ModelCardData:
     relation, library, _ = _KINDS[kind]
-    # A base that is a folder, or the offline one, has no name on the Hub.
-    on_hub = recipe.base.count("/") == 1 and not Path(recipe.base).exists()
     quantized = relation == "quantized"
+    main = {"": "merged", "lora": "adapter", "bnb-4bit": "bnb-4bit"}.get(
+        kind, recipe.export.gguf[0]
+    )
+    data = recipe.data.train if _is_repo(recipe.data.train) else None
+    source = (data or recipe.name).partition("@")[0]
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            task_name=name,
+            dataset_type=source,
+            dataset_name=f"{source}, held-out items",
+            metric_type=metric,
+            metric_name=title,
+            metric_value=round(found["estimate"], 4),
+        )
+        for name, dimension in evaluation["dimensions"].items()
+        for metric, title in _METRICS.items()
+        if (found := dimension["systems"][main][metric])["estimate"] is not None
+    ]
     return ModelCardData(
-        base_model=names[""] if quantized else recipe.base if on_hub else None,
-        base_model_relation=relation if quantized or on_hub else None,
+        base_model=names[""] if quantized else recipe.base if _on_hub(recipe) else None,
+        base_model_relation=relation if quantized or _on_hub(recipe) else None,
         library_name=library,
         pipeline_tag="text-classification",
         tags=TAGS,
+        license=recipe.card.license,
+        language=recipe.card.language or None,
+        datasets=[source] if data else None,
+        model_name=names[kind].partition("/")[2],
+        eval_results=results,
     )
+
+
+def _on_hub(recipe: Recipe) -> bool:
+    """A base that is a folder, or the offline one, has no name on the Hub."""
+    return _is_repo(recipe.base)
+
+
+def _is_repo(location: str) -> bool:
+    return location.count("/") == 1 and not Path(location).exists()
 
 
 def _example(rubric: Rubric) -> str:

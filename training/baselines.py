@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from slm_judge.agreement import (
     judge_confusions,
     macro_f1,
 )
-from slm_judge.errors import DataError
 from slm_judge.files import write_text
 from slm_judge.items import Item, load_split, votes_of
 from slm_judge.labels import read_labels
@@ -222,20 +220,3 @@ def as_json(results: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
         }
         for dimension, rows in results.items()
     }
-
-
-def parse_predictions(pairs: Sequence[str]) -> dict[str, str]:
-    """`name=file` pairs of the command line; a bare file is named after itself.
-
-    Raises:
-        DataError: a name or a file is empty.
-    """
-    found = {}
-    for pair in pairs:
-        name, separator, location = pair.partition("=")
-        if not separator:
-            name, location = Path(pair).stem, pair
-        if not name or not location:
-            raise DataError(f"--predictions is name=file, got {pair!r}.")
-        found[name] = location
-    return found

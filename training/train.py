@@ -15,6 +15,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from slm_judge import __version__
+from slm_judge.annotation import softmax
 from slm_judge.backends.transformers import (
     load_base,
     load_tokenizer,
@@ -25,12 +26,14 @@ from slm_judge.errors import JudgeError, ModelError
 from slm_judge.files import atomic_folder, write_text
 from slm_judge.hub import hub_message
 from slm_judge.items import Item, load_split, save_splits
+from slm_judge.labels import write_predictions
 from slm_judge.recipe import Recipe
 from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 
 from .calibration import fit_temperatures
 from .data import file_hash, load_splits
+from .energy import EnergyMeter, device_name
 from .loss import SlotLoss
 from .progress import CheckpointClock, TrainingProgress, tensorboard
 from .slots import SlotCollator, TrainingCollator, label_token_ids, make_dataset
@@ -107,7 +110,7 @@ def _train(
 
     started = time.monotonic()
     trainer = learner.trainer()
-    with TrainingProgress(console) as progress:
+    with EnergyMeter() as energy, TrainingProgress(console) as progress:
         trainer.add_callback(progress)
         trainer.train(resume_from_checkpoint=last_checkpoint(run.checkpoints))
     prediction = trainer.predict(learner.validation, metric_key_prefix="validation")
@@ -115,6 +118,11 @@ def _train(
         return
     logits = per_dimension(np.asarray(prediction.predictions), rubric)
     contract = contract.with_temperatures(fit_temperatures(rubric, splits["validation"], logits))
+    probabilities = {
+        d.name: softmax(rows, contract.temperature(d.type))
+        for d, rows in zip(rubric.dimensions, logits, strict=True)
+    }
+    write_predictions(run.validation, splits["validation"], rubric, probabilities)
     files = (recipe.rubric, recipe.data.train, recipe.data.validation, recipe.data.test)
     facts = {
         "recipe": _public(recipe.model_dump()),
@@ -130,6 +138,8 @@ def _train(
         "validation": prediction.metrics,
         "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
         "seconds": round(time.monotonic() - started, 1),
+        "device": device_name(),
+        "energy_kwh": energy.kwh,
         "history": trainer.state.log_history,
     }
     model = trainer.accelerator.unwrap_model(trainer.model)

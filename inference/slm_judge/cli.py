@@ -84,10 +84,11 @@ def baselines(
     resamples: Annotated[int, typer.Option(help="Of the bootstrap over items.")] = 2000,
 ) -> None:
     """Score the yardsticks: majority, TF-IDF, the annotators, the judge, other systems."""
+    from .labels import parse_predictions
     from .recipe import Recipe
 
     stage = _stage("training.baselines", "evaluate")
-    stage.baselines(Recipe.from_file(recipe), stage.parse_predictions(predictions or []), resamples)
+    stage.baselines(Recipe.from_file(recipe), parse_predictions(predictions or []), resamples)
 
 
 @app.command()
@@ -106,8 +107,110 @@ def verify(run: RunFolder) -> None:
     stage = _stage("export.verify", "export")
     report = stage.verify(Run.find(run))
     Console().print(stage.agreement_table(report))
+    for line in report["undecided"]:
+        Console().print(f"note: {line}", highlight=False)
     if report["failures"]:
         raise VerificationError("Verification failed:\n" + "\n".join(report["failures"]))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="A verified run, or its recipe.")
+    ] = None,
+    predictions: Annotated[
+        list[str] | None, typer.Option(help="Instead: name=file with item_id and the dimensions.")
+    ] = None,
+    annotations: Annotated[str | None, typer.Option(help="Table of human annotations.")] = None,
+    rubric: Annotated[Path | None, typer.Option(help="YAML file of the rubric.")] = None,
+    item_id: Annotated[str, typer.Option(help="Column that names the item.")] = "item_id",
+    annotator: Annotated[
+        str | None, typer.Option(help="Column that names the annotator, with a row an annotation.")
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="Column to probe for bias, e.g. source.")
+    ] = None,
+    expertise: Annotated[
+        str, typer.Option(help="Of the annotators: expert, skilled or crowd.")
+    ] = "skilled",
+    margin: Annotated[
+        float, typer.Option(help="Alpha that a system may lose to the first one.", min=0)
+    ] = 0.05,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap over items.", min=100)] = 2000,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the report; by default RUN/report.")
+    ] = None,
+) -> None:
+    """Report how a judge agrees with annotators: a page, figures and every number."""
+    stage = _stage("model_card.evaluate", "evaluate")
+    from .agreement.alt_test import EPSILON
+    from .agreement.evaluation import Settings
+    from .labels import parse_predictions
+
+    _choose("--expertise", expertise, *EPSILON)
+    evaluation, folder = stage.find(
+        run,
+        {
+            "predictions": parse_predictions(predictions or []),
+            "annotations": annotations,
+            "rubric": rubric,
+            "item_id": item_id,
+            "annotator": annotator,
+            "groups": group or [],
+            "settings": Settings(resamples=resamples, epsilon=EPSILON[expertise], margin=margin),
+            "output": output,
+        },
+    )
+    report = stage.evaluate(evaluation)
+    console = Console()
+    for note in report["notes"]:
+        console.print(f"note: {note}", highlight=False)
+    console.print(stage.table(report))
+    console.print(f"Report: {stage.write(report, folder)}", highlight=False)
+
+
+@app.command()
+def threshold(
+    run: RunFolder,
+    error: Annotated[
+        float, typer.Option(help="Share of wrong labels to accept among those that are kept.")
+    ] = 0.1,
+) -> None:
+    """Choose the confidence below which a human should look (annotate --review-below)."""
+    require_extra("evaluate")
+    from .run import Run
+    from .threshold import threshold_table, thresholds
+
+    Console().print(threshold_table(thresholds(Run.find(run), error), error))
+
+
+@app.command()
+def estimate(
+    corpus: Annotated[str, typer.Argument(help="Table that `slm-judge annotate` wrote.")],
+    annotations: Annotated[str, typer.Option(help="Human labels of some of its items.")],
+    rubric: Annotated[Path, typer.Option(help="YAML file of the rubric.")],
+    item_id: Annotated[str, typer.Option(help="Column that names the item.")] = "item_id",
+    annotator: Annotated[
+        str | None, typer.Option(help="Column that names the annotator, with a row an annotation.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Of the judge's columns.")] = "",
+    output: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
+) -> None:
+    """Estimate means and shares of a corpus, corrected for the judge's errors."""
+    require_extra("evaluate")
+    import json
+
+    from .corpus import as_json, estimate_table
+    from .corpus import estimate as estimate_corpus
+    from .files import write_text
+    from .rubric import Rubric
+
+    found = estimate_corpus(
+        corpus, annotations, Rubric.from_file(rubric), item_id, annotator, prefix
+    )
+    Console().print(estimate_table(found))
+    if output:
+        write_text(output, json.dumps(as_json(found), indent=2) + "\n")
 
 
 @app.command()

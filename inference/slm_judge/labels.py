@@ -1,8 +1,15 @@
 """Labels of one rater for known items: predictions of a system, or right answers."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from .errors import DataError
+from .files import write_text
 from .items import Item
 from .rubric import Rubric
 from .tables import read_table
@@ -33,4 +40,46 @@ def read_labels(location: str, rubric: Rubric, items: Sequence[Item]) -> dict[st
                     f"{rows[item.item_id][dimension.name]!r}, which the rubric does not have."
                 )
         found[dimension.name] = [option for option in options if option is not None]
+    return found
+
+
+def write_predictions(
+    path: Path,
+    items: Sequence[Item],
+    rubric: Rubric,
+    probabilities: Mapping[str, npt.NDArray[np.floating[Any]]],
+) -> None:
+    """Write labels and probabilities of N items, JSON Lines.
+
+    Args:
+        path: of the file.
+        items: N items.
+        rubric: gives the dimensions.
+        probabilities: per dimension, N x options.
+    """
+    lines = []
+    for row, item in enumerate(items):
+        line: dict[str, Any] = {"item_id": item.item_id}
+        for dimension in rubric.dimensions:
+            shares = probabilities[dimension.name][row]
+            line[dimension.name] = dimension.values[int(shares.argmax())]
+            line[f"{dimension.name}_probabilities"] = [round(float(p), 6) for p in shares]
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def parse_predictions(pairs: Sequence[str]) -> dict[str, str]:
+    """`name=file` pairs of the command line; a bare file is named after itself.
+
+    Raises:
+        DataError: a name or a file is empty.
+    """
+    found = {}
+    for pair in pairs:
+        name, separator, location = pair.partition("=")
+        if not separator:
+            name, location = Path(pair).stem, pair
+        if not name or not location:
+            raise DataError(f"--predictions is name=file, got {pair!r}.")
+        found[name] = location
     return found

@@ -171,6 +171,23 @@ class VerifyConfig(_Section):
     """Alpha against the annotators that an artefact may lose to the adapter, per dimension."""
 
 
+class CardConfig(_Section):
+    """What the model cards say besides what is measured."""
+
+    license: str | None = None
+    """Of the judge, as the Hub names it, e.g. apache-2.0; it must fit the base's and the data's."""
+    language: list[str] = []
+    """Of the texts, e.g. [en]."""
+    data_description: str | None = None
+    """Where the texts and annotations come from, and who annotated."""
+    data_license: str | None = None
+    """Of the annotations."""
+    intended_use: str | None = None
+    """What the judge is for, and what not."""
+    contact: str | None = None
+    """Whom to write to."""
+
+
 class Recipe(_Section):
     """A run: `slm-judge train RECIPE` reads it, the run folder keeps it."""
 
@@ -192,6 +209,7 @@ class Recipe(_Section):
     training: TrainingConfig = TrainingConfig()
     export: ExportConfig = ExportConfig()
     verify: VerifyConfig = VerifyConfig()
+    card: CardConfig = CardConfig()
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Recipe":

@@ -70,6 +70,11 @@ class Run:
         """What each artefact said about the test items, a JSON Lines file each."""
         return self.report / "predictions"
 
+    @property
+    def validation(self) -> Path:
+        """What the adapter said about the validation items, JSON Lines."""
+        return self.report / "validation.jsonl"
+
     def gguf_file(self, quantization: str) -> Path:
         """The GGUF file of a quantization."""
         return self.gguf / f"{self.recipe().name}-{quantization}.gguf"

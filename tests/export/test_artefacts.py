@@ -182,6 +182,9 @@ def test_verify_writes_its_report(run):
     report = verify(run)
     assert report == read_report(run)
     assert report["different_prompts"] == 0
+    for dimension in report["dimensions"].values():
+        assert dimension["loss"]["merged"]["verdict"] == "not inferior"
+        assert dimension["loss"]["merged"]["margin"] == 0.05
     topic = report["dimensions"]["topic"]
     assert set(topic["artefacts"]) == {"adapter", "merged", "bnb-4bit", "Q4_K_M", "Q8_0", "BF16"}
     assert topic["between"]["adapter / merged"]["agreement"] >= 0.97
@@ -207,6 +210,15 @@ def broken_report(**changes):
             "d": {
                 "artefacts": {"adapter": {"alpha": 0.8}, "Q4_K_M": {"alpha": 0.8}},
                 "between": {"adapter / Q4_K_M": between},
+                "loss": {
+                    "Q4_K_M": {
+                        "estimate": -0.1,
+                        "low": -0.2,
+                        "high": 0.0,
+                        "margin": 0.05,
+                        "verdict": "not decided",
+                    }
+                },
             }
         },
     }

@@ -7,7 +7,6 @@ from sklearn.metrics import f1_score
 from slm_judge.training.baselines import (
     baselines,
     fit_systems,
-    parse_predictions,
     score,
     score_annotators,
 )
@@ -17,6 +16,7 @@ from slm_judge.agreement import Bootstrap, annotators_alpha, judge_alpha, pair_a
 from slm_judge.contract import Contract
 from slm_judge.errors import DataError
 from slm_judge.items import load_split, votes_of
+from slm_judge.labels import parse_predictions
 
 
 @pytest.fixture(scope="module")

@@ -66,5 +66,5 @@ def mean_levels(votes: Votes, dimension: Dimension) -> Floats:
 
 def level_values(dimension: Dimension) -> Floats:
     """The options' numbers, or their ranks where they are words."""
-    numbers = all(isinstance(v, int | float) for v in dimension.values)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in dimension.values)
     return numeric_values(dimension.values, "interval" if numbers else "ordinal")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..contract import Contract
 from ..prompt import EncodedPrompt, State
+from ..rubric import Rubric
 
 Logits = list[npt.NDArray[np.float32]]
 """One array a dimension, one logit an option."""
@@ -36,6 +37,10 @@ class Backend(Protocol):
     @property
     def reader(self) -> Reader:
         """Makes the engine's prompts."""
+        ...
+
+    def reader_of(self, rubric: Rubric) -> Reader:
+        """A reader of the judge's rubric with its options in another order."""
         ...
 
     max_tokens: int

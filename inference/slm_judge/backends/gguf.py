@@ -85,12 +85,7 @@ class GgufBackend:
         labels = single_token_labels(lambda text: self._tokenize(text, special=False))
         self._label_ids = np.array(list(labels.values()))
         self.contract = self._read_contract(tuple(labels))
-        self.reader = SystemoneReader(
-            self._tokenize,
-            self.contract.systemone_template,
-            self.contract.rubric,
-            self.contract.labels,
-        )
+        self.reader = self.reader_of(self.contract.rubric)
         self._prefix = self.reader.prefix
         self.near_tie = _NEAR_TIE
         self._n_sequences, self._n_threads = n_sequences, n_threads or os.cpu_count() or 1
@@ -103,6 +98,12 @@ class GgufBackend:
                 f"{self.max_tokens}. Raise max_memory, or shorten the rubric."
             )
         self._open_context(min(max(4096, 2 * len(self._prefix)), self._room))
+
+    def reader_of(self, rubric: Rubric) -> SystemoneReader:
+        """See `Backend.reader_of`."""
+        return SystemoneReader(
+            self._tokenize, self.contract.systemone_template, rubric, self.contract.labels
+        )
 
     def _most_cells(self, max_memory: float | None) -> int:
         """Cells of the key-value cache that fit the memory beside the weights."""

@@ -12,6 +12,7 @@ from ..errors import ModelError, require
 from ..hub import hub_message
 from ..packing import Pack, pack, split_into_packs
 from ..prompt import DecisionReader, EncodedPrompt
+from ..rubric import Rubric
 from . import Logits
 
 # Twice the largest change of the difference between two labels' logits that was measured when
@@ -45,9 +46,8 @@ class TransformersBackend:
         require("torch", "transformers")
         self.model, self.contract, self.path = model.eval(), contract, path
         self.tokens_per_pack = tokens_per_pack or pack_budget(model.device)
-        self.reader = DecisionReader(
-            tokenizer, contract.decision_template, contract.rubric, contract.labels
-        )
+        self._tokenizer = tokenizer
+        self.reader = self.reader_of(contract.rubric)
         self.max_tokens = int(model.config.get_text_config().max_position_embeddings)
         self.near_tie = _NEAR_TIE[str(model.dtype).removeprefix("torch.")]
         self._cache: Any = None
@@ -57,6 +57,11 @@ class TransformersBackend:
         self._cache_argument = "cache" if named else "past_key_values"
         ids = tokenizer(list(contract.labels), add_special_tokens=False)["input_ids"]
         self._label_ids = [token for (token,) in ids]
+
+    def reader_of(self, rubric: Rubric) -> DecisionReader:
+        """See `Backend.reader_of`."""
+        contract = self.contract
+        return DecisionReader(self._tokenizer, contract.decision_template, rubric, contract.labels)
 
     @classmethod
     def load(

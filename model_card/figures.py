@@ -1,0 +1,159 @@
+"""Figures of a report, each as PNG and as SVG."""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which people with any colour vision can tell apart.
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999"]
+HUMAN = "#222222"
+_MOST_NAMED = 12  # options whose counts are written into a heat map
+
+Report = Mapping[str, Any]
+
+
+def draw(report: Report) -> dict[str, Figure]:
+    """All figures of a report, by file name.
+
+    Args:
+        report: of `slm_judge.model_card.evaluate`.
+    """
+    with _style():
+        figures = {"alpha": alpha_by_dimension(report)}
+        for name, dimension in report["dimensions"].items():
+            if dimension["systems"]:
+                figures[f"confusion-{name}"] = confusion(name, dimension)
+        calibrated = {n: c for n, d in report["dimensions"].items() if (c := _calibration(d))}
+        if calibrated:
+            figures["reliability"] = reliability(calibrated)
+            figures["risk-coverage"] = risk_coverage(calibrated)
+    return figures
+
+
+def save(figure: Figure, kind: str) -> bytes:
+    """A figure as "png" or "svg", the same bytes each time."""
+    buffer = io.BytesIO()
+    with _style():
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
+    return buffer.getvalue()
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    settings = {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "axes.axisbelow": True,
+        "figure.constrained_layout.use": True,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "slm-judge",
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def alpha_by_dimension(report: Report) -> Figure:
+    """Alpha with intervals: annotators among themselves, and each system against them."""
+    dimensions = {n: d for n, d in report["dimensions"].items() if d["systems"]}
+    rows = ["annotators", *report["systems"]]
+    figure = Figure(figsize=(7, 1.1 + 0.24 * len(dimensions) * (len(rows) + 1)))
+    axes = figure.add_subplot()
+    ticks = []
+    for k, (name, dimension) in enumerate(dimensions.items()):
+        found = {"annotators": (dimension["humans"] or {}).get("alpha")}
+        found |= {system: one["alpha"] for system, one in dimension["systems"].items()}
+        for r, row in enumerate(rows):
+            interval = found.get(row)
+            if interval is None or interval["estimate"] is None:
+                continue
+            y = -(k * (len(rows) + 1) + r)
+            colour = HUMAN if r == 0 else COLOURS[(r - 1) % len(COLOURS)]
+            estimate = interval["estimate"]
+            if interval["low"] is not None:
+                axes.hlines(y, interval["low"], interval["high"], color=colour, linewidth=2)
+            axes.plot(estimate, y, "D" if r == 0 else "o", color=colour,
+                      label=row if k == 0 else None)  # fmt: skip
+        ticks.append((-(k * (len(rows) + 1) + (len(rows) - 1) / 2), name))
+    axes.set_yticks([y for y, _ in ticks], [name for _, name in ticks])
+    axes.axvline(0, color="#888888", linewidth=0.8)
+    axes.set_xlabel("Krippendorff's alpha (95 % interval)")
+    axes.grid(visible=False, axis="y")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def confusion(name: str, dimension: Report) -> Figure:
+    """What the judge said (columns) where annotators said (rows), shares of each row."""
+    first = next(iter(dimension["systems"].values()))
+    counts = np.array(first["confusion"])
+    options = [_label(option) for option in dimension["options"]]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
+    size = min(8.0, 2.6 + 0.42 * len(options))
+    figure = Figure(figsize=(size + 0.9, size))
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(options)), options, rotation=90 if len(options) > 6 else 0)
+    axes.set_yticks(range(len(options)), options)
+    axes.grid(visible=False)
+    axes.set_title(name)
+    axes.set_xlabel("the judge said")
+    axes.set_ylabel("an annotator said")
+    if len(options) <= _MOST_NAMED:
+        for (row, column), share in np.ndenumerate(shares):
+            if counts[row].sum():
+                axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=8,
+                          color="white" if share > 0.55 else "#333333")  # fmt: skip
+    figure.colorbar(image, ax=axes, label="share of the row", shrink=0.8)
+    return figure
+
+
+def reliability(calibrated: Mapping[str, Report]) -> Figure:
+    """Share of annotators who agree, by the judge's confidence."""
+    columns = min(3, len(calibrated))
+    rows = -(-len(calibrated) // columns)
+    figure = Figure(figsize=(2.6 * columns + 0.6, 2.6 * rows + 0.4))
+    for k, (name, calibration) in enumerate(calibrated.items(), start=1):
+        axes = figure.add_subplot(rows, columns, k)
+        axes.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
+        bins = calibration["bins"]
+        axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins],
+                  "o-", color=COLOURS[0], markersize=4)  # fmt: skip
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), title=name, aspect="equal")
+    figure.supxlabel("the judge's confidence", fontsize=10)
+    figure.supylabel("annotators who agree", fontsize=10)
+    return figure
+
+
+def risk_coverage(calibrated: Mapping[str, Report]) -> Figure:
+    """Error of the answers that are kept, by the share that is kept."""
+    figure = Figure(figsize=(6, 3.8))
+    axes = figure.add_subplot()
+    for k, (name, calibration) in enumerate(calibrated.items()):
+        curve = calibration["risk_coverage"]
+        axes.plot(curve["coverage"], curve["risk"], color=COLOURS[k % len(COLOURS)], label=name,
+                  linestyle="-" if k < len(COLOURS) else "--")  # fmt: skip
+    axes.set(xlim=(0, 1.02), ylim=(0, None))
+    axes.set_xlabel("share of the items that the judge answers, surest first")
+    axes.set_ylabel("errors among them")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def _calibration(dimension: Report) -> Report | None:
+    first: Report = next(iter(dimension["systems"].values()), {})
+    return first.get("calibration")
+
+
+def _label(option: object) -> str:
+    text = str(option).lower() if isinstance(option, bool) else str(option)
+    return text if len(text) <= 18 else f"{text[:17]}…"

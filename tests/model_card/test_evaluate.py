@@ -1,0 +1,359 @@
+"""The report: from tables to a page, with whatever can be computed."""
+
+import json
+import shutil
+import subprocess
+import time
+
+import evaluate as evaluate_package
+import numpy as np
+import pandas as pd
+import pytest
+from slm_judge.model_card.evaluate import evaluate, find, of_files, write
+
+from slm_judge import Rubric
+from slm_judge.agreement import annotators_alpha, judge_alpha
+from slm_judge.agreement.evaluation import Answers, Settings, evaluate_dimension
+from slm_judge.cli import main
+from slm_judge.errors import DataError, JudgeError
+from slm_judge.metrics import metric_path
+
+RUBRIC = {
+    "name": "r",
+    "instructions": "Rate it.",
+    "fields": ["text"],
+    "dimensions": [
+        {"name": "grade", "type": "score", "instructions": "How good?", "options": [1, 2, 3, 4]},
+        {"name": "kind", "type": "choice", "instructions": "What?", "options": ["a", "b", "c"]},
+    ],
+}
+
+
+@pytest.fixture
+def rubric():
+    return Rubric.model_validate(RUBRIC)
+
+
+@pytest.fixture
+def rubric_file(tmp_path):
+    path = tmp_path / "rubric.yaml"
+    path.write_text(json.dumps(RUBRIC))  # JSON is YAML
+    return path
+
+
+def tables(folder, n=120, annotators=("ann", "bob", "cy"), noise=0.2, seed=0):
+    """Annotations (long) and predictions with probabilities, as files."""
+    rng = np.random.default_rng(seed)
+    grades, kinds = rng.integers(1, 5, n), np.array(["a", "b", "c"])[rng.integers(0, 3, n)]
+    rows = [
+        {
+            "item_id": f"i{i}",
+            "annotator_id": name,
+            "text": f"text {i} <script>alert(1)</script> " + "word " * int(rng.integers(1, 40)),
+            "grade": int(np.clip(grades[i] + (rng.random() < noise) * rng.choice([-1, 1]), 1, 4)),
+            "kind": kinds[i] if rng.random() > noise else rng.choice(["a", "b", "c"]),
+            "source": "xyz"[i % 3],
+        }
+        for i in range(n)
+        for name in annotators
+    ]
+    annotations = folder / "annotations.csv"
+    pd.DataFrame(rows).to_csv(annotations, index=False)
+    predictions = folder / "judge.jsonl"
+    with predictions.open("w") as file:
+        for i in range(n):
+            sure = rng.uniform(0.4, 0.95)
+            kind = kinds[i] if rng.random() < sure else "a"
+            line = {
+                "item_id": f"i{i}",
+                "grade": int(grades[i]),
+                "kind": kind,
+                "grade_probabilities": [0.9 if k + 1 == grades[i] else 0.1 / 3 for k in range(4)],
+                "kind_probabilities": [sure if k == kind else (1 - sure) / 2 for k in "abc"],
+            }
+            file.write(json.dumps(line) + "\n")
+    return annotations, predictions
+
+
+def run_files(folder, rubric, **options):
+    annotations, predictions = tables(folder)
+    return of_files(
+        {"judge": str(predictions)}, str(annotations), rubric, annotator="annotator_id", **options
+    )
+
+
+def test_the_report_says_what_the_functions_say(tmp_path, rubric):
+    evaluation = run_files(tmp_path, rubric, groups=["source"])
+    report = evaluate(evaluation)
+    assert report["items"] == 120
+    grade = report["dimensions"]["grade"]
+    votes = [list(item.votes["grade"].values()) for item in evaluation.annotations.items]
+    labels = evaluation.systems["judge"]["grade"].labels.tolist()
+    dimension = rubric.dimension("grade")
+    assert grade["humans"]["alpha"]["estimate"] == pytest.approx(annotators_alpha(votes, dimension))
+    system = grade["systems"]["judge"]
+    assert system["alpha"]["estimate"] == pytest.approx(judge_alpha(labels, votes, dimension))
+    assert system["alpha"]["low"] < system["alpha"]["estimate"] < system["alpha"]["high"]
+    assert system["against_aggregate"]["alpha"]["estimate"] > system["alpha"]["estimate"]
+    assert system["alpha_as_one_more"]["estimate"] > grade["humans"]["alpha"]["estimate"]
+    assert system["alternative_annotator_test"]["passed"]
+    assert {p["attribute"] for p in grade["probes"]} == {"source", "length of the text"}
+    assert all(p["p_adjusted"] >= p["p_value"] for p in grade["probes"])
+    assert {p["measure"] for p in report["dimensions"]["kind"]["probes"]} == {"agreement"}
+    # Without the probability column there is no calibration; with it there is.
+    assert system["calibration"]["brier_score"] > 0
+    for example in report["dimensions"]["kind"]["disagreements"]:
+        assert example["annotators"].count(example["judge"]) <= 1
+
+
+def test_one_page_without_other_files_and_escaped(tmp_path, rubric):
+    report = evaluate(run_files(tmp_path, rubric))
+    page = write(report, tmp_path / "report").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert 'src="http' not in page
+    assert page.count("data:image/svg+xml;base64,") == 5
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == json.loads(
+        json.dumps(report)
+    )
+    names = {path.name for path in (tmp_path / "report" / "figures").iterdir()}
+    assert {"alpha.png", "alpha.svg", "confusion-kind.png", "risk-coverage.svg"} <= names
+    first = (tmp_path / "report" / "figures" / "alpha.svg").read_bytes()
+    write(report, tmp_path / "again")
+    assert (tmp_path / "again" / "figures" / "alpha.svg").read_bytes() == first
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs the browser chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_a_browser(tmp_path, rubric, width):
+    """A real browser lays the page out; nothing is wider than the window but what scrolls."""
+    page = write(evaluate(run_files(tmp_path, rubric)), tmp_path / "report")
+    # The page's policy forbids scripts, so a frame around it measures.
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<iframe id="f" src="file://{page}" style="width:{width}px;height:800px;border:0"></iframe>'
+        "<script>onload=()=>{const d=document.getElementById('f').contentDocument.documentElement;"
+        "document.title=d.scrollWidth+' '+[...d.querySelectorAll('img')].every(i=>i.naturalWidth>0)}"
+        "</script>"
+    )
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+        "--no-first-run", "--disable-background-networking", "--disable-component-update",
+        "--disable-sync", "--allow-file-access-from-files", f"--user-data-dir={tmp_path}/profile",
+        "--virtual-time-budget=5000", "--dump-dom", f"file://{frame}",
+    ]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    title = dom.partition("<title>")[2].partition("</title>")[0]
+    needed, loaded = title.split()
+    assert int(needed) <= width
+    assert loaded == "true"
+
+
+def test_the_command_line(tmp_path, rubric_file, capsys, monkeypatch):
+    annotations, predictions = tables(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["slm-judge", "evaluate", "--predictions", f"mine={predictions}", "--annotations",
+                 str(annotations), "--rubric", str(rubric_file), "--annotator", "annotator_id",
+                 "--group", "source", "--expertise", "crowd", "--output", "out"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    printed = capsys.readouterr().out
+    assert "mine" in printed
+    assert "out/report.html" in printed
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["epsilon"] == 0.1
+
+
+def test_what_must_be_named(tmp_path):
+    options = dict.fromkeys(("predictions", "annotations", "rubric", "output"))
+    options |= {"settings": Settings(), "groups": []}
+    with pytest.raises(JudgeError, match="--predictions, --annotations, --rubric must be named"):
+        find(None, options)
+    with pytest.raises(JudgeError, match="not both"):
+        find(tmp_path, options | {"annotations": "a.csv"})
+
+
+# --- bad input: what is missing, and what can still be computed ---
+
+
+def files(folder, annotations, predictions):
+    pd.DataFrame(annotations).to_csv(folder / "a.csv", index=False)
+    pd.DataFrame(predictions).to_csv(folder / "p.csv", index=False)
+    return {"judge": str(folder / "p.csv")}, str(folder / "a.csv")
+
+
+def test_one_annotator(tmp_path, rubric):
+    _, predictions = tables(tmp_path)
+    annotations, _ = tables(tmp_path, annotators=("ann",))
+    evaluation = of_files(
+        {"j": str(predictions)}, str(annotations), rubric, annotator="annotator_id"
+    )
+    report = evaluate(evaluation)
+    grade = report["dimensions"]["grade"]
+    assert grade["humans"] is None
+    assert "No item was annotated by two people" in grade["notes"][0]
+    assert grade["systems"]["j"]["alpha"]["estimate"] > 0.5
+    assert grade["systems"]["j"]["alternative_annotator_test"]["winning_rate"] is None
+    assert "No item was annotated by two people" in write(report, tmp_path / "r").read_text()
+
+
+def test_items_of_another_data_set(tmp_path, rubric):
+    given = files(
+        tmp_path,
+        {"item_id": ["a", "b"], "grade": [1, 2], "kind": ["a", "b"]},
+        {"item_id": ["x", "y"], "grade": [1, 2], "kind": ["a", "b"]},
+    )
+    with pytest.raises(DataError, match="has no predictions for the annotated items"):
+        of_files(*given, rubric)
+
+
+def test_partial_overlap_and_unknown_labels_are_counted(tmp_path, rubric):
+    given = files(
+        tmp_path,
+        {"item_id": list("abcd"), "grade": [1, 2, 3, 9], "kind": ["a", "b", "", "c"]},
+        {"item_id": list("abcx"), "grade": [1, 2, 7, 1], "kind": ["a", "b", "c", "a"]},
+    )
+    report = evaluate(of_files(*given, rubric))
+    notes = " ".join(report["notes"])
+    assert "1 labels are not in the rubric and were left out, e.g. row 4: grade = '9'" in notes
+    assert "lacks 1 of 4 items (e.g. d)" in notes
+    assert "has 1 items without annotations" in notes
+    assert "1 items have a label that is empty or not in the rubric" in notes
+    assert report["items"] == 2
+    assert report["dimensions"]["grade"]["systems"]["judge"]["accuracy"]["estimate"] == 1.0
+
+
+def test_a_dimension_without_annotations_is_left_out(tmp_path, rubric):
+    given = files(
+        tmp_path,
+        {"item_id": ["a", "b"], "grade": [1, 2]},
+        {"item_id": ["a", "b"], "grade": [1, 2]},
+    )
+    report = evaluate(of_files(*given, rubric))
+    assert list(report["dimensions"]) == ["grade"]
+    assert "lacks kind: left out" in report["notes"][0]
+
+
+def test_one_category_only(tmp_path, rubric):
+    n = 30
+    given = files(
+        tmp_path,
+        {"item_id": range(n), "grade": [2] * n, "kind": ["a"] * n},
+        {"item_id": range(n), "grade": [2] * n, "kind": ["a"] * 29 + ["b"]},
+    )
+    report = evaluate(of_files(*given, rubric))
+    grade, kind = (report["dimensions"][d] for d in ("grade", "kind"))
+    assert any("All annotations are 2" in note for note in grade["notes"])
+    assert grade["systems"]["judge"]["alpha"]["estimate"] == 1.0
+    assert kind["systems"]["judge"]["alpha"]["estimate"] <= 0
+    assert grade["systems"]["judge"]["spearman"] is None
+    write(report, tmp_path / "report")
+
+
+def test_no_annotation_at_all(rubric):
+    report = evaluate_dimension(
+        rubric.dimension("grade"), [{}, {}], {"j": Answers(np.array([0, 1]))}
+    )
+    assert report["systems"] == {}
+    assert "nothing can be computed" in report["notes"][0]
+
+
+def test_probabilities_of_another_length(tmp_path, rubric):
+    annotations, predictions = tables(tmp_path, n=20)
+    lines = [json.loads(line) for line in predictions.read_text().splitlines()]
+    lines[3]["kind_probabilities"] = [1.0]
+    predictions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match="kind_probabilities must hold a list of 3"):
+        of_files({"j": str(predictions)}, str(annotations), rubric, annotator="annotator_id")
+
+
+def test_systems_are_compared_on_common_items_with_the_first(tmp_path, rubric):
+    annotations, predictions = tables(tmp_path)
+    lines = [json.loads(line) for line in predictions.read_text().splitlines()]
+    for line in lines:
+        line["kind"] = "a"
+    worse = tmp_path / "worse.jsonl"
+    worse.write_text("".join(json.dumps(line) + "\n" for line in lines[:100]))
+    report = evaluate(
+        of_files(
+            {"judge": str(predictions), "worse": str(worse)},
+            str(annotations),
+            rubric,
+            annotator="annotator_id",
+        )
+    )
+    assert report["items"] == 100
+    kind = report["dimensions"]["kind"]["systems"]
+    assert "against_reference" not in kind["judge"]
+    assert kind["worse"]["against_reference"]["verdict"] == "inferior"
+    grade = report["dimensions"]["grade"]["systems"]["worse"]["against_reference"]
+    assert grade["verdict"] == "not inferior"
+
+
+# --- metrics for `evaluate` ---
+
+
+def test_metrics_load_from_their_folder_offline(tmp_path, monkeypatch, rubric):
+    alpha = evaluate_package.load(metric_path("krippendorff_alpha"))
+    votes = [[0, 0, 1], [1, 2], [3], [2, 2]]
+    found = alpha.compute(
+        predictions=[0, 1, 3, 2], references=votes, level_of_measurement="ordinal"
+    )
+    expected = judge_alpha([0, 1, 3, 2], votes, rubric.dimension("grade"))
+    assert found["krippendorff_alpha"] == pytest.approx(expected)
+    assert alpha.compute(predictions=["a", "b"], references=["a", "b"]) == {
+        "krippendorff_alpha": 1.0
+    }
+    both = evaluate_package.combine([alpha, alpha])
+    assert len(both.compute(predictions=[1, 2], references=[1, 2])) == 2
+    # A copy of the folder works as well: nothing in it points outside of the package.
+    copied = shutil.copytree(
+        metric_path("alternative_annotator_test"), tmp_path / "alternative_annotator_test"
+    )
+    test = evaluate_package.load(str(copied))
+    nan = float("nan")
+    found = test.compute(predictions=[0, 1] * 20, references=[[0, 0, nan], [1, 1, 0]] * 20)
+    assert found == {"winning_rate": 1.0, "advantage_probability": 1.0, "passed": True}
+    with pytest.raises(JudgeError, match="There is no metric x"):
+        metric_path("x")
+
+
+# --- speed ---
+
+
+def test_a_large_report_is_made(tmp_path):
+    """5,000 items, 6 dimensions, 5 annotators; the time is printed, not asserted."""
+    rng = np.random.default_rng(0)
+    names = [f"d{k}" for k in range(6)]
+    large = Rubric.model_validate(
+        RUBRIC
+        | {
+            "dimensions": [
+                {"name": n, "type": "score", "instructions": "?", "options": [-2, -1, 0, 1, 2]}
+                for n in names
+            ]
+        }
+    )
+    truth = rng.integers(-2, 3, (5000, 6))
+    rows = []
+    for m in range(5):
+        said = np.clip(truth + rng.integers(-1, 2, truth.shape), -2, 2)
+        table = pd.DataFrame(said, columns=names)
+        rows.append(table.assign(item_id=range(5000), annotator_id=m, text="some words here"))
+    pd.concat(rows).to_parquet(tmp_path / "a.parquet")
+    judged = pd.DataFrame(truth, columns=names).assign(item_id=range(5000))
+    for name in names:
+        judged[f"{name}_probabilities"] = np.eye(5)[truth[:, names.index(name)] + 2].tolist()
+    judged.to_parquet(tmp_path / "p.parquet")
+    started = time.monotonic()
+    evaluation = of_files(
+        {"judge": str(tmp_path / "p.parquet")}, str(tmp_path / "a.parquet"), large,
+        annotator="annotator_id",
+    )  # fmt: skip
+    report = evaluate(evaluation)
+    write(report, tmp_path / "report")
+    print(f"{time.monotonic() - started:.1f} s")
+    assert all(
+        d["systems"]["judge"]["alpha"]["estimate"] > 0.5 for d in report["dimensions"].values()
+    )
