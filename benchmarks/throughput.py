@@ -70,14 +70,22 @@ def run_judge(judge: Judge, states: list[dict[str, str]], repeats: int) -> dict[
     return {"rows_per_second": len(states) / seconds, "tokens_per_second": tokens / seconds}
 
 
-def run_llama_cpp_python(path: Path, prompts: list[str], repeats: int) -> dict[str, float]:
-    """`create_completion`, one prompt after the other."""
+def run_llama_cpp_python(
+    path: Path, prompts: list[str], repeats: int, keep: bool = True
+) -> dict[str, float]:
+    """`create_completion`, one prompt after the other.
+
+    By itself it keeps what a prompt shares with the one before, so also the rubric; `keep=False`
+    clears that, which is what one pays where calls alternate between rubrics.
+    """
     import llama_cpp
 
     model = llama_cpp.Llama(str(path), n_ctx=4096, n_batch=512, verbose=False)
 
     def complete() -> None:
         for prompt in prompts:
+            if not keep:
+                model.reset()
             model.create_completion(prompt, max_tokens=1, temperature=0)
 
     return {"rows_per_second": len(prompts) / median_seconds(complete, repeats)}
@@ -171,9 +179,11 @@ def measure(arguments: argparse.Namespace, data: str) -> dict[str, dict[str, flo
                 prompts = [p for state in few for p in (
                     judge.backend.reader.render(state, d.name)  # type: ignore[attr-defined]
                     for d in rubric.dimensions)]  # fmt: skip
-        figures = run_llama_cpp_python(path, prompts, arguments.repeats)
-        figures["rows_per_second"] /= len(prompts) / len(few)
-        note("llama-cpp-python create_completion", figures)
+        for keep in (True, False):
+            figures = run_llama_cpp_python(path, prompts, arguments.repeats, keep)
+            figures["rows_per_second"] /= len(prompts) / len(few)
+            name = "llama-cpp-python create_completion"
+            note(name if keep else f"{name}, nothing kept", figures)
     if "transformers" in arguments.engines:
         for dtype in arguments.dtype:
             with transformers_judge(folder, dtype, arguments.device) as judge:

@@ -19,9 +19,9 @@ class EnergyMeter:
 
     def __enter__(self) -> Self:
         if find_spec("codecarbon") is not None:
-            logging.getLogger("codecarbon").setLevel(logging.ERROR)
             from codecarbon import OfflineEmissionsTracker
 
+            logging.getLogger("codecarbon").setLevel(logging.ERROR)
             # The country matters for emissions alone, which depend on the contract, not on us.
             self._tracker = OfflineEmissionsTracker(
                 country_iso_code="USA", tracking_mode="process", save_to_file=False,

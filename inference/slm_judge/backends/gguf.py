@@ -34,9 +34,9 @@ class _Part:
     """Where logits are read, from the first token on."""
 
 
-# Twice the largest change of the difference between two labels' logits that was measured when
-# the batch changed: benchmarks/determinism.py, docs/annotation.md.
-_NEAR_TIE = 0.2
+# More than twice the largest change of the difference between two labels' logits that was measured
+# when the batch changed: benchmarks/determinism.py, docs/annotation.md.
+_NEAR_TIE = 0.25
 
 
 class GgufBackend:

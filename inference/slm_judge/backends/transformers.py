@@ -15,8 +15,9 @@ from ..prompt import DecisionReader, EncodedPrompt
 from ..rubric import Rubric
 from . import Logits
 
-# Twice the largest change of the difference between two labels' logits that was measured when
-# the batch changed: benchmarks/determinism.py, docs/annotation.md.
+# More than twice the largest change of the difference between two labels' logits that was measured
+# when the batch changed: benchmarks/determinism.py, docs/annotation.md. The bounds of 16 bits are
+# those of their rounding, 2^-8 and 2^-11, for logits of up to 20.
 _NEAR_TIE = {"float32": 0.002, "bfloat16": 0.2, "float16": 0.05}
 
 
