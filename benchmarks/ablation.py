@@ -107,6 +107,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
     parser.add_argument(
+        "--common", nargs="+", default=[], metavar="section.key=value", help="for all variants"
+    )
+    parser.add_argument(
         "--set",
         nargs="+",
         action="append",
@@ -116,6 +119,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     base = Recipe.from_file(arguments.recipe)
+    common = dict(setting.split("=", 1) for setting in arguments.common)
     variants = {"recipe as it is": {}} | {
         name: dict(setting.split("=", 1) for setting in settings)
         for name, *settings in arguments.set
@@ -123,7 +127,7 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {}
     for name, settings in variants.items():
         for seed in range(arguments.seeds):
-            recipe = with_settings(base, settings | {"training.seed": str(seed)})
+            recipe = with_settings(base, common | settings | {"training.seed": str(seed)})
             folder = arguments.output / f"{base.name}-{name.replace(' ', '-')}-{seed}"
             results.setdefault(name, []).append(run_one(recipe, folder, arguments.keep))
         print(table(results), flush=True)

@@ -22,7 +22,12 @@ _KINDS = {
     "GGUF": ("quantized", "gguf", "the judge as GGUF files, for llama.cpp"),
 }
 
-_METRICS = {"alpha": "Krippendorff's alpha", "accuracy": "Accuracy", "macro_f1": "Macro F1"}
+# In `report.json` -> type and name for the Hub.
+_METRICS = {
+    "alpha": ("krippendorff_alpha", "Krippendorff's alpha"),
+    "accuracy": ("accuracy", "Accuracy"),
+    "macro_f1": ("f1", "Macro F1"),
+}
 
 
 def repository_names(user: str, name: str) -> dict[str, str]:
@@ -100,12 +105,13 @@ def _metadata(
             task_name=name,
             dataset_type=source,
             dataset_name=f"{source}, held-out items",
-            metric_type=metric,
+            dataset_config=name,  # which keeps the dimensions apart
+            metric_type=kind_of_metric,
             metric_name=title,
             metric_value=round(found["estimate"], 4),
         )
         for name, dimension in evaluation["dimensions"].items()
-        for metric, title in _METRICS.items()
+        for metric, (kind_of_metric, title) in _METRICS.items()
         if (found := dimension["systems"][main][metric])["estimate"] is not None
     ]
     return ModelCardData(

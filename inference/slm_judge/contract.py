@@ -23,6 +23,7 @@ from .prompt import (
 from .rubric import Rubric
 
 RUBRIC, DECISION = "rubric.json", "decision.json"
+QUESTIONS = "questions.json"  # the rubric as `pipeline("decision")` takes it, for people to use
 DECISION_TEMPLATE, SYSTEMONE_TEMPLATE = "decision_template.jinja", "systemone_template.jinja"
 FILES = (RUBRIC, DECISION, DECISION_TEMPLATE, SYSTEMONE_TEMPLATE)
 QUESTION_TYPES = ("score", "choice", "noul")
@@ -80,6 +81,8 @@ class Contract:
             "slm_judge_version": __version__,
         }
         write_text(folder / RUBRIC, self.rubric.model_dump_json(indent=2) + "\n")
+        questions = json.dumps(self.rubric.questions(), indent=2, ensure_ascii=False)
+        write_text(folder / QUESTIONS, questions + "\n")
         write_text(folder / DECISION, json.dumps(decision, indent=2) + "\n")
         write_text(folder / DECISION_TEMPLATE, self.decision_template)
         write_text(folder / SYSTEMONE_TEMPLATE, self.systemone_template)

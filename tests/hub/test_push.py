@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.utils import disable_progress_bars
 from slm_judge.export.push import push
@@ -67,6 +68,31 @@ def test_cards_carry_the_metadata(pushed):
             assert f"https://huggingface.co/me/demo{other})" in card.text
 
 
+def test_cards_say_what_was_measured(pushed, verified):
+    from huggingface_hub import ModelCard
+
+    numbers = json.loads((verified.report / "report.json").read_text())
+    for kind, artefact in (("-bnb-4bit", "bnb-4bit"), ("-GGUF", "Q4_K_M"), ("-lora", "adapter")):
+        card = ModelCard.load(f"me/demo{kind}")
+        card.validate()  # by the Hub
+        results = {
+            (r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results
+        }
+        alpha = numbers["dimensions"]["topic"]["systems"][artefact]["alpha"]["estimate"]
+        assert results["topic", "krippendorff_alpha"] == pytest.approx(alpha, abs=1e-4)
+        assert len(results) == 9
+        for section in ("## Intended use", "## Agreement", "## Calibration", "## Bias probes",
+                        "## Training", "## Citation"):  # fmt: skip
+            assert section in card.text
+        files = pushed.repo(f"me/demo{kind}").history()[0]["files"]
+        for figure in ("alpha", "reliability", "risk-coverage"):
+            assert f"figures/{figure}.png" in files
+            assert f"(figures/{figure}.png)" in card.text
+        # The recipe in the card makes the run again.
+        recipe = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
+        assert recipe["training"] == json.loads(verified.recipe_file.read_text())["training"]
+
+
 @pytest.mark.parametrize("kind", ["", "-lora", "-bnb-4bit", "-GGUF"])
 def test_the_card_s_code_runs(pushed, kind):
     from huggingface_hub import ModelCard
@@ -78,6 +104,11 @@ def test_the_card_s_code_runs(pushed, kind):
         exec(block.split("```")[0], namespace)
         result = namespace.get("answers") or namespace["annotations"][0].labels
         assert {"urgency", "topic", "refund"} <= set(result)
+
+
+def test_the_questions_of_a_judge_are_beside_it(pushed, support):
+    path = hf_hub_download("me/demo-bnb-4bit", "questions.json")
+    assert json.loads(Path(path).read_text()) == json.loads(json.dumps(support.questions()))
 
 
 def test_stock_pipeline_answers_from_the_hub(pushed, support):

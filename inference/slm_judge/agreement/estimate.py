@@ -60,8 +60,10 @@ def corpus_mean(
         raise ValueError("at least two items with human labels, and one without, are needed")
     ppi = require("ppi_py", "evaluate")
     alpha = 1 - confidence
-    point = ppi.ppi_mean_pointestimate(human, judged, unlabelled)
-    powered = (point, *ppi.ppi_mean_ci(human, judged, unlabelled, alpha=alpha))
+    # A judge that always says the same tells nothing; how far to trust it is 0 / 0 then.
+    trust = None if np.ptp(np.concatenate([judged, unlabelled])) else 0.0
+    point = ppi.ppi_mean_pointestimate(human, judged, unlabelled, lam=trust)
+    powered = (point, *ppi.ppi_mean_ci(human, judged, unlabelled, alpha=alpha, lam=trust))
     classical = (human.mean(), *ppi.classical_mean_ci(human, alpha=alpha))
     return CorpusMean(
         Interval(*(float(np.squeeze(x)) for x in powered)),
