@@ -96,18 +96,20 @@ def _on_test(confidence: Any, errors: Any, threshold: float) -> dict[str, Any]:
 
 def threshold_table(report: Mapping[str, Any], error: float) -> Table:
     """The thresholds for a terminal."""
-    table = Table(title=f"Confidence above which at most {error:.0%} of the labels are wrong")
-    for column in ("", "threshold", "kept", "errors", "errors, if all are kept"):
-        table.add_column(column, justify="right" if column else "left")
+    table = Table(
+        title=f"Confidence from which at most {error:.0%} of the validation labels are wrong",
+        caption="wrong: not the annotators' aggregate; in brackets, an upper 95 % limit",
+    )
+    for column in ("", "threshold", "kept", "wrong of those", "wrong of all"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, found in report.items():
-        on = found["validation"]
-        threshold = found["threshold"]
-        upper = f"{on['error']:.1%} (below {on['error_upper']:.1%})" if threshold else "–"
-        table.add_row(name, f"{threshold:.3f}" if threshold else "none",
-                      f"{on['coverage']:.0%}", upper, "", style="bold")  # fmt: skip
+        on, threshold = found["validation"], found["threshold"]
+        wrong = f"{on['error']:.1%} [{on['error_upper']:.1%}]" if threshold else "–"
+        shown = f"{threshold:.3f}" if threshold else "none"
+        table.add_row(name, shown, f"{on['coverage']:.0%}", wrong, "", style="bold")
         for artefact, test in found["test"].items():
             if test["coverage"] is not None:
-                wrong = f"{test['error']:.1%}" if test["error"] is not None else "–"
-                table.add_row(f"  {artefact}, test items", "", f"{test['coverage']:.0%}",
-                              wrong, f"{test['error_of_all']:.1%}")  # fmt: skip
+                wrong = "–" if test["error"] is None else f"{test['error']:.1%}"
+                table.add_row(f"  {artefact}, test", "", f"{test['coverage']:.0%}", wrong,
+                              f"{test['error_of_all']:.1%}")  # fmt: skip
     return table

@@ -315,3 +315,81 @@ def test_a_crash_while_the_pieces_are_put_together(judge, tmp_path, monkeypatch)
     assert (summary.rows, summary.computed) == (30, 0)
     with gzip.open(output, "rt", newline="") as file:
         assert len(list(csv.DictReader(file))) == 30
+
+
+# --- one answer for one text ---
+
+
+def test_labels_depend_on_nothing_but_the_text(run, tmp_path):
+    """Orders, pieces, sequences and threads differ; labels do not, and exact files are equal."""
+    from slm_judge.backends.gguf import GgufBackend
+    from slm_judge.hub import locate
+
+    texts = sorted(set(messages(400, seed=1)))
+    rng = random.Random(1)
+    found, exact = [], []
+    for n_sequences, n_threads, rows_per_piece in ((32, 2, 2048), (5, 1, 64), (48, 2, 7)):
+        order = rng.sample(texts, len(texts))
+        source = write(tmp_path / "in.csv", {"text": order})
+        options = AnnotateOptions(rows_per_piece=rows_per_piece)
+        for into, alone in ((found, False), (exact, True)):
+            path = locate(run.gguf, None, None)
+            backend = GgufBackend(path, n_sequences=n_sequences, n_threads=n_threads)
+            with Judge(backend, exact=alone) as judge:
+                annotate_table(judge, source, tmp_path / "o.parquet", options, show_progress=False)
+            rows = pq.read_table(tmp_path / "o.parquet").to_pylist()
+            into.append({row["text"]: row for row in rows})
+    labels = [{t: (r["urgency"], r["topic"], r["refund"]) for t, r in f.items()} for f in found]
+    assert labels[0] == labels[1] == labels[2]
+    assert exact[0] == exact[1] == exact[2]
+
+
+# --- folders ---
+
+
+def test_a_folder_of_parquet_on_another_filesystem(judge, tmp_path):
+    import fsspec
+
+    source = tmp_path / "texts"
+    source.mkdir()
+    for k in range(3):
+        table = pa.table({"id": [f"{k}-{i}" for i in range(10)], "text": messages(10, seed=k)})
+        pq.write_table(table, source / f"{k}.parquet")
+    (source / "_notes.parquet").write_bytes(b"not a table")  # hidden by its name
+    options = AnnotateOptions(rows_per_piece=8, columns={"text": "text"})
+    summary = annotate_table(judge, str(source), "memory://out/", options, show_progress=False)
+    assert summary.rows == 30
+    memory = fsspec.filesystem("memory")
+    names = [path.rpartition("/")[2] for path in memory.ls("/out", detail=False)]
+    assert sum(name.startswith("part-") for name in names) == 4
+    rows = read_table("memory://out/").to_list()
+    assert [row["id"] for row in rows] == [f"{k}-{i}" for k in range(3) for i in range(10)]
+    # Again: everything is there, and nothing is computed.
+    again = annotate_table(judge, str(source), "memory://out/", options, show_progress=False)
+    assert (again.rows, again.computed) == (30, 0)
+    with pytest.raises(DataError, match="files are written on this machine alone"):
+        annotate_table(judge, str(source), "memory://out.parquet", options, show_progress=False)
+    with pytest.raises(DataError, match="Name the file for the rows to review"):
+        annotate_table(
+            judge,
+            str(source),
+            "memory://x/",
+            AnnotateOptions(review_below=0.5),
+            show_progress=False,
+        )
+
+
+def test_a_folder_that_is_not_a_job_s(judge, tmp_path):
+    source = write(tmp_path / "in.csv", {"text": ["a"]})
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "part-00000000.parquet").write_bytes(b"somebody's")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="no record of the job"):
+        annotate_table(judge, source, f"{out}/", show_progress=False)
+    annotate_table(judge, source, f"{out}/", overwrite=True, show_progress=False)
+    assert (out / "notes.txt").read_text() == "mine"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="without Parquet files"):
+        TableStream(str(empty))
