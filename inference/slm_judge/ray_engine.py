@@ -64,7 +64,8 @@ class RayEngine:
         if not core.is_initialized():
             core.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
         ray.DataContext.get_current().enable_progress_bars = False  # ours shows
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         workers = min(self.workers, len(waiting))
         blocks = min(8 * workers, len(waiting))
         # One piece a batch; a worker that is done takes the next block.

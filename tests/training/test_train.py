@@ -26,6 +26,8 @@ def test_the_run_folder_tells_how_it_was_made(run):
     assert len(facts["sha256"]["support-messages.csv"]) == 64
     assert facts["items"]["train"] == 96
     assert "validation_alpha_topic" in facts["validation"]
+    assert "cores" in facts["device"] or "NVIDIA" in facts["device"]
+    assert 0 < facts["energy_kwh"] < 1
     evaluations = [row for row in facts["history"] if "eval_alpha" in row]
     assert len(evaluations) == 2  # after each epoch
     published = (run.adapter / "training.json").read_text() + (
