@@ -68,8 +68,9 @@ format: $(READY) ## Mend what the style checker can mend
 test: $(READY) ## The whole suite
 	$(BIN)/pytest
 
-bench: $(READY) ## Figures on real annotations (DATA=folder with goemotions_train.csv and goemotions_dev.csv)
+bench: $(READY) ## Figures: real annotations (DATA=folder with goemotions_train.csv and goemotions_dev.csv), speed
 	$(BIN)/python benchmarks/real_input.py --data $(or $(DATA),../shared/data)
+	$(BIN)/python benchmarks/throughput.py --data goemotions answer-quality
 
 clean: ## Remove what the tools left, but no runs and no environment
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
