@@ -75,7 +75,7 @@ def score(run: Run) -> dict[str, float]:
 
 def run_one(recipe: Recipe, folder: Path, keep: bool) -> dict[str, float]:
     """Train and score one run, or read what it scored before."""
-    result = folder.with_suffix(".json")
+    result = folder.with_name(f"{folder.name}.json")  # a name may have dots
     if not result.exists():
         run = train(recipe.model_copy(update={"output": str(folder)}), resume=True)
         write_text(result, json.dumps(score(run)) + "\n")

@@ -45,7 +45,7 @@ def folds_of(items: list[Item], n_folds: int, seed: int) -> list[list[Item]]:
 
 def judge_fold(recipe: Recipe, splits: dict[str, list[Item]], folder: Path) -> dict[str, list[int]]:
     """Option indices of the fold's items."""
-    result = folder.with_suffix(".json")
+    result = folder.with_name(f"{folder.name}.json")
     if not result.exists():
         run = train(recipe.model_copy(update={"output": str(folder)}), resume=True, splits=splits)
         with Judge.from_pretrained(run.adapter) as judge:

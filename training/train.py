@@ -27,7 +27,7 @@ from slm_judge.files import atomic_folder, write_text
 from slm_judge.hub import hub_message
 from slm_judge.items import Item, load_split, save_splits
 from slm_judge.labels import write_predictions
-from slm_judge.recipe import Recipe
+from slm_judge.recipe import Recipe, RecipeError
 from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 
@@ -73,6 +73,7 @@ def train(
     console = (console or Console()) if process.is_main_process else Console(quiet=True)
     run = Run(recipe.run_folder)
     rubric = Rubric.from_file(recipe.rubric)
+    _check_augmentation(recipe, rubric)
     with process.main_process_first():
         if process.is_main_process:
             _claim(run, recipe, resume, overwrite)
@@ -92,6 +93,20 @@ def train(
             raise
         raise ModelError(_memory_advice(recipe)) from error
     return run
+
+
+def _check_augmentation(recipe: Recipe, rubric: Rubric) -> None:
+    """Refuse an augmentation that could not do anything.
+
+    Raises:
+        RecipeError: there is nothing to paraphrase with.
+    """
+    asked = (rubric, *rubric.dimensions)
+    if recipe.augmentation.paraphrase and not any(one.paraphrases for one in asked):
+        raise RecipeError(
+            f"augmentation.paraphrase is on, but {recipe.rubric} has no `paraphrases` of its "
+            "instructions. Add some, or switch it off."
+        )
 
 
 def _train(

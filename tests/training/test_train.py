@@ -151,3 +151,19 @@ def test_a_missing_base_names_the_repository(tmp_path, hub):
     recipe = small_recipe(tmp_path / "run").model_copy(update={"base": "no/such-base"})
     with pytest.raises(JudgeError, match="no repository no/such-base on the Hub"):
         train(recipe)
+
+
+def test_paraphrasing_without_paraphrases_is_refused(tmp_path, support):
+    from slm_judge.recipe import AugmentationConfig, RecipeError
+
+    plain = support.model_dump(mode="json") | {"paraphrases": []}
+    for dimension in plain["dimensions"]:
+        dimension["paraphrases"] = []
+    rubric = tmp_path / "rubric.yaml"
+    rubric.write_text(json.dumps(plain))
+    recipe = small_recipe(
+        tmp_path / "run", rubric=str(rubric), augmentation=AugmentationConfig(paraphrase=True)
+    )
+    with pytest.raises(RecipeError, match="has no `paraphrases`"):
+        train(recipe)
+    assert not (tmp_path / "run").exists()
