@@ -160,7 +160,7 @@ def measure(arguments: argparse.Namespace, data: str) -> dict[str, dict[str, flo
     rubric = rubric_of(data)
     share = 1 if data == "goemotions" else _LONG_ROWS
     states = [item.state for item in make_items(data, max(2, round(share * arguments.rows)))]
-    few = states[: max(1, round(share * arguments.peer_rows))]
+    few = states[: max(2, round(share * arguments.peer_rows))]  # else one row is all cached
     folder = judge_folder(arguments.model, data)
     results: dict[str, dict[str, float]] = {}
 
