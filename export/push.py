@@ -14,7 +14,6 @@ from rich.table import Table
 from slm_judge.model_card.evaluate import FIGURES, NUMBERS
 from slm_judge.model_card.render import render_card, repository_names
 
-from slm_judge.contract import Contract
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
 from slm_judge.run import Run
@@ -65,7 +64,7 @@ def plan(run: Run, user: str, report: Mapping[str, Any]) -> list[Repository]:
     figures = {
         f"{FIGURES}/{path.name}": path for path in sorted((run.report / FIGURES).glob("*.png"))
     }
-    rubric = Contract.load(run.adapter).rubric
+    rubric = run.rubric()
     sources = {
         "": _files(run.merged),
         "lora": _files(run.adapter),

@@ -19,11 +19,11 @@ from slm_judge.agreement import (
     Bootstrap,
     alpha_of_coincidences,
     annotators_alpha,
+    difference,
     judge_alpha,
     judge_coincidences,
     krippendorff_alpha,
     pair_accuracy,
-    paired_difference,
     vote_counts,
 )
 from slm_judge.annotation import softmax
@@ -87,8 +87,7 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
         with progress_bar("rows", console=console) as progress:
             task = progress.add_task(f"verifying {name}", total=len(items))
             answers[name] = run_artefact(path, items, partial(progress.advance, task))
-    with Judge.from_pretrained(paths[recipe.export.gguf[0]]) as judge:
-        rubric = judge.rubric
+    rubric = run.rubric()
     gold = read_labels(recipe.data.gold, rubric, items) if recipe.data.gold else {}
     train = load_split(run.data, "train")
     report: dict[str, Any] = {
@@ -174,21 +173,12 @@ def _losses(
     """Alpha of each artefact minus the adapter's, on the same resampled items."""
     values, level = dimension.values, dimension.level_of_measurement
     bootstrap = Bootstrap(len(votes), _RESAMPLES)
-    pairs = {
-        name: judge_coincidences(labels, votes, len(dimension.options))
-        for name, labels in judged.items()
-    }
-    return {
-        name: paired_difference(
-            pairs[ADAPTER],
-            coincidences,
-            lambda sums: alpha_of_coincidences(sums, values, level),
-            bootstrap,
-            margin,
-        ).as_dict()
-        for name, coincidences in pairs.items()
-        if name != ADAPTER
-    }
+    alphas = {}
+    for name, labels in judged.items():
+        coincidences = judge_coincidences(labels, votes, len(dimension.options))
+        alphas[name] = alpha_of_coincidences(bootstrap.totals(coincidences), values, level)
+    reference = alphas.pop(ADAPTER)
+    return {name: difference(reference, given, margin).as_dict() for name, given in alphas.items()}
 
 
 def _against_annotators(

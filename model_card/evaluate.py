@@ -27,6 +27,7 @@ from slm_judge.items import Item, load_split
 from slm_judge.judge import Judge
 from slm_judge.rubric import Rubric, format_value
 from slm_judge.run import Run
+from slm_judge.tables import read_table, require_columns
 
 from . import figures
 from .probes import option_order
@@ -69,7 +70,7 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
     """
     recipe = run.recipe()
     run.require(run.predictions, f"verify {run.folder}")
-    rubric, items = Rubric.from_file(recipe.rubric), load_split(run.data, "test")
+    rubric, items = run.rubric(), load_split(run.data, "test")
     names = [*recipe.export.gguf, "bnb-4bit", "merged", "adapter"]
     systems: Systems = {}
     kept: list[int] = []
@@ -90,11 +91,8 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
 def _columns_of(
     location: str, item_id: str | None, columns: Sequence[str], items: Sequence[Item]
 ) -> dict[str, list[str]]:
-    from slm_judge.tables import read_table
-
     table = read_table(location)
-    if missing := [name for name in columns if name not in table.column_names]:
-        raise DataError(f"{location} lacks the columns {', '.join(missing)}.")
+    require_columns(table.column_names, columns, location)
     if not item_id or item_id not in table.column_names:
         raise DataError(f"Groups need a column that names the items: data.item_id of {location}.")
     rows = {str(row[item_id]): row for row in reversed(table.to_list())}
@@ -307,28 +305,32 @@ def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
 
 
-def find(run: Path | None, options: Mapping[str, Any]) -> tuple[Evaluation, Path]:
-    """What the command line asks for, and the folder for the report.
+def find(
+    run: Path | None,
+    predictions: Mapping[str, str],
+    annotations: str | None,
+    rubric: Path | None,
+    output: Path | None,
+    item_id: str = "item_id",
+    annotator: str | None = None,
+    groups: Sequence[str] = (),
+    settings: Settings | None = None,
+) -> tuple[Evaluation, Path]:
+    """What the command line asks for, and the folder for the report; see `of_run`, `of_files`.
 
     Raises:
         JudgeError: neither a run nor predictions, annotations and a rubric are named, or both.
     """
-    files = {key: options[key] for key in ("predictions", "annotations", "rubric")}
-    settings, groups = options["settings"], options["groups"]
     if run is not None:
-        if any(files.values()):
+        if predictions or annotations or rubric:
             raise JudgeError("Name a run, or --predictions, --annotations and --rubric; not both.")
         found = Run.find(run)
-        return of_run(found, groups, settings), options["output"] or found.report
-    if missing := [f"--{key}" for key, given in files.items() if not given]:
+        return of_run(found, groups, settings), output or found.report
+    if not (predictions and annotations and rubric):
+        files = {"predictions": predictions, "annotations": annotations, "rubric": rubric}
+        missing = [f"--{key}" for key, given in files.items() if not given]
         raise JudgeError(f"Without a run, {', '.join(missing)} must be named too.")
     evaluation = of_files(
-        files["predictions"],
-        files["annotations"],
-        Rubric.from_file(files["rubric"]),
-        options["item_id"],
-        options["annotator"],
-        groups,
-        settings,
+        predictions, annotations, Rubric.from_file(rubric), item_id, annotator, groups, settings
     )
-    return evaluation, options["output"] or Path("report")
+    return evaluation, output or Path("report")

@@ -9,6 +9,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from slm_judge.rubric import format_value
+
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999"]
 HUMAN = "#222222"
@@ -155,5 +157,5 @@ def _calibration(dimension: Report) -> Report | None:
 
 
 def _label(option: object) -> str:
-    text = str(option).lower() if isinstance(option, bool) else str(option)
+    text = format_value(option)
     return text if len(text) <= 18 else f"{text[:17]}…"

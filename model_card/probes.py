@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from slm_judge.agreement import Bootstrap, judge_confusions
+from slm_judge.agreement import Bootstrap, agreeing_share
 from slm_judge.items import Item, votes_of
 from slm_judge.judge import Judge
 
@@ -46,7 +46,8 @@ def option_order(
         before = given[:, k]
         after = n_options - 1 - reverse[:, k]
         votes = votes_of(items, dimension.name)
-        changes = _agreement(after, votes, n_options) - _agreement(before, votes, n_options)
+        agree = [agreeing_share(labels, votes, n_options) for labels in (before, after)]
+        changes = np.nan_to_num(agree[1] - agree[0])  # where nobody answered, nothing changes
         found[dimension.name] = {
             "items": len(items),
             "consistency": _mean(before == after, bootstrap),
@@ -60,13 +61,6 @@ def _labels(judge: Judge, prompts: Sequence[Any]) -> Any:
     for index, logits in judge.decide(prompts):
         labels[index] = [int(np.argmax(row)) for row in logits]
     return labels
-
-
-def _agreement(labels: Any, votes: Sequence[Sequence[int]], n_options: int) -> Any:
-    """Share of each item's annotators who agree; 0 where nobody answered, as without the judge."""
-    confusions = judge_confusions(labels.tolist(), votes, n_options)
-    total = confusions.sum(axis=(1, 2))
-    return np.trace(confusions, axis1=1, axis2=2) / np.maximum(total, 1)
 
 
 def _mean(per_item: Any, bootstrap: Bootstrap) -> Mapping[str, float]:

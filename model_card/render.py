@@ -14,6 +14,7 @@ from slm_judge.rubric import Rubric, format_value
 
 from .evaluate import FIGURES, LENGTH, interval, number, significant
 
+_HUB = "https://huggingface.co"
 TAGS = ["decision-model", "system-one", "slm-judge"]
 _KINDS = {
     "": ("finetune", "transformers", "the judge in 16 bits"),
@@ -82,7 +83,7 @@ def render_card(
         probed=sorted(probed - {LENGTH}),
         artefacts=list(next(iter(report["dimensions"].values()))["artefacts"]),
         figure_folder=FIGURES,
-        base_link=f"[`{base}`](https://huggingface.co/{base})" if _on_hub(recipe) else f"`{base}`",
+        base_link=f"[`{base}`]({_HUB}/{base})" if _is_repo(recipe.base) else f"`{base}`",
         recipe_yaml=yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True).strip(),
     )
     metadata = _metadata(kind, names, recipe, evaluation)
@@ -115,8 +116,8 @@ def _metadata(
         if (found := dimension["systems"][main][metric])["estimate"] is not None
     ]
     return ModelCardData(
-        base_model=names[""] if quantized else recipe.base if _on_hub(recipe) else None,
-        base_model_relation=relation if quantized or _on_hub(recipe) else None,
+        base_model=names[""] if quantized else recipe.base if _is_repo(recipe.base) else None,
+        base_model_relation=relation if quantized or _is_repo(recipe.base) else None,
         library_name=library,
         pipeline_tag="text-classification",
         tags=TAGS,
@@ -128,12 +129,8 @@ def _metadata(
     )
 
 
-def _on_hub(recipe: Recipe) -> bool:
-    """A base that is a folder, or the offline one, has no name on the Hub."""
-    return _is_repo(recipe.base)
-
-
 def _is_repo(location: str) -> bool:
+    """A base or data that is a folder or file, and the offline base, have no name on the Hub."""
     return location.count("/") == 1 and not Path(location).exists()
 
 

@@ -1,7 +1,10 @@
 """Shared fixtures. The suite never leaves this machine: the Hub is `tests/hub/server.py`."""
 
 import os
+import random
+import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,3 +103,32 @@ def run(tmp_path_factory):
     trained = train(small_recipe(folder, export=exports))
     export(trained)
     return trained
+
+
+def kill_until_done(start, output: Path, steps, most: int, delay: float, poll: float) -> int:
+    """Start a job again and again until `output` is there, and SIGKILL it `most` times.
+
+    Args:
+        start: starts the job; gives its `Popen`.
+        output: what the job makes at its end.
+        steps: the files that the job keeps on its way; it is killed after it kept a new one.
+        most: number of kills.
+        delay: seconds after the new file, at most; drawn.
+        poll: seconds between looks.
+
+    Returns:
+        Number of kills.
+    """
+    rng, kills = random.Random(0), 0
+    while not output.exists():
+        with start() as process:
+            before = set(steps())
+            while process.poll() is None and kills < most:
+                if set(steps()) - before:
+                    time.sleep(rng.uniform(0, delay))
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                    break
+                time.sleep(poll)
+            process.wait()
+    return kills

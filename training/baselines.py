@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from slm_judge.agreement import (
     judge_coincidences,
     judge_confusions,
     macro_f1,
+    percentile_interval,
 )
 from slm_judge.files import write_text
 from slm_judge.items import Item, load_split, votes_of
@@ -197,10 +198,11 @@ def _scores(
     coincidences: Shares, confusions: Shares, dimension: Dimension, bootstrap: Bootstrap
 ) -> Scores:
     values, level = dimension.values, dimension.level_of_measurement
+    totals = bootstrap.totals(confusions)
     return Scores(
         bootstrap.interval(coincidences, lambda sums: alpha_of_coincidences(sums, values, level)),
-        bootstrap.interval(confusions, accuracy),
-        bootstrap.interval(confusions, macro_f1),
+        percentile_interval(accuracy(totals)),
+        percentile_interval(macro_f1(totals)),
     )
 
 
@@ -218,9 +220,6 @@ def results_table(dimension: Dimension, rows: Mapping[str, Scores], n_items: int
 def as_json(results: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
     """Plain numbers."""
     return {
-        dimension: {
-            name: {key: interval.as_dict() for key, interval in vars(scores).items()}
-            for name, scores in rows.items()
-        }
+        dimension: {name: asdict(scores) for name, scores in rows.items()}
         for dimension, rows in results.items()
     }

@@ -13,7 +13,7 @@ from .agreement.evaluation import Answers
 from .errors import DataError
 from .items import Item
 from .rubric import Dimension, Rubric, format_value
-from .tables import read_table
+from .tables import read_table, require_columns
 
 
 @dataclass
@@ -56,7 +56,8 @@ def read_annotations(
         DataError: a column that was named is missing, or no annotation is usable.
     """
     table, columns = read_table(location), columns or {}
-    _require(table.column_names, [item_id, *([annotator] if annotator else []), *further], location)
+    named = [item_id, *([annotator] if annotator else []), *further]
+    require_columns(table.column_names, named, location)
     present = [d for d in rubric.dimensions if columns.get(d.name, d.name) in table.column_names]
     absent = [d.name for d in rubric.dimensions if d not in present]
     if not present:
@@ -118,7 +119,7 @@ def read_predictions(
         DataError: columns are missing, or no item is there.
     """
     table = read_table(location)
-    _require(table.column_names, [item_id, *(d.name for d in rubric.dimensions)], location)
+    require_columns(table.column_names, [item_id, *(d.name for d in rubric.dimensions)], location)
     rows = {str(row[item_id]): row for row in table}
     known = [i for i, name in enumerate(item_ids) if name in rows]
     notes = []
@@ -167,10 +168,3 @@ def _answers(dimension: Dimension, rows: Sequence[Mapping[str, Any]]) -> Answers
 
 def _option(dimension: Dimension, value: Any) -> int | None:
     return None if value is None or value == "" else dimension.index(value)
-
-
-def _require(present: Sequence[str], wanted: Sequence[str], location: str) -> None:
-    if missing := [name for name in wanted if name not in present]:
-        raise DataError(
-            f"{location} lacks the columns {', '.join(missing)}; it has {', '.join(present)}."
-        )

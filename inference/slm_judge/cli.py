@@ -26,6 +26,10 @@ app.add_typer(rubric_app, name="rubric")
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder of the run, e.g. runs/demo, or its recipe.")
 ]
+ItemColumn = Annotated[str, typer.Option(help="Column that names the item.")]
+AnnotatorColumn = Annotated[
+    str | None, typer.Option(help="Column that names the annotator, with a row an annotation.")
+]
 
 
 def _stage(module: str, extra: str) -> Any:
@@ -123,10 +127,8 @@ def evaluate(
     ] = None,
     annotations: Annotated[str | None, typer.Option(help="Table of human annotations.")] = None,
     rubric: Annotated[Path | None, typer.Option(help="YAML file of the rubric.")] = None,
-    item_id: Annotated[str, typer.Option(help="Column that names the item.")] = "item_id",
-    annotator: Annotated[
-        str | None, typer.Option(help="Column that names the annotator, with a row an annotation.")
-    ] = None,
+    item_id: ItemColumn = "item_id",
+    annotator: AnnotatorColumn = None,
     group: Annotated[
         list[str] | None, typer.Option(help="Column to probe for bias, e.g. source.")
     ] = None,
@@ -150,16 +152,14 @@ def evaluate(
     _choose("--expertise", expertise, *EPSILON)
     evaluation, folder = stage.find(
         run,
-        {
-            "predictions": parse_predictions(predictions or []),
-            "annotations": annotations,
-            "rubric": rubric,
-            "item_id": item_id,
-            "annotator": annotator,
-            "groups": group or [],
-            "settings": Settings(resamples=resamples, epsilon=EPSILON[expertise], margin=margin),
-            "output": output,
-        },
+        parse_predictions(predictions or []),
+        annotations,
+        rubric,
+        output,
+        item_id=item_id,
+        annotator=annotator,
+        groups=group or [],
+        settings=Settings(resamples=resamples, epsilon=EPSILON[expertise], margin=margin),
     )
     report = stage.evaluate(evaluation)
     console = Console()
@@ -189,10 +189,8 @@ def estimate(
     corpus: Annotated[str, typer.Argument(help="Table that `slm-judge annotate` wrote.")],
     annotations: Annotated[str, typer.Option(help="Human labels of some of its items.")],
     rubric: Annotated[Path, typer.Option(help="YAML file of the rubric.")],
-    item_id: Annotated[str, typer.Option(help="Column that names the item.")] = "item_id",
-    annotator: Annotated[
-        str | None, typer.Option(help="Column that names the annotator, with a row an annotation.")
-    ] = None,
+    item_id: ItemColumn = "item_id",
+    annotator: AnnotatorColumn = None,
     prefix: Annotated[str, typer.Option(help="Of the judge's columns.")] = "",
     output: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:

@@ -1,6 +1,7 @@
 """`slm-judge estimate`: means and shares of a corpus from many judged and few human labels."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from .annotations import read_annotations
 from .errors import DataError
 from .items import votes_of
 from .rubric import Dimension, Rubric, format_value
-from .tables import read_table
+from .tables import read_table, require_columns
 
 
 def estimate(
@@ -44,8 +45,7 @@ def estimate(
     """
     table = read_table(corpus)
     wanted = [item_id, *(f"{prefix}{d.name}" for d in rubric.dimensions)]
-    if missing := [name for name in wanted if name not in table.column_names]:
-        raise DataError(f"{corpus} lacks the columns {', '.join(missing)}.")
+    require_columns(table.column_names, wanted, corpus)
     rows = table.select_columns(wanted).to_list()
     known = read_annotations(annotations, rubric, item_id, annotator)
     found: dict[str, dict[str, CorpusMean]] = {}
@@ -107,15 +107,6 @@ def estimate_table(found: dict[str, dict[str, CorpusMean]]) -> Table:
 def as_json(found: dict[str, dict[str, CorpusMean]]) -> dict[str, Any]:
     """Plain numbers."""
     return {
-        name: {
-            key: {
-                "prediction_powered": one.prediction_powered.as_dict(),
-                "humans_alone": one.humans_alone.as_dict(),
-                "judge_alone": one.judge_alone,
-                "n_human": one.n_human,
-                "n_judged": one.n_judged,
-            }
-            for key, one in estimates.items()
-        }
+        name: {key: asdict(one) for key, one in estimates.items()}
         for name, estimates in found.items()
     }

@@ -12,7 +12,7 @@ from .errors import DataError
 from .files import write_text
 from .items import Item
 from .rubric import Rubric
-from .tables import read_table
+from .tables import read_table, require_columns
 
 
 def read_labels(location: str, rubric: Rubric, items: Sequence[Item]) -> dict[str, list[int]]:
@@ -23,8 +23,7 @@ def read_labels(location: str, rubric: Rubric, items: Sequence[Item]) -> dict[st
     """
     table = read_table(location)
     wanted = ["item_id", *(dimension.name for dimension in rubric.dimensions)]
-    if missing := sorted(set(wanted) - set(table.column_names)):
-        raise DataError(f"{location} lacks the columns {', '.join(missing)}.")
+    require_columns(table.column_names, wanted, location)
     rows = {str(row["item_id"]): row for row in table.select_columns(wanted)}
     if absent := [item.item_id for item in items if item.item_id not in rows]:
         raise DataError(

@@ -76,7 +76,7 @@ class RayEngine:
                 "settings": self.settings,
                 "options": annotator.options,
                 "location": store.location,
-                "job": job_of(annotator.judge, annotator.options),
+                "job": store.job,
             },
             batch_size=1,
             compute=ray.ActorPoolStrategy(size=workers),
@@ -103,8 +103,8 @@ class PieceWorker:
     ) -> None:
         """Load the judge."""
         judge = Judge.from_pretrained(model, **settings)
-        self.same_job = job_of(judge, options) == job
         self.annotator, self.store = PieceAnnotator(judge, options), ShardStore(location, job)
+        self.same_job = json.loads(json.dumps(job_of(judge, options))) == job
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Annotate and keep the piece of a batch."""

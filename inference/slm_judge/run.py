@@ -5,9 +5,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from .contract import Contract
 from .errors import JudgeError
 from .recipe import Recipe
-from .rubric import explain
+from .rubric import Rubric, explain
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,14 @@ class Run:
             return Recipe.model_validate_json(self.recipe_file.read_text(encoding="utf-8"))
         except ValidationError as error:
             raise JudgeError(f"{self.recipe_file} is not valid:\n{explain(error)}") from error
+
+    def rubric(self) -> Rubric:
+        """The rubric that was trained, whatever has become of its file since.
+
+        Raises:
+            ModelError: there is no adapter yet.
+        """
+        return Contract.load(self.adapter).rubric
 
     def require(self, path: Path, command: str) -> Path:
         """`path`, or an error naming the command that makes it.

@@ -45,7 +45,7 @@ class ShardStore:
         self._files, self.folder = fsspec.url_to_fs(self.location)
         if overwrite:
             self.remove()
-        job = json.loads(json.dumps(job))
+        self.job = job = json.loads(json.dumps(job))
         if self._files.exists(f"{self.folder}/{_RECORD}"):
             earlier = json.loads(self._files.cat_file(f"{self.folder}/{_RECORD}"))
             if earlier != job:

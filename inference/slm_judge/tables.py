@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,18 @@ def read_table(location: str) -> Dataset:
     if not pieces:
         raise DataError(f"{location} has no rows.")
     return Dataset(pa.concat_tables(pieces, promote_options="permissive"))
+
+
+def require_columns(present: Sequence[str], wanted: Sequence[str], location: str) -> None:
+    """Refuse a table without some columns.
+
+    Raises:
+        DataError: names them, and those that are there.
+    """
+    if missing := [name for name in wanted if name not in present]:
+        raise DataError(
+            f"{location} lacks the columns {', '.join(missing)}; it has {', '.join(present)}."
+        )
 
 
 def is_folder(output: str) -> bool:

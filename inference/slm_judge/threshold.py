@@ -37,8 +37,8 @@ def thresholds(run: Run, error: float) -> dict[str, dict[str, Any]]:
     """
     if not 0 < error < 1:
         raise DataError(f"The target error is a share between 0 and 1, not {error}.")
-    rubric = Rubric.from_file(run.recipe().rubric)
     path = run.require(run.validation, f"train {run.folder / 'recipe.json'}")
+    rubric = run.rubric()
     known = _confidences(path, rubric, load_split(run.data, "validation"))
     test = load_split(run.data, "test")
     files = sorted(run.predictions.glob("*.jsonl")) if run.predictions.exists() else []

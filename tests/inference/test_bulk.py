@@ -4,10 +4,8 @@ import csv
 import gzip
 import json
 import random
-import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pyarrow as pa
@@ -20,7 +18,7 @@ from slm_judge.errors import DataError
 from slm_judge.pieces import AnnotateOptions, truncate
 from slm_judge.shards import ShardStore, digest_of, write_tables
 from slm_judge.tables import TableStream, read_table
-from tests.conftest import ROOT
+from tests.conftest import ROOT, kill_until_done
 
 
 @pytest.fixture(scope="module")
@@ -282,18 +280,9 @@ def test_killed_at_random_points(run, tmp_path):
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
     assert start(whole).wait() == 0
     parts = tmp_path / "out.parquet.parts"
-    rng, kills = random.Random(0), 0
-    while not output.exists():
-        with start(output) as process:
-            before = len(list(parts.glob("part-*")))
-            while process.poll() is None:
-                if kills < 20 and len(list(parts.glob("part-*"))) > before:
-                    time.sleep(rng.uniform(0, 0.1))
-                    process.send_signal(signal.SIGKILL)
-                    kills += 1
-                    break
-                time.sleep(0.002)
-            process.wait()
+    kills = kill_until_done(
+        lambda: start(output), output, lambda: parts.glob("part-*"), 20, delay=0.1, poll=0.002
+    )
     assert kills == 20
     assert output.read_bytes() == whole.read_bytes()
     table = pq.read_table(output)

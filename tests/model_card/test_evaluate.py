@@ -13,7 +13,7 @@ from slm_judge.model_card.evaluate import evaluate, find, of_files, write
 
 from slm_judge import Rubric
 from slm_judge.agreement import annotators_alpha, judge_alpha
-from slm_judge.agreement.evaluation import Answers, Settings, evaluate_dimension
+from slm_judge.agreement.evaluation import Answers, evaluate_dimension
 from slm_judge.cli import main
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.metrics import metric_path
@@ -167,11 +167,10 @@ def test_the_command_line(tmp_path, rubric_file, capsys, monkeypatch):
 
 def test_what_must_be_named(tmp_path):
     options = dict.fromkeys(("predictions", "annotations", "rubric", "output"))
-    options |= {"settings": Settings(), "groups": []}
     with pytest.raises(JudgeError, match="--predictions, --annotations, --rubric must be named"):
-        find(None, options)
+        find(None, **options)
     with pytest.raises(JudgeError, match="not both"):
-        find(tmp_path, options | {"annotations": "a.csv"})
+        find(tmp_path, **options | {"annotations": "a.csv"})
 
 
 # --- bad input: what is missing, and what can still be computed ---

@@ -2,11 +2,8 @@
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import small_recipe
+from tests.conftest import kill_until_done, small_recipe
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -59,21 +56,13 @@ def test_a_killed_run_resumes_to_the_same_weights(recipe_file):
     whole, whole_folder = recipe_file("whole", **DRAWN)
     subprocess.run(command("train", whole), check=True, env=ENVIRONMENT, capture_output=True)
     killed, folder = recipe_file("killed", **DRAWN)
-    rng, kills = random.Random(0), 0
-    while not (folder / "adapter").exists():
-        with subprocess.Popen(
+    kills = kill_until_done(
+        lambda: subprocess.Popen(
             command("train", killed, "--resume"), env=ENVIRONMENT,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ) as process:  # fmt: skip
-            before = set(folder.glob("checkpoints/checkpoint-*"))
-            while process.poll() is None and kills < 3:
-                if set(folder.glob("checkpoints/checkpoint-*")) - before:
-                    time.sleep(rng.uniform(0, 1.5))
-                    process.send_signal(signal.SIGKILL)
-                    kills += 1
-                    break
-                time.sleep(0.02)
-            process.wait()
+        ),
+        folder / "adapter", lambda: folder.glob("checkpoints/checkpoint-*"), 3, delay=1.5, poll=0.02,
+    )  # fmt: skip
     assert kills == 3
     for name, tensor in weights(whole_folder).items():
         assert torch.equal(tensor, weights(folder)[name]), name

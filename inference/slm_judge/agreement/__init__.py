@@ -13,7 +13,7 @@ from .alpha import (
 )
 from .alt_test import EPSILON, AltTest, alt_test
 from .bias import Probe, adjusted, probe_groups, quarters
-from .bootstrap import Bootstrap, Interval
+from .bootstrap import Bootstrap, Interval, percentile_interval
 from .calibration import (
     brier_score,
     choose_threshold,
@@ -22,10 +22,11 @@ from .calibration import (
     reliability,
     risk_coverage,
 )
-from .compare import Difference, paired_difference
+from .compare import Difference, difference, paired_difference
 from .estimate import corpus_mean, items_needed, widths
 from .scores import (
     accuracy,
+    agreeing_share,
     cohen_kappa,
     f1_per_option,
     macro_f1,
@@ -46,6 +47,7 @@ __all__ = [
     "accuracy",
     "adjusted",
     "aggregate",
+    "agreeing_share",
     "alpha_of_coincidences",
     "alt_test",
     "annotator_coincidences",
@@ -55,6 +57,7 @@ __all__ = [
     "cohen_kappa",
     "corpus_mean",
     "cross_entropy",
+    "difference",
     "expected_calibration_error",
     "f1_per_option",
     "items_needed",
@@ -70,6 +73,7 @@ __all__ = [
     "pair_accuracy",
     "paired_difference",
     "per_option",
+    "percentile_interval",
     "probe_groups",
     "quarters",
     "rank_correlations",

@@ -56,6 +56,10 @@ class Bootstrap:
             )
         return found.reshape(self.n_resamples, *per_item.shape[1:])
 
+    def totals(self, per_item: Floats) -> Floats:
+        """The sum over all items, followed by `sums`: (1 + n_resamples) x ... from N x ..."""
+        return np.concatenate([per_item.sum(axis=0)[None], self.sums(per_item)])
+
     def interval(
         self, per_item: Floats, statistic: Callable[[Floats], Floats], confidence: float = 0.95
     ) -> Interval:
@@ -69,15 +73,15 @@ class Bootstrap:
         Returns:
             nan where the statistic is; resamples on which it is not defined are left out.
         """
-        estimate = float(statistic(per_item.sum(axis=0)[None])[0])
-        return self.around(estimate, statistic(self.sums(per_item)), confidence)
+        return percentile_interval(statistic(self.totals(per_item)), confidence)
 
-    @staticmethod
-    def around(estimate: float, resampled: Floats, confidence: float = 0.95) -> Interval:
-        """The percentile interval of resampled values of an estimate."""
-        defined = resampled[np.isfinite(resampled)]
-        if not len(defined) or not np.isfinite(estimate):
-            return Interval(estimate, float("nan"), float("nan"))
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(defined, [tail, 1 - tail])
-        return Interval(estimate, float(low), float(high))
+
+def percentile_interval(values: Floats, confidence: float = 0.95) -> Interval:
+    """The interval of a statistic of `Bootstrap.totals`: the estimate, then resampled values."""
+    estimate, resampled = float(values[0]), values[1:]
+    defined = resampled[np.isfinite(resampled)]
+    if not len(defined) or not np.isfinite(estimate):
+        return Interval(estimate, float("nan"), float("nan"))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .alpha import Floats
-from .bootstrap import Bootstrap, Interval
+from .bootstrap import Bootstrap, Interval, percentile_interval
 
 Verdict = Literal["not inferior", "inferior", "not decided"]
 
@@ -50,6 +50,10 @@ def paired_difference(
         bootstrap: the resamples.
         margin: of non-inferiority.
     """
-    estimate = statistic(other.sum(axis=0)[None]) - statistic(reference.sum(axis=0)[None])
-    resampled = statistic(bootstrap.sums(other)) - statistic(bootstrap.sums(reference))
-    return Difference(bootstrap.around(float(estimate[0]), resampled, confidence=0.9), margin)
+    before, after = (statistic(bootstrap.totals(per_item)) for per_item in (reference, other))
+    return difference(before, after, margin)
+
+
+def difference(reference: Floats, other: Floats, margin: float = 0.0) -> Difference:
+    """The difference of two statistics of `Bootstrap.totals`, of the same resampled items."""
+    return Difference(percentile_interval(other - reference, confidence=0.9), margin)

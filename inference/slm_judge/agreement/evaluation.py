@@ -18,7 +18,7 @@ from .alpha import (
     vote_counts,
 )
 from .alt_test import EPSILON, alt_test
-from .bootstrap import Bootstrap, Interval
+from .bootstrap import Bootstrap, Interval, percentile_interval
 from .calibration import (
     brier_score,
     cross_entropy,
@@ -26,7 +26,7 @@ from .calibration import (
     reliability,
     risk_coverage,
 )
-from .compare import Difference
+from .compare import difference
 from .estimate import items_needed, widths
 
 _CURVE_POINTS = 200
@@ -74,8 +74,7 @@ def evaluate_dimension(
         settings: see `Settings`.
 
     Returns:
-        Numbers, lists and texts, ready for JSON. What cannot be computed is None, and `notes`
-        says why.
+        Numbers, lists and texts. What cannot be computed is None or nan, and `notes` says why.
     """
     settings = settings or Settings()
     answered = np.array([bool(row) for row in votes])
@@ -106,16 +105,13 @@ def evaluate_dimension(
         if reference is None:
             reference = alphas
         else:
-            estimate = found["alpha"]["estimate"] - float(reference[0])
-            interval = bootstrap.around(estimate, (alphas - reference)[1:], confidence=0.9)
-            found["against_reference"] = Difference(interval, settings.margin).as_dict()
+            found["against_reference"] = difference(reference, alphas, settings.margin).as_dict()
         report["systems"][name] = found
     first = next(iter(systems.values()))
     named = {key: [values[i] for i in rows] for key, values in (groups or {}).items()}
     report["probes"] = _probes(dimension, plain, first.labels[rows], named)
     alpha = next(iter(report["systems"].values()))["alpha"]
-    interval = Interval(alpha["estimate"], alpha["low"], alpha["high"])
-    report["sample_size"] = _sample_size(interval, len(rows))
+    report["sample_size"] = _sample_size(Interval(**alpha), len(rows))
     return report
 
 
@@ -150,7 +146,8 @@ def _humans(
     if max(map(len, votes)) < 2:
         return None
     coincidences = annotator_coincidences(votes, len(dimension.options))
-    return _intervals(coincidences, _confusion_statistics(dimension, symmetric=True), bootstrap)
+    statistics = _confusion_statistics(dimension, symmetric=True)
+    return _intervals(bootstrap.totals(coincidences), statistics)
 
 
 def _confusion_statistics(
@@ -179,11 +176,11 @@ def _confusion_statistics(
 
 
 def _intervals(
-    per_item: Floats, statistics: Mapping[str, Callable[[Floats], Floats]], bootstrap: Bootstrap
+    totals: Floats, statistics: Mapping[str, Callable[[Floats], Floats]]
 ) -> dict[str, Any]:
-    resampled, total = bootstrap.sums(per_item), per_item.sum(axis=0)[None]
+    """Statistics of `Bootstrap.totals`."""
     return {
-        name: bootstrap.around(float(statistic(total)[0]), statistic(resampled)).as_dict()
+        name: percentile_interval(statistic(totals)).as_dict()
         for name, statistic in statistics.items()
     }
 
@@ -200,37 +197,33 @@ def _system(
     labels = answers.labels.tolist()
     confusions = judge_confusions(labels, plain, n_options)
     statistics = _confusion_statistics(dimension)
-    resampled, total = bootstrap.sums(confusions), confusions.sum(axis=0)[None]
-    alphas = np.concatenate([statistics["alpha"](total), statistics["alpha"](resampled)])
-    report: dict[str, Any] = {
-        name: bootstrap.around(float(statistic(total)[0]), statistic(resampled)).as_dict()
-        for name, statistic in statistics.items()
-    }
+    totals = bootstrap.totals(confusions)
+    report = _intervals(totals, statistics)
     whole = aggregate(plain, dimension)
     against = judge_confusions(labels, [[option] for option in whole.tolist()], n_options)
-    report["against_aggregate"] = _intervals(against, statistics, bootstrap)
+    report["against_aggregate"] = _intervals(bootstrap.totals(against), statistics)
     with_judge = annotator_coincidences(
         [[*row, label] for row, label in zip(plain, labels, strict=True)], n_options
     )
-    among = {"alpha": _confusion_statistics(dimension, symmetric=True)["alpha"]}
-    report["alpha_as_one_more"] = _intervals(with_judge, among, bootstrap)["alpha"]
+    among = _confusion_statistics(dimension, symmetric=True)["alpha"]
+    report["alpha_as_one_more"] = bootstrap.interval(with_judge, among).as_dict()
     if dimension.level_of_measurement != "nominal":
         levels = level_values(dimension)
         report |= scores.rank_correlations(levels[answers.labels], mean_levels(plain, dimension))
-    report["confusion"] = total[0].tolist()
-    report["options"] = _options(total[0])
+    report["confusion"] = totals[0].tolist()
+    report["options"] = _options(totals[0])
     report["alternative_annotator_test"] = _alt_test(dimension, votes, labels, settings)
     report["calibration"] = _calibration(plain, answers, whole, n_options, settings.bins)
-    return report, alphas
+    return report, statistics["alpha"](totals)
 
 
 def _options(confusion: Floats) -> list[dict[str, Any]]:
     found = scores.per_option(confusion)
     return [
         {
-            "precision": _number(found.precision[k]),
-            "recall": _number(found.recall[k]),
-            "f1": _number(found.f1[k]),
+            "precision": float(found.precision[k]),
+            "recall": float(found.recall[k]),
+            "f1": float(found.f1[k]),
             "annotations": float(confusion[k].sum()),
             "judgements": float(confusion[:, k].sum()),
         }
@@ -256,8 +249,8 @@ def _alt_test(
     )
     return {
         "epsilon": found.epsilon,
-        "winning_rate": _number(found.winning_rate),
-        "advantage_probability": _number(found.advantage_probability),
+        "winning_rate": found.winning_rate,
+        "advantage_probability": found.advantage_probability,
         "passed": found.passed,
         "verdict": found.verdict,
         "annotators": [asdict(comparison) for comparison in found.comparisons],
@@ -302,9 +295,7 @@ def _probes(
     labels: npt.NDArray[np.int64],
     groups: Mapping[str, Sequence[str]],
 ) -> list[dict[str, Any]]:
-    counts = vote_counts(votes, len(dimension.options)).astype(float)
-    agreement = counts[np.arange(len(votes)), labels] / counts.sum(axis=1)
-    measures = {"agreement": agreement}
+    measures = {"agreement": scores.agreeing_share(labels, votes, len(dimension.options))}
     if dimension.type != "choice":
         measures["shift"] = level_values(dimension)[labels] - mean_levels(votes, dimension)
     found = [
@@ -333,8 +324,3 @@ def _sample_size(interval: Interval, n_items: int) -> dict[str, Any]:
         "widths": {str(n): w for n, w in widths(interval, n_items, (100, 300, 1000, 3000)).items()},
         "items_for_width_0.1": items_needed(interval, n_items, 0.1),
     }
-
-
-def _number(value: float) -> float | None:
-    """For JSON, which has no nan."""
-    return float(value) if np.isfinite(value) else None

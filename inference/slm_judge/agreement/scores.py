@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from .alpha import Floats, Votes
+from .alpha import Floats, Votes, vote_counts
 
 Weights = Literal["none", "linear", "quadratic"]
 
@@ -19,6 +20,14 @@ def pair_accuracy(judged: Sequence[int], votes: Votes) -> float:
     """Share of (judge, annotator) pairs with the same label; nan without votes."""
     equal = [label == vote for label, row in zip(judged, votes, strict=True) for vote in row]
     return float(np.mean(equal)) if equal else float("nan")
+
+
+def agreeing_share(
+    judged: Sequence[int] | npt.NDArray[np.int64], votes: Votes, n_options: int
+) -> Floats:
+    """Share of each item's annotators who agree with the judge, N; nan where nobody answered."""
+    counts = vote_counts(votes, n_options).astype(float)
+    return _ratio(counts[np.arange(len(votes)), judged], counts.sum(axis=1))
 
 
 def accuracy(confusion: Floats) -> Floats:
