@@ -60,6 +60,9 @@ lint: $(READY) ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	rm -rf build/house
+	$(BIN)/pip install --quiet --no-deps --target build/house .
+	PYTHONPATH=build/house $(BIN)/lint-imports --no-cache
 
 format: $(READY) ## Mend what the style checker can mend
 	$(BIN)/ruff check --fix .

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import yaml
 from slm_judge.training.calibration import log_loss
-from slm_judge.training.targets import vote_shares
 from slm_judge.training.train import train
 
 from slm_judge import Judge
 from slm_judge.agreement import accuracy, judge_alpha, judge_confusions, macro_f1
+from slm_judge.agreement.aggregate import vote_shares
+from slm_judge.data.item import load_split, votes_of
 from slm_judge.files import write_text
-from slm_judge.items import load_split, votes_of
 from slm_judge.recipe import Recipe
 from slm_judge.run import Run
 

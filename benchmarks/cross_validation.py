@@ -14,23 +14,23 @@ from collections import defaultdict
 from pathlib import Path
 
 from rich.console import Console
-from slm_judge.training.baselines import (
+from slm_judge.training.train import train
+
+from slm_judge import Judge
+from slm_judge.agreement import Bootstrap
+from slm_judge.data.item import Item, votes_of
+from slm_judge.data.split import Problems, read_items
+from slm_judge.data.tables import read_table
+from slm_judge.evaluation.baselines import (
     as_json,
     fit_systems,
     results_table,
     score,
     score_annotators,
 )
-from slm_judge.training.data import Problems, read_items
-from slm_judge.training.train import train
-
-from slm_judge import Judge
-from slm_judge.agreement import Bootstrap
 from slm_judge.files import write_text
-from slm_judge.items import Item, votes_of
 from slm_judge.recipe import Recipe
 from slm_judge.rubric import Rubric
-from slm_judge.tables import read_table
 
 
 def folds_of(items: list[Item], n_folds: int, seed: int) -> list[list[Item]]:

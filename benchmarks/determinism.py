@@ -20,9 +20,10 @@ import numpy as np
 from shapes import judge_folder, judge_gguf, make_items
 
 from slm_judge import Judge
-from slm_judge.annotation import gap
-from slm_judge.prompt import EncodedPrompt, item_state
-from slm_judge.tables import read_table
+from slm_judge.data.tables import read_table
+from slm_judge.data.text import item_state
+from slm_judge.judge.answer import gap
+from slm_judge.prompt.readers import EncodedPrompt
 
 Answers = list[list[np.ndarray[Any, Any]]]
 

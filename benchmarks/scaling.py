@@ -15,8 +15,8 @@ from shapes import _WORDS, MODELS, judge_folder, judge_gguf, rubric_of
 from throughput import median_seconds
 
 from slm_judge import Judge
+from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.transformers import TransformersBackend
-from slm_judge.contract import Contract
 from slm_judge.rubric import Rubric
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_judge.items import Item
+from slm_judge.data.item import Item
 from slm_judge.rubric import Rubric
 
 ROOT = Path(__file__).parents[1]
@@ -71,12 +71,11 @@ def make_items(shape: str, n_items: int, seed: int = 0) -> list[Item]:
 
 def judge_folder(model: str, data: str) -> Path:
     """A judge with random weights as a folder that transformers loads, cached."""
-    from slm_judge.training.tiny import tiny_base
-
-    from slm_judge.backends.transformers import load_tokenizer
-    from slm_judge.contract import Contract
+    from slm_judge.artefact.base import load_tokenizer
+    from slm_judge.artefact.judge_files import Contract
     from slm_judge.files import atomic_folder
-    from slm_judge.llama_source import cache_folder
+    from slm_judge.offline.llama_source import cache_folder
+    from slm_judge.offline.tiny import tiny_base
 
     base = tiny_base(**MODELS[model])
     folder = cache_folder() / "benchmarks" / f"{model}-{data}"
@@ -92,7 +91,7 @@ def judge_gguf(model: str, data: str, quantization: str = "Q4_K_M") -> Path:
     """The same judge as a GGUF file, cached."""
     from slm_judge.export.gguf import add_keys, convert, quantize
 
-    from slm_judge.contract import Contract
+    from slm_judge.artefact.judge_files import Contract
     from slm_judge.files import atomic_file
 
     folder = judge_folder(model, data)

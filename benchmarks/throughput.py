@@ -24,7 +24,8 @@ from shapes import DATA, MODELS, judge_folder, judge_gguf, make_items, rubric_of
 
 from slm_judge import Judge
 from slm_judge.backends.gguf import GgufBackend
-from slm_judge.prompt import MARK, DecisionReader
+from slm_judge.data.text import MARK
+from slm_judge.prompt.readers import DecisionReader
 
 _LONG_ROWS = 1 / 16  # rows of the long shape for each of the short one
 
@@ -99,7 +100,7 @@ def run_decision(folder: Path, states: list[Any], options: Any, repeats: int) ->
     """Stock `pipeline("decision")`."""
     from transformers import pipeline
 
-    from slm_judge.contract import Contract
+    from slm_judge.artefact.judge_files import Contract
 
     judge = pipeline("decision", model=str(folder), **options)
     questions = Contract.load(folder).rubric.questions()
@@ -144,8 +145,9 @@ def transformers_judge(folder: Path, dtype: str, device: str) -> Judge:
     """Our engine on the same weights and dtype as the pipelines."""
     from transformers import AutoModelForCausalLM
 
-    from slm_judge.backends.transformers import TransformersBackend, in_float32, load_tokenizer
-    from slm_judge.contract import Contract
+    from slm_judge.artefact.base import in_float32, load_tokenizer
+    from slm_judge.artefact.judge_files import Contract
+    from slm_judge.backends.transformers import TransformersBackend
 
     options = model_options(dtype, device)
     options = {"dtype": options["dtype"], **options.get("model_kwargs", {})}

@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 from shapes import DATA, MODELS, make_items, rubric_of
-from slm_judge.training.tiny import tiny_base
 from transformers import TrainerCallback
 
-from slm_judge.contract import Contract
-from slm_judge.items import Item
-from slm_judge.prompt import MARK, DecisionReader
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.data.item import Item
+from slm_judge.data.text import MARK
+from slm_judge.offline.tiny import tiny_base
+from slm_judge.prompt.readers import DecisionReader
 from slm_judge.recipe import DataConfig, LoraConfig, Recipe, TrainingConfig
 from slm_judge.run import Run
 
@@ -69,8 +70,9 @@ def recipe_of(arguments: argparse.Namespace, data: str) -> Recipe:
 
 def ours(recipe: Recipe, run: Run, data: str, items: list[Item]) -> tuple[Any, float]:
     """Our trainer, and tokens processed a row."""
+    from slm_judge.training.facts import base_settings
+    from slm_judge.training.model import Learner
     from slm_judge.training.targets import Targets
-    from slm_judge.training.train import Learner, base_settings
 
     base, contract, tokenizer = base_settings(recipe), *contract_of(recipe, data)
     targets = Targets(items, contract.rubric, "soft")
@@ -86,10 +88,11 @@ def theirs(recipe: Recipe, run: Run, data: str, items: list[Item]) -> tuple[Any,
     from datasets import Dataset
     from peft import LoraConfig as PeftLora
     from peft import get_peft_model
-    from slm_judge.training.train import base_settings, training_arguments
+    from slm_judge.training.arguments import training_arguments
+    from slm_judge.training.facts import base_settings
     from trl import SFTTrainer
 
-    from slm_judge.backends.transformers import load_base
+    from slm_judge.artefact.base import load_base
 
     base, contract, tokenizer = base_settings(recipe), *contract_of(recipe, data)
     rubric = contract.rubric
@@ -123,7 +126,7 @@ def theirs(recipe: Recipe, run: Run, data: str, items: list[Item]) -> tuple[Any,
 
 def contract_of(recipe: Recipe, data: str) -> tuple[Contract, Any]:
     """Contract and tokenizer."""
-    from slm_judge.backends.transformers import load_tokenizer
+    from slm_judge.artefact.base import load_tokenizer
 
     tokenizer = load_tokenizer(recipe.base)
     return Contract.build(rubric_of(data), tokenizer), tokenizer

@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from slm_judge import __version__
+from slm_judge.artefact.judge_files import QUESTION_TYPES, Contract
 from slm_judge.backends.gguf import RUBRIC_KEY, TEMPLATE_NAME, VERSION_KEY
-from slm_judge.contract import QUESTION_TYPES, Contract
 from slm_judge.errors import JudgeError, ModelError, require
 from slm_judge.files import atomic_file
-from slm_judge.llama_source import llama_cpp_source
+from slm_judge.offline.llama_source import llama_cpp_source
 from slm_judge.run import Run
+from slm_judge.version import __version__
 
 
 def export_gguf(run: Run) -> None:

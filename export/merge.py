@@ -1,7 +1,7 @@
 """Adapter and base in one model."""
 
-from slm_judge.backends.transformers import load_base, load_tokenizer
-from slm_judge.contract import Contract
+from slm_judge.artefact.base import load_base, load_tokenizer
+from slm_judge.artefact.judge_files import Contract
 from slm_judge.errors import require
 from slm_judge.files import atomic_folder
 from slm_judge.run import Run

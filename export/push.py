@@ -11,8 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
-from slm_judge.model_card.evaluate import FIGURES, NUMBERS
-from slm_judge.model_card.render import render_card, repository_names
+from slm_judge.model_card.card import render_card, repository_names
+from slm_judge.model_card.page import FIGURES, NUMBERS
 
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
-from slm_judge.model_card.evaluate import evaluate, of_run
-from slm_judge.model_card.evaluate import write as write_report
+from slm_judge.model_card.page import write as write_report
 
 from slm_judge.agreement import (
     Bootstrap,
@@ -26,13 +25,14 @@ from slm_judge.agreement import (
     pair_accuracy,
     vote_counts,
 )
-from slm_judge.annotation import softmax
+from slm_judge.data.item import Item, load_split, votes_of
+from slm_judge.data.predictions import read_labels, write_predictions
+from slm_judge.evaluation.evaluate import evaluate, of_run
 from slm_judge.files import content_hash, write_text
-from slm_judge.items import Item, load_split, votes_of
-from slm_judge.judge import Judge
-from slm_judge.labels import read_labels, write_predictions
+from slm_judge.judge.answer import softmax
+from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
-from slm_judge.prompt import EncodedPrompt
+from slm_judge.prompt.readers import EncodedPrompt
 from slm_judge.recipe import VerifyConfig
 from slm_judge.rubric import Dimension
 from slm_judge.run import Run

@@ -47,7 +47,7 @@ def logged_in(hub, monkeypatch) -> LoopbackHub:
 @pytest.fixture(scope="session")
 def tokenizer():
     """The real Qwen2 tokenizer."""
-    from slm_judge.training.tiny import qwen_tokenizer
+    from slm_judge.offline.tiny import qwen_tokenizer
 
     return qwen_tokenizer()
 
@@ -57,7 +57,7 @@ def llama_tokenize():
     """llama.cpp's tokenizer on the same vocabulary, with control tokens parsed."""
     import llama_cpp
 
-    from slm_judge.llama_source import llama_cpp_source
+    from slm_judge.offline.llama_source import llama_cpp_source
 
     path = llama_cpp_source() / "models" / "ggml-vocab-qwen2.gguf"
     vocabulary = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)

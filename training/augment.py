@@ -9,16 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm_judge.contract import Contract
-from slm_judge.prompt import (
-    DecisionReader,
-    EncodedPrompt,
-    build_layout,
-    compile_template,
-    decision_head,
-    decision_template,
-    item_spans,
-)
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.prompt.layout import build_layout, item_spans
+from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
+from slm_judge.prompt.templates import compile_template, decision_head, decision_template
 from slm_judge.recipe import AugmentationConfig
 from slm_judge.rubric import Dimension, Rubric
 

@@ -7,11 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from slm_judge.annotation import softmax
-from slm_judge.items import Item, votes_of
+from slm_judge.agreement.aggregate import vote_shares
+from slm_judge.data.item import Item, votes_of
+from slm_judge.judge.answer import softmax
 from slm_judge.rubric import Rubric
-
-from .targets import vote_shares
 
 BOUNDS = (0.5, 5.0)  # beyond, the judge needs more training, not calibration
 MIN_ITEMS = 20  # below, a fitted temperature is mostly noise

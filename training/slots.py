@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.backends.packing import pack, shared_prefix, split_into_packs
 from slm_judge.backends.transformers import pack_tensors
-from slm_judge.contract import Contract
+from slm_judge.data.item import Item
 from slm_judge.errors import DataError
-from slm_judge.items import Item
-from slm_judge.packing import pack, shared_prefix, split_into_packs
-from slm_judge.prompt import DecisionReader, EncodedPrompt
+from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.recipe import AugmentationConfig
 
 from .augment import Variant, VariantReader, draw_variant, identity

@@ -7,27 +7,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from slm_judge.agreement.aggregate import majority_shares, vote_shares
+from slm_judge.data.item import Item, votes_of
 from slm_judge.errors import require
-from slm_judge.items import Item, votes_of
 from slm_judge.rubric import Dimension, Rubric
 
 Method = Literal["auto", "soft", "sampled", "majority", "dawid_skene"]
 Array = npt.NDArray[np.float64]
-
 # Below, the share of a few votes is a noisy estimate of how people see an item.
 FEW_VOTES = 5
-
-
-def vote_shares(votes: Sequence[int], n_options: int) -> list[float]:
-    """Share of the annotators who chose each option; zeros where nobody answered."""
-    return [votes.count(option) / len(votes) if votes else 0.0 for option in range(n_options)]
-
-
-def majority_shares(votes: Sequence[int], n_options: int) -> list[float]:
-    """1 for the option with most votes, shared equally where several have as many."""
-    counts = [votes.count(option) for option in range(n_options)]
-    winners = [count == max(counts) and count > 0 for count in counts]
-    return [won / max(sum(winners), 1) for won in winners]
 
 
 def resolve(method: Method, items: Sequence[Item], rubric: Rubric) -> Method:

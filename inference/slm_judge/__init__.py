@@ -6,12 +6,9 @@ judge = Judge.from_pretrained("me/my-judge-GGUF")
 judge.annotate(["I was charged twice, give me my money back!"])[0].labels
 """
 
-from importlib.metadata import version
-
-__version__ = version("slm-judge")
-
-from .annotation import Annotation
-from .judge import Judge
+from .judge.answer import Annotation
+from .judge.judge import Judge
 from .rubric import Rubric
+from .version import __version__
 
 __all__ = ["Annotation", "Judge", "Rubric", "__version__"]

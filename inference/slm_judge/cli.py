@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import __version__
 from .errors import JudgeError, VerificationError, is_disk_full, require_extra
+from .version import __version__
 
 app = typer.Typer(
     help="Train a small language model to annotate like your annotators, and run it anywhere.",
@@ -46,7 +46,7 @@ def rubric_check(
     ] = None,
 ) -> None:
     """Validate a rubric and print the prompt that it makes."""
-    from .preview import preview
+    from .artefact.preview import preview
     from .rubric import Rubric
 
     rubric = Rubric.from_file(file)
@@ -88,10 +88,10 @@ def baselines(
     resamples: Annotated[int, typer.Option(help="Of the bootstrap over items.")] = 2000,
 ) -> None:
     """Score the yardsticks: majority, TF-IDF, the annotators, the judge, other systems."""
-    from .labels import parse_predictions
+    from .data.predictions import parse_predictions
     from .recipe import Recipe
 
-    stage = _stage("training.baselines", "evaluate")
+    stage = _stage("evaluation.baselines", "evaluate")
     stage.baselines(Recipe.from_file(recipe), parse_predictions(predictions or []), resamples)
 
 
@@ -144,10 +144,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Report how a judge agrees with annotators: a page, figures and every number."""
-    stage = _stage("model_card.evaluate", "evaluate")
+    stage, page = _stage("evaluation.evaluate", "evaluate"), _stage("model_card.page", "evaluate")
     from .agreement.alt_test import EPSILON
-    from .agreement.evaluation import Settings
-    from .labels import parse_predictions
+    from .data.predictions import parse_predictions
+    from .evaluation.dimension import Settings
 
     _choose("--expertise", expertise, *EPSILON)
     evaluation, folder = stage.find(
@@ -165,8 +165,8 @@ def evaluate(
     console = Console()
     for note in report["notes"]:
         console.print(f"note: {note}", highlight=False)
-    console.print(stage.table(report))
-    console.print(f"Report: {stage.write(report, folder)}", highlight=False)
+    console.print(page.table(report))
+    console.print(f"Report: {page.write(report, folder)}", highlight=False)
 
 
 @app.command()
@@ -178,8 +178,8 @@ def threshold(
 ) -> None:
     """Choose the confidence below which a human should look (annotate --review-below)."""
     require_extra("evaluate")
+    from .evaluation.threshold import threshold_table, thresholds
     from .run import Run
-    from .threshold import threshold_table, thresholds
 
     Console().print(threshold_table(thresholds(Run.find(run), error), error))
 
@@ -198,8 +198,8 @@ def estimate(
     require_extra("evaluate")
     import json
 
-    from .corpus import as_json, estimate_table
-    from .corpus import estimate as estimate_corpus
+    from .evaluation.estimate import as_json, estimate_table
+    from .evaluation.estimate import estimate as estimate_corpus
     from .files import write_text
     from .rubric import Rubric
 
@@ -291,10 +291,10 @@ def annotate(
     Interrupted, the same command goes on where it stopped. Exit code 3: some rows were not
     annotated; the outcome column says why.
     """
-    from .bulk import annotate_table
-    from .judge import Judge
-    from .pieces import AnnotateOptions
-    from .tables import check_output
+    from .annotate.job import annotate_table
+    from .annotate.rows import AnnotateOptions
+    from .data.tables import check_output
+    from .judge.judge import Judge
 
     check_output(output)
     _choose("--engine", engine, "local", "ray")
@@ -320,7 +320,7 @@ def annotate(
     pool = None
     if engine == "ray":
         require_extra("ray")
-        from .ray_engine import RayEngine
+        from .annotate.ray import RayEngine
 
         if Path(model).exists():
             model = str(Path(model).resolve())

@@ -30,6 +30,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _TRUE, _FALSE = {"true", "1", "1.0", "yes", "t", "y"}, {"false", "0", "0.0", "no", "f", "n"}
 # The server of llama.cpp refuses score questions outside these bounds.
 LLAMA_SERVER_MAX_LEVELS = 10
+RUBRIC_FILE = "rubric.json"
+"""Name of the rubric in the folder of a judge."""
 
 
 class Option(BaseModel):

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from .contract import Contract
 from .errors import JudgeError
 from .recipe import Recipe
-from .rubric import Rubric, explain
+from .rubric import RUBRIC_FILE, Rubric, explain
 
 
 @dataclass(frozen=True)
@@ -100,9 +99,10 @@ class Run:
         """The rubric that was trained, whatever has become of its file since.
 
         Raises:
-            ModelError: there is no adapter yet.
+            JudgeError: there is no adapter yet.
         """
-        return Contract.load(self.adapter).rubric
+        path = self.require(self.adapter / RUBRIC_FILE, f"train {self.recipe_file}")
+        return Rubric.from_json(path.read_text(encoding="utf-8"))
 
     def require(self, path: Path, command: str) -> Path:
         """`path`, or an error naming the command that makes it.

@@ -10,12 +10,12 @@ from slm_judge.export.gguf import quantization_type
 from slm_judge.export.verify import failures, read_report, run_artefact, verify
 
 from slm_judge import Judge
-from slm_judge.annotation import softmax
+from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.gguf import GgufBackend
 from slm_judge.backends.transformers import TransformersBackend
-from slm_judge.contract import Contract
+from slm_judge.data.item import load_split
 from slm_judge.errors import JudgeError, ModelError
-from slm_judge.items import load_split
+from slm_judge.judge.answer import softmax
 from slm_judge.recipe import VerifyConfig
 from tests.conftest import ROOT
 
@@ -250,7 +250,7 @@ def test_thresholds(changes, complaint):
 
 
 def test_a_gguf_that_is_no_judge(run, tmp_path):
-    from slm_judge.llama_source import llama_cpp_source
+    from slm_judge.offline.llama_source import llama_cpp_source
 
     with pytest.raises(ModelError, match=r"(not a judge|can load)"):
         Judge.from_pretrained(llama_cpp_source() / "models" / "ggml-vocab-qwen2.gguf")
@@ -294,8 +294,8 @@ def test_stages_out_of_order(tmp_path):
 
 
 def test_gold_is_read_against_the_rubric(run, items, tmp_path):
+    from slm_judge.data.predictions import read_labels
     from slm_judge.errors import DataError
-    from slm_judge.labels import read_labels
 
     rubric = Contract.load(run.adapter).rubric
     path = ROOT / "samples/support-messages-gold.csv"

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from huggingface_hub import HfApi
 
+from slm_judge.data.tables import read_table
 from slm_judge.errors import DataError
-from slm_judge.tables import read_table
 
 
 @pytest.fixture

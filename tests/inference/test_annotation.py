@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from slm_judge.annotation import annotation_from_logits, softmax
+from slm_judge.judge.answer import annotation_from_logits, softmax
 
 
 def test_labels_are_the_annotators_values(support):

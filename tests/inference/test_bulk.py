@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_judge import Judge
-from slm_judge.bulk import annotate_table
+from slm_judge.annotate.job import annotate_table
+from slm_judge.annotate.rows import AnnotateOptions, truncate
+from slm_judge.annotate.store import ShardStore, digest_of
+from slm_judge.data.tables import TableStream, read_table
+from slm_judge.data.write import write_tables
 from slm_judge.errors import DataError
-from slm_judge.pieces import AnnotateOptions, truncate
-from slm_judge.shards import ShardStore, digest_of, write_tables
-from slm_judge.tables import TableStream, read_table
 from tests.conftest import ROOT, kill_until_done
 
 
@@ -169,8 +170,8 @@ def test_truncation_keeps_the_rubric_and_the_slots(judge, tmp_path):
 
 def test_truncation_cuts_the_longest_field_first(run, tokenizer):
     from slm_judge import Rubric
-    from slm_judge.contract import Contract
-    from slm_judge.prompt import DecisionReader
+    from slm_judge.artefact.judge_files import Contract
+    from slm_judge.prompt.readers import DecisionReader
 
     rubric = Rubric.from_file(ROOT / "rubrics/answer-quality.yaml")
     contract = Contract.build(rubric, tokenizer)
@@ -311,8 +312,8 @@ def test_a_crash_while_the_pieces_are_put_together(judge, tmp_path, monkeypatch)
 
 def test_labels_depend_on_nothing_but_the_text(run, tmp_path):
     """Orders, pieces, sequences and threads differ; labels do not, and exact files are equal."""
+    from slm_judge.artefact.locate import locate
     from slm_judge.backends.gguf import GgufBackend
-    from slm_judge.hub import locate
 
     texts = sorted(set(messages(400, seed=1)))
     rng = random.Random(1)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from slm_judge import Rubric
-from slm_judge.contract import Contract
-from slm_judge.llama_source import cache_folder, llama_cpp_source
-from slm_judge.prompt import compile_template, item_state, normalise, systemone_questions
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.data.text import item_state, normalise
+from slm_judge.offline.llama_source import cache_folder, llama_cpp_source
+from slm_judge.prompt.templates import compile_template, systemone_questions
 from tests.conftest import ROOT
 from tests.inference.test_prompt import random_text
 

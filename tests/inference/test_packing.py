@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from slm_judge.packing import pack, shared_prefix, split_into_packs
-from slm_judge.prompt import EncodedPrompt
+from slm_judge.backends.packing import pack, shared_prefix, split_into_packs
+from slm_judge.prompt.readers import EncodedPrompt
 
 PROMPTS = [
     EncodedPrompt([9, 8, 1, 2, 7], [3, 4]),

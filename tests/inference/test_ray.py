@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_judge import Judge
-from slm_judge.bulk import annotate_table
+from slm_judge.annotate.job import annotate_table
+from slm_judge.annotate.ray import RayEngine
+from slm_judge.annotate.rows import AnnotateOptions
+from slm_judge.data.tables import read_table
 from slm_judge.errors import DataError
-from slm_judge.pieces import AnnotateOptions
-from slm_judge.ray_engine import RayEngine
-from slm_judge.tables import read_table
 from tests.inference.test_bulk import messages, write
 
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")

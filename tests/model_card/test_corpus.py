@@ -9,10 +9,10 @@ from slm_judge.export.verify import verify
 
 from slm_judge import Judge, Rubric
 from slm_judge.cli import main
-from slm_judge.corpus import as_json, estimate, estimate_table
+from slm_judge.data.item import load_split
 from slm_judge.errors import DataError
-from slm_judge.items import load_split
-from slm_judge.threshold import threshold_table, thresholds
+from slm_judge.evaluation.estimate import as_json, estimate, estimate_table
+from slm_judge.evaluation.threshold import threshold_table, thresholds
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,16 @@ import evaluate as evaluate_package
 import numpy as np
 import pandas as pd
 import pytest
-from slm_judge.model_card.evaluate import evaluate, find, of_files, write
+from slm_judge.model_card.page import write
 
 from slm_judge import Rubric
 from slm_judge.agreement import annotators_alpha, judge_alpha
-from slm_judge.agreement.evaluation import Answers, evaluate_dimension
 from slm_judge.cli import main
+from slm_judge.data.predictions import Answers
 from slm_judge.errors import DataError, JudgeError
-from slm_judge.metrics import metric_path
+from slm_judge.evaluation.dimension import evaluate_dimension
+from slm_judge.evaluation.evaluate import evaluate, find, of_files
+from slm_judge.evaluation.metrics import metric_path
 
 RUBRIC = {
     "name": "r",

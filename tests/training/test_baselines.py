@@ -4,19 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
-from slm_judge.training.baselines import (
-    baselines,
-    fit_systems,
-    score,
-    score_annotators,
-)
-from slm_judge.training.targets import majority_shares
 
 from slm_judge.agreement import Bootstrap, annotators_alpha, judge_alpha, pair_accuracy
-from slm_judge.contract import Contract
+from slm_judge.agreement.aggregate import majority_shares
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.data.item import load_split, votes_of
+from slm_judge.data.predictions import parse_predictions
 from slm_judge.errors import DataError
-from slm_judge.items import load_split, votes_of
-from slm_judge.labels import parse_predictions
+from slm_judge.evaluation.baselines import baselines, fit_systems, score, score_annotators
 
 
 @pytest.fixture(scope="module")

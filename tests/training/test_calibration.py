@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from slm_judge.training.calibration import BOUNDS, fit_temperatures, log_loss
 
-from slm_judge.items import Item
+from slm_judge.data.item import Item
 
 
 def overconfident(support, n=400):

@@ -2,11 +2,11 @@ import json
 
 import pandas as pd
 import pytest
-from slm_judge.training.data import load_splits
 
 from slm_judge import Rubric
+from slm_judge.data.item import load_split, save_splits
+from slm_judge.data.split import load_splits
 from slm_judge.errors import DataError
-from slm_judge.items import load_split, save_splits
 from slm_judge.recipe import DataConfig
 from tests.conftest import ROOT
 

@@ -73,7 +73,7 @@ def test_a_killed_run_resumes_to_the_same_weights(recipe_file):
 
 
 def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
-    from slm_judge.training.train import last_checkpoint
+    from slm_judge.training.run_folder import last_checkpoint
 
     assert last_checkpoint(tmp_path) is None
     for step, state in ((9, '{"global_step": 9}'), (10, '{"glob'), (11, None)):

@@ -12,12 +12,13 @@ from slm_judge.training.slots import (
 )
 from slm_judge.training.targets import Targets
 
-from slm_judge.backends.transformers import load_base, pack_budget, pack_tensors
-from slm_judge.contract import Contract
+from slm_judge.artefact.base import load_base
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.backends.packing import pack
+from slm_judge.backends.transformers import pack_budget, pack_tensors
+from slm_judge.data.item import Item
 from slm_judge.errors import DataError
-from slm_judge.items import Item
-from slm_judge.packing import pack
-from slm_judge.prompt import EncodedPrompt
+from slm_judge.prompt.readers import EncodedPrompt
 from slm_judge.recipe import AugmentationConfig
 
 

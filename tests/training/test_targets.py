@@ -1,15 +1,9 @@
 import numpy as np
 import pytest
-from slm_judge.training.targets import (
-    Targets,
-    dawid_skene,
-    majority_shares,
-    option_weights,
-    resolve,
-    vote_shares,
-)
+from slm_judge.training.targets import Targets, dawid_skene, option_weights, resolve
 
-from slm_judge.items import Item
+from slm_judge.agreement.aggregate import majority_shares, vote_shares
+from slm_judge.data.item import Item
 
 
 def item(number, votes):

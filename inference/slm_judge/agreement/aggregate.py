@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..rubric import Dimension
+from slm_judge.rubric import Dimension
+
 from .alpha import Floats, Votes, numeric_values, vote_counts
 
 Ratings = npt.NDArray[np.int64]
@@ -68,3 +69,15 @@ def level_values(dimension: Dimension) -> Floats:
     """The options' numbers, or their ranks where they are words."""
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in dimension.values)
     return numeric_values(dimension.values, "interval" if numbers else "ordinal")
+
+
+def vote_shares(votes: Sequence[int], n_options: int) -> list[float]:
+    """Share of the annotators who chose each option; zeros where nobody answered."""
+    return [votes.count(option) / len(votes) if votes else 0.0 for option in range(n_options)]
+
+
+def majority_shares(votes: Sequence[int], n_options: int) -> list[float]:
+    """1 for the option with most votes, shared equally where several have as many."""
+    counts = [votes.count(option) for option in range(n_options)]
+    winners = [count == max(counts) and count > 0 for count in counts]
+    return [won / max(sum(winners), 1) for won in winners]

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import require
-from ..rubric import Dimension
+from slm_judge.errors import require
+from slm_judge.rubric import Dimension
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import require
+from slm_judge.errors import require
+
 from .alpha import Floats
 from .bootstrap import Interval
 

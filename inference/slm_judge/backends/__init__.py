@@ -7,9 +7,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..contract import Contract
-from ..prompt import EncodedPrompt, State
-from ..rubric import Rubric
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.data.text import State
+from slm_judge.prompt.readers import EncodedPrompt
+from slm_judge.rubric import Rubric
 
 Logits = list[npt.NDArray[np.float32]]
 """One array a dimension, one logit an option."""

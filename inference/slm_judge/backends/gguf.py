@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..contract import QUESTION_TYPES, Contract
-from ..errors import ModelError, require
-from ..prompt import EncodedPrompt, SystemoneReader, check_label_count, single_token_labels
-from ..rubric import Rubric
+from slm_judge.artefact.judge_files import QUESTION_TYPES, Contract
+from slm_judge.errors import ModelError, require
+from slm_judge.prompt.labels import check_label_count, single_token_labels
+from slm_judge.prompt.readers import EncodedPrompt, SystemoneReader
+from slm_judge.rubric import Rubric
+
 from . import Logits
 
 RUBRIC_KEY, VERSION_KEY = "slm_judge.rubric", "slm_judge.version"

@@ -1,0 +1,223 @@
+"""`slm-judge annotate`: a table in, the same table with the judge's columns out.
+
+The input is read in pieces; each finished piece is kept (see `slm_judge.shards`), so that an
+interrupted job goes on where it stopped, and memory does not grow with the input.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from slm_judge.data.tables import TableStream, check_output, is_folder
+from slm_judge.data.write import write_tables
+from slm_judge.errors import DataError
+from slm_judge.files import content_hash
+from slm_judge.judge.judge import Judge
+from slm_judge.progress import progress_bar
+from slm_judge.version import __version__
+
+from .rows import ANNOTATED, TRUNCATED, AnnotateOptions, PieceAnnotator, Prepared
+from .store import ShardStore, digest_of
+
+
+@dataclass
+class Summary:
+    """What became of the rows."""
+
+    rows: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    computed: int = 0
+    """Rows that the model read in this run: not those of earlier runs, nor repeated texts."""
+    reviewed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def not_annotated(self) -> int:
+        """Rows without labels."""
+        return self.rows - self.outcomes[ANNOTATED] - self.outcomes[TRUNCATED]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A piece that is kept."""
+
+    n_rows: int
+    outcomes: Counter[str]
+    computed: int
+    """Rows that the model read for it now."""
+
+
+Engine = Callable[[TableStream, PieceAnnotator, ShardStore], Iterator[Finished]]
+"""Finishes every piece of a table, in any order."""
+
+
+def annotate_table(
+    judge: Judge,
+    source: str,
+    output: str | Path,
+    options: AnnotateOptions | None = None,
+    overwrite: bool = False,
+    show_progress: bool = True,
+    engine: Engine | None = None,
+) -> Summary:
+    """Annotate every row of a table; all input columns are kept, and rows keep their order.
+
+    Args:
+        judge: the judge.
+        source: see `TableStream`.
+        output: `.csv`, `.tsv`, `.jsonl` or `.parquet` (the first three also compressed), written
+            atomically at the end, while finished pieces wait in `<output>.parts`; or, with a slash
+            at its end, a folder on any path that fsspec opens, where the pieces stay as Parquet
+            files.
+        options: see `AnnotateOptions`.
+        overwrite: throw finished pieces of an earlier job away.
+        show_progress: draw a progress bar.
+        engine: what computes the pieces; by default this process.
+
+    Returns:
+        Counts of outcomes.
+
+    Raises:
+        DataError: columns are missing or would be overwritten, the input cannot be read, or the
+            finished pieces are those of another job.
+    """
+    options, output = options or AnnotateOptions(), str(output)
+    check_output(output)
+    review = review_file(output, options)
+    started = time.monotonic()
+    stream, annotator = TableStream(source), PieceAnnotator(judge, options)
+    store = ShardStore(
+        output if is_folder(output) else f"{output}.parts", job_of(judge, options), overwrite
+    )
+    summary = Summary()
+    with progress_bar("rows", show_progress) as progress:
+        task = progress.add_task("annotating", total=None)
+        for piece in (engine or here)(stream, annotator, store):
+            summary.rows += piece.n_rows
+            summary.computed += piece.computed
+            summary.outcomes.update(piece.outcomes)
+            read = stream.share_read
+            total = round(summary.rows / read) if read and engine is None else None
+            progress.update(task, completed=summary.rows, total=total)
+        progress.update(task, completed=summary.rows, total=summary.rows)
+    if not summary.rows:
+        store.remove()
+        raise DataError(f"{source} has no rows.")
+    if not is_folder(output):
+        write_tables(store.tables(), Path(output))
+    if review:
+        assert options.review_below is not None
+        unsure = _to_review(store.tables(), annotator.confidences, options.review_below)
+        summary.reviewed = write_tables(unsure, review)
+    if is_folder(output):
+        store.write_record("_summary.json", {"rows": summary.rows, "outcomes": summary.outcomes})
+    else:
+        store.remove()
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def review_file(output: str, options: AnnotateOptions) -> Path | None:
+    """Where the rows to review go.
+
+    Raises:
+        DataError: it cannot be written there.
+    """
+    if options.review_below is None:
+        return None
+    if options.review is None and is_folder(output):
+        raise DataError("Name the file for the rows to review: --review review.csv")
+    beside = Path(output)
+    review = Path(options.review or beside.with_name(f"{beside.stem}.review{beside.suffix}"))
+    if is_folder(str(review)):
+        raise DataError(f"{review}: the rows to review go into one file, not a folder.")
+    check_output(str(review))
+    return review
+
+
+def here(stream: TableStream, annotator: PieceAnnotator, store: ShardStore) -> Iterator[Finished]:
+    """Finish the pieces one after the other in this process.
+
+    The next piece is read and tokenized in a thread while the engine computes.
+    """
+
+    def load() -> Iterator[tuple[int, pa.Table, str, pa.Table | None, Prepared | None]]:
+        row = 0
+        for index, table, digest in pieces_of(stream, annotator):
+            finished = store.find(index, digest)
+            prepared = None if finished is not None else annotator.prepare(table, row)
+            row += table.num_rows
+            yield index, table, digest, finished, prepared
+
+    with ThreadPoolExecutor(1) as executor:
+        loader = load()
+        waiting = executor.submit(next, loader, None)
+        while (loaded := waiting.result()) is not None:
+            waiting = executor.submit(next, loader, None)
+            index, table, digest, finished, prepared = loaded
+            before = annotator.computed
+            if prepared is None:
+                assert finished is not None
+                annotator.replay(table, finished)
+            else:
+                finished = annotator.annotate(prepared)
+                store.write(index, finished, digest)
+            yield summarise(finished, annotator, annotator.computed - before)
+
+
+def pieces_of(
+    stream: TableStream, annotator: PieceAnnotator
+) -> Iterator[tuple[int, pa.Table, str]]:
+    """Yield the index, the rows and the digest of each piece; the first one is checked.
+
+    Raises:
+        DataError: columns are missing or would be overwritten.
+    """
+    for index, table in enumerate(stream.pieces(annotator.options.rows_per_piece)):
+        if index == 0:
+            annotator.check(table, stream.location)
+        yield index, table, digest_of(table)
+
+
+def summarise(finished: pa.Table, annotator: PieceAnnotator, computed: int) -> Finished:
+    """What became of the rows of a piece."""
+    outcomes = Counter(kind_of(text) for text in finished[annotator.outcome].to_pylist())
+    return Finished(finished.num_rows, outcomes, computed)
+
+
+def kind_of(outcome: str) -> str:
+    """The outcome without the figures of the row."""
+    return outcome.partition(": ")[0] if outcome.startswith("too long") else outcome
+
+
+def _to_review(
+    tables: Iterator[pa.Table], confidences: list[str], threshold: float
+) -> Iterator[pa.Table]:
+    """Rows that are not sure in some dimension."""
+    for table in tables:
+        unsure = [
+            any(value is not None and value < threshold for value in row)
+            for row in zip(*(table[name].to_pylist() for name in confidences), strict=True)
+        ]
+        yield table.filter(pa.array(unsure))
+
+
+def job_of(judge: Judge, options: AnnotateOptions) -> dict[str, Any]:
+    """What decides the output, besides the input."""
+    settings = asdict(options)
+    for key in ("review_below", "review"):
+        settings.pop(key)
+    return {
+        "slm_judge": __version__,
+        "model": content_hash(judge.backend.path),
+        "rubric": json.loads(judge.rubric.to_json()),
+        "exact": judge.exact,
+        "settings": settings,
+    }

@@ -1,0 +1,254 @@
+"""Pieces of a table: which rows can be annotated, and the judge's columns beside them."""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from slm_judge.backends import Backend
+from slm_judge.data.text import normalise
+from slm_judge.errors import DataError
+from slm_judge.judge.answer import annotation_from_logits
+from slm_judge.judge.judge import Judge
+from slm_judge.prompt.readers import EncodedPrompt
+from slm_judge.rubric import Dimension, Rubric, format_value
+
+Policy = Literal["skip", "fail"]
+LengthPolicy = Literal["skip", "fail", "truncate"]
+
+ANNOTATED, TRUNCATED = "annotated", "truncated"
+_CACHED_TEXTS = 100_000  # about 30 MB
+# Of a confidence, as it is written. Beyond the second, digits depend on what is computed beside a
+# row, unless each row is computed by itself: docs/annotation.md.
+STABLE_DIGITS, EXACT_DIGITS = 2, 6
+
+
+@dataclass(frozen=True)
+class AnnotateOptions:
+    """What to annotate, and what becomes of rows that cannot be annotated as they are."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Field of the rubric -> column of the table, where they differ."""
+    prefix: str = ""
+    """Put before the names of the new columns: `<dimension>`, `<dimension>_confidence` for each
+    dimension, and `outcome`."""
+    on_empty: Policy = "skip"
+    """A row that lacks a field or its text."""
+    on_too_long: LengthPolicy = "skip"
+    """A row whose prompt is longer than the model can read; truncate cuts the end of its longest
+    field, never the rubric."""
+    review_below: float | None = None
+    """Rows with a confidence below this, in any dimension, also go to `review`."""
+    review: str | None = None
+    """File for the rows to review; by default beside the output."""
+    rows_per_piece: int = 2048
+    """Rows of a piece that is computed and kept as a whole."""
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        if self.review and self.review_below is None:
+            raise DataError("A review file needs --review-below, the confidence to review under.")
+
+
+@dataclass
+class Prepared:
+    """A piece whose rows were read and tokenized."""
+
+    table: pa.Table
+    keys: list[str]
+    """Per row, its text's key, or the reason why it has none."""
+    prompts: dict[str, EncodedPrompt]
+    """Of each different text that can be annotated."""
+    outcomes: dict[str, str]
+    """Of each different text."""
+
+
+class PieceAnnotator:
+    """Annotates the pieces of one table, in order."""
+
+    def __init__(self, judge: Judge, options: AnnotateOptions) -> None:
+        """Use `judge` with `options`."""
+        self.judge, self.options = judge, options
+        rubric, prefix = judge.rubric, options.prefix
+        self.sources = {name: options.columns.get(name, name) for name in rubric.fields}
+        self.added: dict[str, pa.DataType] = {}
+        """The new columns and their types, the outcome last."""
+        for dimension in rubric.dimensions:
+            self.added[f"{prefix}{dimension.name}"] = label_type(dimension)
+            self.added[f"{prefix}{dimension.name}_confidence"] = pa.float64()
+        self.outcome = f"{prefix}outcome"
+        self.added[self.outcome] = pa.string()
+        self.confidences = [f"{prefix}{d.name}_confidence" for d in rubric.dimensions]
+        self.computed = 0
+        self._digits = EXACT_DIGITS if judge.exact else STABLE_DIGITS
+        self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
+
+    def check(self, table: pa.Table, location: str) -> None:
+        """Refuse a table without the fields, or with columns that would be overwritten.
+
+        Raises:
+            DataError: names the columns.
+        """
+        missing = [name for name in self.sources.values() if name not in table.column_names]
+        if missing:
+            raise DataError(
+                f"{location} has no columns {', '.join(missing)}; it has "
+                f"{', '.join(table.column_names)}. Name the right ones with --column field=column."
+            )
+        if taken := [name for name in self.added if name in table.column_names]:
+            raise DataError(
+                f"{location} already has the columns {', '.join(taken)}. Keep both with a prefix "
+                "for the judge's, e.g. --prefix judge_"
+            )
+
+    # --- reading ---
+
+    def prepare(self, table: pa.Table, first_row: int) -> Prepared:
+        """Read and tokenize a piece; engine and cache are not touched, so threads may do it.
+
+        Raises:
+            DataError: a row cannot be annotated and the policy is to fail.
+        """
+        keys, states = self._states(table, first_row)
+        prompts: dict[str, EncodedPrompt] = {}
+        outcomes: dict[str, str] = {}
+        encoded = self.judge.backend.reader.encode(list(states.values()))
+        for (key, state), prompt in zip(states.items(), encoded, strict=True):
+            outcomes[key] = ANNOTATED
+            length, most = len(prompt.input_ids), self.judge.backend.max_tokens
+            if length > most:
+                row = first_row + keys.index(key) + 1
+                outcomes[key] = f"too long: {length} tokens, room for {most}"
+                if self.options.on_too_long == "fail":
+                    raise DataError(f"Row {row} is {outcomes[key]}. See --on-too-long.")
+                if self.options.on_too_long == "skip":
+                    continue
+                prompt = truncate(self.judge.backend, self.judge.rubric, state)
+                outcomes[key] = TRUNCATED
+            prompts[key] = prompt
+        return Prepared(table, keys, prompts, outcomes)
+
+    def _states(self, table: pa.Table, first_row: int) -> tuple[list[str], dict[str, Any]]:
+        """Per row, a key; and the state of each key that can be annotated."""
+        keys: list[str] = []
+        states: dict[str, dict[str, str]] = {}
+        columns = {
+            name: table[source].to_pylist() if source in table.column_names else [None] * len(table)
+            for name, source in self.sources.items()
+        }
+        for row, values in enumerate(zip(*columns.values(), strict=True)):
+            state = {}
+            problem = None
+            for name, value in zip(columns, values, strict=True):
+                text = "" if value is None else normalise(format_value(value))
+                if not text.strip():
+                    problem = f"{'missing' if value is None else 'empty'} field: {name}"
+                    break
+                state[name] = text
+            if problem and self.options.on_empty == "fail":
+                raise DataError(f"Row {first_row + row + 1}: {problem}. See --on-empty.")
+            key = problem or _key(state)
+            if not problem:
+                states.setdefault(key, state)
+            keys.append(key)
+        return keys, states
+
+    # --- deciding ---
+
+    def annotate(self, piece: Prepared) -> pa.Table:
+        """The piece with the judge's columns; equal texts are computed once."""
+        fresh = [key for key in piece.prompts if key not in self._cache]
+        contract = self.judge.backend.contract
+        found: dict[str, tuple[Any, ...]] = {
+            key: self._cache[key] for key in piece.prompts if key in self._cache
+        }
+        for index, logits in self.judge.decide([piece.prompts[key] for key in fresh]):
+            answer = annotation_from_logits(
+                contract.rubric.dimensions, logits, contract.temperatures
+            )
+            cells: list[Any] = []
+            for dimension in contract.rubric.dimensions:
+                label = answer.labels[dimension.name]
+                if self.added[f"{self.options.prefix}{dimension.name}"] == pa.string():
+                    label = str(label)  # of a rubric that mixes numbers and words
+                cells += [label, round(answer.confidence[dimension.name], self._digits)]
+            found[fresh[index]] = (*cells, piece.outcomes[fresh[index]])
+        self.computed += len(fresh)
+        nothing = (None,) * (len(self.added) - 1)
+        rows = [found.get(key) or (*nothing, piece.outcomes.get(key, key)) for key in piece.keys]
+        self._remember({key: found[key] for key in piece.prompts})
+        table = piece.table
+        columns = zip(*rows, strict=True)
+        for (name, kind), column in zip(self.added.items(), columns, strict=True):
+            table = table.append_column(name, pa.array(column, kind))
+        return table
+
+    def forget(self) -> None:
+        """Compute texts anew, so that a piece's columns are a function of its own rows alone."""
+        self._cache.clear()
+
+    def replay(self, table: pa.Table, finished: pa.Table) -> None:
+        """Remember the texts of a piece that an earlier run finished."""
+        keys, states = self._states(table, 0)
+        columns = [finished[name].to_pylist() for name in self.added]
+        rows = dict(zip(keys, zip(*columns, strict=True), strict=True))
+        done = {key: rows[key] for key in states if rows[key][-1] in (ANNOTATED, TRUNCATED)}
+        self._remember(done)
+
+    def _remember(self, answers: Mapping[str, tuple[Any, ...]]) -> None:
+        """Keep the last texts; what is kept is a function of the input read so far alone."""
+        for key, cells in answers.items():
+            self._cache[key] = cells
+            self._cache.move_to_end(key)
+        while len(self._cache) > _CACHED_TEXTS:
+            self._cache.popitem(last=False)
+
+
+def label_type(dimension: Dimension) -> pa.DataType:
+    """The column type of a dimension's labels."""
+    kinds = {type(value) for value in dimension.values}
+    if kinds == {bool}:
+        return pa.bool_()
+    if kinds == {int}:
+        return pa.int64()
+    return pa.float64() if kinds <= {int, float} else pa.string()
+
+
+def _key(state: Mapping[str, str]) -> str:
+    text = json.dumps(state, sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def truncate(backend: Backend, rubric: Rubric, state: Mapping[str, str]) -> EncodedPrompt:
+    """The prompt of an item whose longest field is cut at its end until the prompt fits.
+
+    Where one field alone cannot give enough, the next longest is cut too.
+
+    Raises:
+        DataError: not even empty fields fit.
+    """
+    cut = dict(state)
+    for name in sorted(rubric.fields, key=lambda name: len(state[name]), reverse=True):
+        low, high = 0, len(cut[name])  # `low` characters fit, `high` do not
+        shortest = _encode(backend, cut, name, low)
+        if len(shortest.input_ids) > backend.max_tokens:
+            cut[name] = ""
+            continue
+        best = shortest
+        while high - low > 1:
+            middle = (low + high) // 2
+            prompt = _encode(backend, cut, name, middle)
+            if len(prompt.input_ids) <= backend.max_tokens:
+                low, best = middle, prompt
+            else:
+                high = middle
+        return best
+    raise DataError(f"The rubric leaves no room for an item in {backend.max_tokens} tokens.")
+
+
+def _encode(backend: Backend, state: Mapping[str, str], name: str, length: int) -> EncodedPrompt:
+    return backend.reader.encode([{**state, name: state[name][:length]}])[0]

@@ -1,0 +1,164 @@
+"""Finished pieces of a long job: durable, checked, and put together at the end.
+
+A job has a folder with `_job.json`, which says what is being done, and one Parquet file a finished
+piece. A piece is there as a whole or not at all.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from slm_judge.errors import DataError
+from slm_judge.files import atomic_file
+
+_DIGEST = b"slm_judge.input"
+_RECORD = "_job.json"
+_OWN = re.compile(r"(part|_input)-\d{8}\.parquet|_job\.json|_summary\.json")
+
+
+class ShardStore:
+    """The finished pieces of one job."""
+
+    def __init__(self, location: str | Path, job: dict[str, Any], overwrite: bool = False) -> None:
+        """Open the folder of a job, new or interrupted.
+
+        Args:
+            location: of the pieces, on any path that fsspec opens.
+            job: what decides the result; an interrupted job must be the same one.
+            overwrite: throw the pieces of an earlier job away.
+
+        Raises:
+            DataError: the folder holds pieces of another job.
+        """
+        self.location = str(location).rstrip("/")
+        self._files, self.folder = fsspec.url_to_fs(self.location)
+        if overwrite:
+            self.remove()
+        self.job = job = json.loads(json.dumps(job))
+        if self._files.exists(f"{self.folder}/{_RECORD}"):
+            earlier = json.loads(self._files.cat_file(f"{self.folder}/{_RECORD}"))
+            if earlier != job:
+                changed = sorted(k for k in {*earlier, *job} if earlier.get(k) != job.get(k))
+                raise DataError(
+                    f"{self.location} holds finished pieces of a job with another "
+                    f"{', '.join(changed)}. Finish that job with the same command, or delete the "
+                    "folder (or pass --overwrite) to start over."
+                )
+            return
+        if self._own_files():
+            raise DataError(
+                f"{self.location} holds pieces, but no record of the job that made them. Choose "
+                "another folder, or pass --overwrite to start over."
+            )
+        self._files.makedirs(self.folder, exist_ok=True)
+        self.write_record(_RECORD, job)
+
+    def path(self, index: int, kind: str = "part") -> str:
+        """The file of a piece: `part` is finished, `input` waits to be annotated."""
+        # Readers of Parquet folders pass over names that start with an underscore.
+        return f"{self.folder}/{'_input' if kind == 'input' else kind}-{index:08d}.parquet"
+
+    def find(self, index: int, digest: str) -> pa.Table | None:
+        """A finished piece, or None.
+
+        Args:
+            index: of the piece.
+            digest: of its input rows.
+
+        Raises:
+            DataError: the piece was made from other rows.
+        """
+        path = self.path(index)
+        if not self._files.exists(path):
+            return None
+        table = self._read(path)
+        if table.schema.metadata[_DIGEST].decode() != digest:
+            raise DataError(
+                f"The input changed since {path} was made. Put the old input back, or delete "
+                f"{self.location} (or pass --overwrite) to start over."
+            )
+        return table
+
+    def write(self, index: int, table: pa.Table, digest: str) -> None:
+        """Keep a finished piece."""
+        metadata = {**(table.schema.metadata or {}), _DIGEST: digest.encode()}
+        self._write(self.path(index), _parquet(table.replace_schema_metadata(metadata)))
+
+    def put_input(self, index: int, table: pa.Table) -> None:
+        """Keep the rows of a piece for another process to annotate."""
+        self._write(self.path(index, "input"), _parquet(table))
+
+    def get_input(self, index: int) -> pa.Table:
+        """The rows that `put_input` kept."""
+        return self._read(self.path(index, "input"))
+
+    def drop_input(self, index: int) -> None:
+        """Forget the rows of a piece that is finished."""
+        self._files.rm_file(self.path(index, "input"))
+
+    def write_record(self, name: str, content: Any) -> None:
+        """Keep a JSON file beside the pieces."""
+        self._write(f"{self.folder}/{name}", f"{json.dumps(content, indent=2)}\n".encode())
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The pieces in order, with one schema."""
+        paths = [path for path in self._own_files() if _name(path).startswith("part-")]
+        schemas = [self._read(path, schema_only=True).remove_metadata() for path in paths]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        for path in paths:
+            table = self._read(path).replace_schema_metadata(None)
+            missing = [name for name in schema.names if name not in table.column_names]
+            for name in missing:
+                nothing = pa.nulls(table.num_rows, schema.field(name).type)
+                table = table.append_column(name, nothing)
+            yield table.select(schema.names).cast(schema)
+
+    def remove(self) -> None:
+        """Delete what the job left, and the folder if nothing else is in it."""
+        for path in self._own_files():
+            self._files.rm_file(path)
+        if self._files.isdir(self.folder) and not self._files.ls(self.folder, detail=False):
+            self._files.rmdir(self.folder)
+
+    def _own_files(self) -> list[str]:
+        if not self._files.isdir(self.folder):
+            return []
+        self._files.invalidate_cache(self.folder)
+        paths = sorted(self._files.ls(self.folder, detail=False))
+        return [path for path in paths if _OWN.fullmatch(_name(path))]
+
+    def _read(self, path: str, schema_only: bool = False) -> Any:
+        with self._files.open(path, "rb") as file:
+            return pq.read_schema(file) if schema_only else pq.read_table(file)
+
+    def _write(self, path: str, content: bytes) -> None:
+        if isinstance(self._files, LocalFileSystem):
+            with atomic_file(Path(path)) as temporary:
+                temporary.write_bytes(content)
+        else:  # an object store shows an object when all of it is there
+            self._files.pipe_file(path, content)
+
+
+def _name(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def digest_of(table: pa.Table) -> str:
+    """Identifies the rows of a table, whatever its chunks."""
+    text = json.dumps([table.column_names, table.to_pylist()], default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,43 @@
+"""Annotated items, as the stages of a run hand them on."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from slm_judge.files import atomic_file
+
+
+@dataclass
+class Item:
+    """A text, or several, and what the annotators said about it."""
+
+    item_id: str
+    state: dict[str, str]
+    """The rubric's fields, normalised."""
+    votes: dict[str, dict[str, int]]
+    """Dimension -> annotator -> option index, of those who answered it. In the wide layout the one
+    annotator has no name: ""."""
+    group: str
+    """Items of one group stay in one split."""
+
+
+def save_splits(splits: Mapping[str, Sequence[Item]], folder: Path) -> None:
+    """Write one JSON Lines file a split."""
+    for name, items in splits.items():
+        with (
+            atomic_file(folder / f"{name}.jsonl") as path,
+            path.open("w", encoding="utf-8") as file,
+        ):
+            file.writelines(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
+
+
+def load_split(folder: Path, name: str) -> list[Item]:
+    """Read one of the splits that `save_splits` wrote."""
+    with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
+        return [Item(**json.loads(line)) for line in file]
+
+
+def votes_of(items: Iterable[Item], dimension: str) -> list[list[int]]:
+    """Per item, the option indices that annotators chose for a dimension."""
+    return [list(item.votes.get(dimension, {}).values()) for item in items]

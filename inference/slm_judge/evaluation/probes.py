@@ -1,0 +1,69 @@
+"""Bias probes that run the judge: does it answer by what an option says, or by where it stands?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from slm_judge.agreement import Bootstrap, agreeing_share
+from slm_judge.data.item import Item, votes_of
+from slm_judge.judge.judge import Judge
+
+
+def option_order(
+    judge: Judge, items: Sequence[Item], resamples: int = 2000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """List every dimension's options in reverse, and see what the judge says then.
+
+    A judge that was trained without `shuffle_options` may go by the label's letter, and says so
+    here.
+
+    Args:
+        judge: the judge.
+        items: N items with annotations.
+        resamples: of the bootstrap over items.
+        seed: of it.
+
+    Returns:
+        Per dimension: `consistency`, the share of equal labels, and `agreement_change`, the change
+        in the share of annotators who agree, each with its interval.
+    """
+    rubric, backend = judge.rubric, judge.backend
+    turned = rubric.model_copy(
+        update={
+            "dimensions": [
+                d.model_copy(update={"options": d.options[::-1]}) for d in rubric.dimensions
+            ]
+        }
+    )
+    states = [item.state for item in items]
+    given = _labels(judge, backend.reader.encode(states))
+    reverse = _labels(judge, backend.reader_of(turned).encode(states))
+    bootstrap = Bootstrap(len(items), resamples, seed)
+    found = {}
+    for k, dimension in enumerate(rubric.dimensions):
+        n_options = len(dimension.options)
+        before = given[:, k]
+        after = n_options - 1 - reverse[:, k]
+        votes = votes_of(items, dimension.name)
+        agree = [agreeing_share(labels, votes, n_options) for labels in (before, after)]
+        changes = np.nan_to_num(agree[1] - agree[0])  # where nobody answered, nothing changes
+        found[dimension.name] = {
+            "items": len(items),
+            "consistency": _mean(before == after, bootstrap),
+            "agreement_change": _mean(changes, bootstrap),
+        }
+    return found
+
+
+def _labels(judge: Judge, prompts: Sequence[Any]) -> Any:
+    labels = np.zeros((len(prompts), len(judge.rubric.dimensions)), dtype=int)
+    for index, logits in judge.decide(prompts):
+        labels[index] = [int(np.argmax(row)) for row in logits]
+    return labels
+
+
+def _mean(per_item: Any, bootstrap: Bootstrap) -> Mapping[str, float]:
+    n = len(per_item)
+    sums = np.asarray(per_item, dtype=float)
+    return bootstrap.interval(sums, lambda totals: np.asarray(totals, dtype=float) / n).as_dict()

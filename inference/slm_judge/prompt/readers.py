@@ -1,0 +1,149 @@
+"""The readers: items as token ids with the positions of their answers, one reader a template."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from slm_judge.data.text import MARK, SPLIT, State
+from slm_judge.errors import ModelError
+from slm_judge.rubric import Rubric
+
+from .labels import Tokenize, check_label_count
+from .templates import compile_template, decision_questions, systemone_questions
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids of one item's prompt, and where its answers are read."""
+
+    input_ids: list[int]
+    slots: list[int]
+    """Per dimension, the position whose next-token distribution is the answer."""
+
+
+class DecisionReader:
+    """Prompts for transformers, as `pipeline("decision")` would make them, but many at a time."""
+
+    def __init__(
+        self, tokenizer: Any, template: str, rubric: Rubric, labels: Sequence[str]
+    ) -> None:
+        """Read `rubric` through `template`; `tokenizer` is copied, never changed."""
+        self.tokenizer = _with_sentinels(tokenizer)
+        self._mark = self.tokenizer.convert_tokens_to_ids(MARK)
+        self._ask(template, rubric, labels)
+        self.prefix = _common_prefix([prompt.input_ids for prompt in self.encode(_probes(rubric))])
+        """Tokens that (nearly) all prompts share: the rubric."""
+
+    def _ask(self, template: str, rubric: Rubric, labels: Sequence[str]) -> None:
+        check_label_count(rubric, labels)
+        self._labels = labels
+        self._template = compile_template(template)
+        self.questions = decision_questions(rubric, labels)
+
+    def in_other_words(self, template: str, rubric: Rubric) -> "DecisionReader":
+        """A reader of another rubric that shares the tokenizer, which is slow to copy."""
+        reader = copy.copy(self)
+        reader._ask(template, rubric, self._labels)
+        return reader
+
+    def render(self, state: State) -> str:
+        """The prompt as text, with `<|mark|>` at each slot."""
+        return self._template.render(state=state, questions=self.questions)
+
+    def encode(self, states: Sequence[State]) -> list[EncodedPrompt]:
+        """Tokenize the prompts of many items."""
+        if not states:
+            return []
+        texts = [self.render(state) for state in states]
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [self.read_marks(ids) for ids in encoded]
+
+    def read_marks(self, ids: Sequence[int]) -> EncodedPrompt:
+        """Take the marks out of token ids; the answers are read where they stood."""
+        marks = [position for position, token in enumerate(ids) if token == self._mark]
+        slots = [position - rank - 1 for rank, position in enumerate(marks)]
+        return EncodedPrompt([token for token in ids if token != self._mark], slots)
+
+
+def _with_sentinels(tokenizer: Any) -> Any:
+    """A copy of `tokenizer` that knows the sentinels. Never save it."""
+    from tokenizers import AddedToken
+
+    tokenizer = copy.deepcopy(tokenizer)
+    sentinels = [AddedToken(token, special=True, normalized=False) for token in (MARK, SPLIT)]
+    tokenizer.add_tokens(sentinels)
+    return tokenizer
+
+
+class SystemoneReader:
+    """Prompts for llama.cpp, through the template that the GGUF file carries.
+
+    Prompt k is a prefix of prompt k+1, so the last prompt holds every slot; the tokens from the
+    first slot on are the same for every item, which gives the positions of the others.
+    """
+
+    def __init__(
+        self, tokenize: Tokenize, template: str, rubric: Rubric, labels: Sequence[str]
+    ) -> None:
+        """Read `rubric` through `template`.
+
+        Args:
+            tokenize: text to token ids, control tokens parsed, none added.
+            template: the value of `tokenizer.chat_template.systemone`.
+            rubric: the rubric of the judge.
+            labels: label codes in order.
+
+        Raises:
+            ModelError: prompt k is not a prefix of prompt k+1.
+        """
+        check_label_count(rubric, labels)
+        self._tokenize = tokenize
+        self._template = compile_template(template)
+        self._questions = systemone_questions(rubric, labels)
+        encoded = [
+            [self._ids(state, q["id"]) for q in self._questions] for state in _probes(rubric)
+        ]
+        for prompts in encoded:
+            for shorter, longer in pairwise(prompts):
+                if longer[: len(shorter)] != shorter:
+                    raise ModelError("The judge's template does not keep answer slots as prefixes.")
+        ends = [[len(prompts[-1]) - len(prompt) + 1 for prompt in prompts] for prompts in encoded]
+        if any(end != ends[0] for end in ends):
+            raise ModelError("The judge's template does not end every prompt in the same tokens.")
+        self._ends = ends[0]
+        self.prefix = _common_prefix([prompts[-1] for prompts in encoded])
+        """Tokens that (nearly) all prompts share: the rubric."""
+
+    def render(self, state: State, question_id: str | None = None) -> str:
+        """The prompt of one question (by default the last, which holds all slots) as text."""
+        question = next(
+            q for q in reversed(self._questions) if question_id is None or q["id"] == question_id
+        )
+        return self._template.render(state=state, questions=self._questions, **question)
+
+    def encode(self, states: Sequence[State]) -> list[EncodedPrompt]:
+        """Tokenize the prompts of many items."""
+        prompts = []
+        for state in states:
+            ids = self._ids(state)
+            prompts.append(EncodedPrompt(ids, [len(ids) - end for end in self._ends]))
+        return prompts
+
+    def _ids(self, state: State, question_id: str | None = None) -> list[int]:
+        return list(self._tokenize(self.render(state, question_id)))
+
+
+def _probes(rubric: Rubric) -> list[dict[str, str]]:
+    """Items that differ in their first token."""
+    return [dict.fromkeys(rubric.fields, text) for text in ("a", "Zebra 1.", "!?\n5")]
+
+
+def _common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
+    prefix = []
+    for tokens in zip(*sequences, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        prefix.append(tokens[0])
+    return prefix

@@ -1,0 +1,145 @@
+"""The model card of each repository, from the run's own numbers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
+
+from slm_judge.evaluation.evaluate import LENGTH
+from slm_judge.recipe import Recipe
+from slm_judge.rubric import Rubric, format_value
+
+from .page import FIGURES, interval, number, significant
+
+_HUB = "https://huggingface.co"
+TAGS = ["decision-model", "system-one", "slm-judge"]
+_KINDS = {
+    "": ("finetune", "transformers", "the judge in 16 bits"),
+    "lora": ("adapter", "peft", "the adapter alone"),
+    "bnb-4bit": ("quantized", "transformers", "the judge in bitsandbytes 4-bit (NF4)"),
+    "GGUF": ("quantized", "gguf", "the judge as GGUF files, for llama.cpp"),
+}
+
+# In `report.json` -> type and name for the Hub.
+_METRICS = {
+    "alpha": ("krippendorff_alpha", "Krippendorff's alpha"),
+    "accuracy": ("accuracy", "Accuracy"),
+    "macro_f1": ("f1", "Macro F1"),
+}
+
+
+def repository_names(user: str, name: str) -> dict[str, str]:
+    """Kind of artefact -> its repository on the Hub."""
+    return {kind: f"{user}/{name}{'-' + kind if kind else ''}" for kind in _KINDS}
+
+
+def render_card(
+    kind: str,
+    user: str,
+    recipe: Recipe,
+    rubric: Rubric,
+    facts: Mapping[str, Any],
+    report: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+) -> str:
+    """The README.md of one of the four repositories.
+
+    Args:
+        kind: "" (merged), "lora", "bnb-4bit" or "GGUF".
+        user: user or organisation on the Hub.
+        recipe: of the run.
+        rubric: of the judge.
+        facts: `training.json` of the adapter.
+        report: `verify.json` of the run.
+        evaluation: `report.json` of the run.
+    """
+    names = repository_names(user, recipe.name)
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=False, autoescape=False
+    )
+    environment.filters |= {"interval": interval, "number": number, "value": format_value}
+    source = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
+    base = str(facts["recipe"]["base"])
+    probed = {p["attribute"] for d in evaluation["dimensions"].values() for p in d["probes"]}
+    body = environment.from_string(source).render(
+        name=recipe.name,
+        kind=kind,
+        this=names[kind],
+        repos=[(names[other], what) for other, (_, _, what) in _KINDS.items()],
+        summary=f"Annotates {_list(rubric.fields)} for {_list(list(rubric.questions()))}.",
+        example=_example(rubric),
+        questions=rubric.questions(),
+        quantization=recipe.export.gguf[0],
+        rubric=rubric,
+        card=recipe.card,
+        facts=facts,
+        report=report,
+        evaluation=evaluation,
+        main=evaluation["systems"][0],
+        significant=significant(evaluation),
+        probed=sorted(probed - {LENGTH}),
+        artefacts=list(next(iter(report["dimensions"].values()))["artefacts"]),
+        figure_folder=FIGURES,
+        base_link=f"[`{base}`]({_HUB}/{base})" if _is_repo(recipe.base) else f"`{base}`",
+        recipe_yaml=yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True).strip(),
+    )
+    metadata = _metadata(kind, names, recipe, evaluation)
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def _metadata(
+    kind: str, names: Mapping[str, str], recipe: Recipe, evaluation: Mapping[str, Any]
+) -> ModelCardData:
+    relation, library, _ = _KINDS[kind]
+    quantized = relation == "quantized"
+    main = {"": "merged", "lora": "adapter", "bnb-4bit": "bnb-4bit"}.get(
+        kind, recipe.export.gguf[0]
+    )
+    data = recipe.data.train if _is_repo(recipe.data.train) else None
+    source = (data or recipe.name).partition("@")[0]
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            task_name=name,
+            dataset_type=source,
+            dataset_name=f"{source}, held-out items",
+            dataset_config=name,  # which keeps the dimensions apart
+            metric_type=kind_of_metric,
+            metric_name=title,
+            metric_value=round(found["estimate"], 4),
+        )
+        for name, dimension in evaluation["dimensions"].items()
+        for metric, (kind_of_metric, title) in _METRICS.items()
+        if (found := dimension["systems"][main][metric])["estimate"] is not None
+    ]
+    return ModelCardData(
+        base_model=names[""] if quantized else recipe.base if _is_repo(recipe.base) else None,
+        base_model_relation=relation if quantized or _is_repo(recipe.base) else None,
+        library_name=library,
+        pipeline_tag="text-classification",
+        tags=TAGS,
+        license=recipe.card.license,
+        language=recipe.card.language or None,
+        datasets=[source] if data else None,
+        model_name=names[kind].partition("/")[2],
+        eval_results=results,
+    )
+
+
+def _is_repo(location: str) -> bool:
+    """A base or data that is a folder or file, and the offline base, have no name on the Hub."""
+    return location.count("/") == 1 and not Path(location).exists()
+
+
+def _example(rubric: Rubric) -> str:
+    if len(rubric.fields) == 1:
+        return '"The text to judge."'
+    return "{" + ", ".join(f'"{field}": "The {field}."' for field in rubric.fields) + "}"
+
+
+def _list(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

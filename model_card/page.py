@@ -1,0 +1,102 @@
+"""The page of an evaluation: HTML, figures and every number."""
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
+from rich.table import Table
+
+from slm_judge.files import atomic_file, write_text
+from slm_judge.rubric import format_value
+
+from . import figures
+
+PAGE, NUMBERS, FIGURES = "report.html", "report.json", "figures"
+
+
+def write(report: Mapping[str, Any], folder: Path) -> Path:
+    """Write `report.json`, the figures (PNG and SVG) and `report.html`, which needs no other file.
+
+    Returns:
+        The page.
+    """
+    write_text(folder / NUMBERS, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    inline = {}
+    for name, figure in figures.draw(report).items():
+        for kind in ("png", "svg"):
+            content = figures.save(figure, kind)
+            with atomic_file(folder / FIGURES / f"{_safe(name)}.{kind}") as path:
+                path.write_bytes(content)
+        inline[name] = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+    write_text(folder / PAGE, render(report, inline))
+    return folder / PAGE
+
+
+def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
+    """The page; all texts are escaped.
+
+    Args:
+        report: of `evaluate`.
+        images: name of a figure -> its address.
+    """
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"interval": interval, "number": number, "value": format_value}
+    source = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        report=report, images=images, first=report["systems"][0], significant=significant(report)
+    )
+
+
+def significant(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Probes that found a difference, corrected for their number."""
+    return [
+        {"dimension": name, **probe}
+        for name, dimension in report["dimensions"].items()
+        for probe in dimension["probes"]
+        if probe["p_adjusted"] < 0.05
+    ]
+
+
+def interval(found: Mapping[str, float | None] | None, digits: int = 2) -> str:
+    """An estimate with its interval."""
+    if not found or found["estimate"] is None:
+        return "–"
+    text = number(found["estimate"], digits)
+    if found["low"] is not None:
+        text += f" [{number(found['low'], digits)}, {number(found['high'], digits)}]"
+    return text
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """The report in short, for a terminal."""
+    found = Table(title=f"{report['title']}: {report['items']} items, 95 % intervals")
+    for column in ("", "alpha", "accuracy"):
+        found.add_column(column, justify="right" if column else "left", no_wrap=True)
+    found.add_column("may replace an annotator")
+    for name, dimension in report["dimensions"].items():
+        found.add_row(name, style="bold")
+        if humans := dimension["humans"]:
+            found.add_row("  annotators", interval(humans["alpha"]), interval(humans["accuracy"]))
+        for system, one in dimension["systems"].items():
+            test = one["alternative_annotator_test"]
+            may = ("yes" if test["passed"] else "no") if test["annotators"] else "–"
+            found.add_row(f"  {system}", interval(one["alpha"]), interval(one["accuracy"]), may)
+        found.add_section()
+    return found
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)

@@ -1,0 +1,129 @@
+"""What a run's trainer is made of: datasets, collators, the base with its adapter."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from slm_judge.artefact.base import load_base
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.backends.transformers import pack_budget
+from slm_judge.data.item import Item
+from slm_judge.errors import ModelError
+from slm_judge.hub import hub_message
+from slm_judge.recipe import Recipe
+from slm_judge.run import Run
+
+from .arguments import training_arguments
+from .loss import SlotLoss
+from .progress import CheckpointClock, tensorboard
+from .slots import SlotCollator, TrainingCollator, label_token_ids, make_dataset
+from .targets import Targets, option_weights
+from .trainer import EpochOfCollator, SlotTrainer, alpha_metrics
+
+
+@dataclass
+class Learner:
+    """Everything that the trainer of a run is made of."""
+
+    recipe: Recipe
+    run: Run
+    base: dict[str, Any]
+    contract: Contract
+    tokenizer: Any
+    splits: dict[str, list[Item]]
+    targets: Targets
+
+    def __post_init__(self) -> None:
+        """Tokenize, so that what is too long is reported before a model loads."""
+        rubric, config = self.contract.rubric, self.recipe.training
+        soft = Targets(self.splits["validation"], rubric, "soft")
+        self.train, self.validation = (
+            make_dataset(
+                self.splits[name], self.contract, self.tokenizer, targets, config.max_length
+            )
+            for name, targets in (("train", self.targets), ("validation", soft))
+        )
+        budget = config.tokens_per_pack or pack_budget(self.base["device"])
+        self.eval_collator = SlotCollator(soft, budget)
+        self.collator = TrainingCollator(
+            self.splits["train"],
+            self.contract,
+            self.tokenizer,
+            self.targets,
+            budget,
+            self.recipe.augmentation,
+            config.seed,
+        )
+
+    def model(self) -> Any:
+        """The base with a fresh adapter."""
+        from peft import LoraConfig, get_peft_model
+        from transformers import set_seed
+
+        set_seed(self.recipe.training.seed)
+        base, lora = self.base, self.recipe.lora
+        try:
+            model = load_base(base, base["device"])
+        except (OSError, ValueError) as error:
+            raise ModelError(hub_message(base["base"], base["revision"], error)) from error
+        options: dict[str, Any] = {"target_modules": "all-linear"}
+        if lora.embedding_r:
+            options = _embedding_options(model, lora.embedding_r)
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                task_type="CAUSAL_LM",
+                **options,
+            ),
+        )
+
+    def trainer(self, evaluate: bool = True) -> SlotTrainer:
+        """The trainer, ready to train; benchmarks do without evaluation and checkpoints."""
+        rubric, config = self.contract.rubric, self.recipe.training
+        label_ids = label_token_ids(self.contract, self.tokenizer)
+        weights = None
+        if config.class_balance:
+            weights = torch.tensor(option_weights(self.targets.fixed, config.class_balance))
+        trainer = SlotTrainer(
+            model=self.model(),
+            args=training_arguments(self.recipe, self.run, self.base, evaluate),
+            train_dataset=self.train,
+            eval_dataset=self.validation,
+            processing_class=self.tokenizer,
+            data_collator=self.collator,
+            eval_collator=self.eval_collator,
+            compute_metrics=alpha_metrics(rubric, self.splits["validation"]),
+            loss=SlotLoss(rubric, label_ids, config.ordinal_weight, weights),
+            plain_loss=SlotLoss(rubric, label_ids),
+        )
+        trainer.add_callback(EpochOfCollator(self.collator))
+        trainer.add_callback(CheckpointClock(config.checkpoint_minutes * 60))
+        if "tensorboard" in config.report_to:
+            trainer.add_callback(tensorboard(self.run.folder / "logs"))
+        return trainer
+
+
+def _embedding_options(model: Any, rank: int) -> dict[str, Any]:
+    """LoRA on all linear layers but the output, and on the input embeddings with scale 1."""
+    if model.config.get_text_config().tie_word_embeddings:
+        raise ModelError(
+            "lora.embedding_r needs a base whose output embeddings are its own: merging would "
+            f"change the output of {model.config.name_or_path} too, which was not trained so."
+        )
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    output = model.get_output_embeddings()
+    linear = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not output
+    ]
+    return {
+        "target_modules": [*linear, name],
+        "rank_pattern": {name: rank},
+        "alpha_pattern": {name: rank},
+    }
