@@ -18,8 +18,9 @@ from slm_judge.training.calibration import log_loss
 from slm_judge.training.train import train
 
 from slm_judge import Judge
-from slm_judge.agreement import accuracy, judge_alpha, judge_confusions, macro_f1
 from slm_judge.agreement.aggregate import vote_shares
+from slm_judge.agreement.alpha import judge_alpha, judge_confusions
+from slm_judge.agreement.scores import accuracy, macro_f1
 from slm_judge.data.item import load_split, votes_of
 from slm_judge.files import write_text
 from slm_judge.recipe import Recipe

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from slm_judge import Judge
-from slm_judge.agreement import brier_score, cross_entropy, expected_calibration_error, vote_counts
+from slm_judge.agreement.alpha import vote_counts
+from slm_judge.agreement.calibration import brier_score, cross_entropy, expected_calibration_error
 from slm_judge.data.item import load_split, votes_of
 from slm_judge.judge.answer import softmax
 from slm_judge.run import Run

@@ -17,7 +17,7 @@ from rich.console import Console
 from slm_judge.training.train import train
 
 from slm_judge import Judge
-from slm_judge.agreement import Bootstrap
+from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.data.item import Item, votes_of
 from slm_judge.data.split import Problems, read_items
 from slm_judge.data.tables import read_table

@@ -22,7 +22,7 @@ from slm_judge.export.verify import REPORT, artefacts, verify
 from slm_judge.training.train import train
 
 from slm_judge import Judge
-from slm_judge.agreement import judge_alpha
+from slm_judge.agreement.alpha import judge_alpha
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.recipe import Recipe
 from slm_judge.rubric import Rubric

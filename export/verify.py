@@ -14,17 +14,17 @@ from rich.console import Console
 from rich.table import Table
 from slm_judge.model_card.page import write as write_report
 
-from slm_judge.agreement import (
-    Bootstrap,
+from slm_judge.agreement.alpha import (
     alpha_of_coincidences,
     annotators_alpha,
-    difference,
     judge_alpha,
     judge_coincidences,
     krippendorff_alpha,
-    pair_accuracy,
     vote_counts,
 )
+from slm_judge.agreement.bootstrap import Bootstrap
+from slm_judge.agreement.compare import difference
+from slm_judge.agreement.scores import pair_accuracy
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import read_labels, write_predictions
 from slm_judge.evaluation.evaluate import evaluate, of_run

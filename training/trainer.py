@@ -17,7 +17,7 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from slm_judge.agreement import judge_alpha
+from slm_judge.agreement.alpha import judge_alpha
 from slm_judge.data.item import Item, votes_of
 from slm_judge.errors import JudgeError
 from slm_judge.rubric import Rubric

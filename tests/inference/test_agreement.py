@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from slm_judge import Rubric
-from slm_judge.agreement import (
-    Bootstrap,
-    accuracy,
+from slm_judge.agreement.alpha import (
     alpha_of_coincidences,
     annotator_coincidences,
     annotators_alpha,
@@ -14,10 +12,10 @@ from slm_judge.agreement import (
     judge_coincidences,
     judge_confusions,
     krippendorff_alpha,
-    macro_f1,
-    pair_accuracy,
     vote_counts,
 )
+from slm_judge.agreement.bootstrap import Bootstrap
+from slm_judge.agreement.scores import accuracy, macro_f1, pair_accuracy
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: 4 observers, 12
 # units, values 1 to 5, missing data.

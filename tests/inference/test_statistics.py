@@ -6,37 +6,29 @@ from scipy import stats
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from slm_judge import Rubric
-from slm_judge.agreement import (
-    Bootstrap,
-    Interval,
-    accuracy,
-    adjusted,
-    aggregate,
-    alpha_of_coincidences,
-    alt_test,
+from slm_judge.agreement.aggregate import aggregate, level_values, mean_levels, ratings_of
+from slm_judge.agreement.alpha import alpha_of_coincidences, judge_coincidences
+from slm_judge.agreement.alt_test import _p_value, alt_test
+from slm_judge.agreement.bias import adjusted, probe_groups, quarters
+from slm_judge.agreement.bootstrap import Bootstrap, Interval
+from slm_judge.agreement.calibration import (
     brier_score,
     choose_threshold,
-    cohen_kappa,
-    corpus_mean,
     cross_entropy,
     expected_calibration_error,
-    items_needed,
-    judge_coincidences,
-    level_values,
-    mean_absolute_error,
-    mean_levels,
-    mean_shift,
-    paired_difference,
-    per_option,
-    probe_groups,
-    quarters,
-    rank_correlations,
-    ratings_of,
     reliability,
     risk_coverage,
-    widths,
 )
-from slm_judge.agreement.alt_test import _p_value
+from slm_judge.agreement.compare import paired_difference
+from slm_judge.agreement.estimate import corpus_mean, items_needed, widths
+from slm_judge.agreement.scores import (
+    accuracy,
+    cohen_kappa,
+    mean_absolute_error,
+    mean_shift,
+    per_option,
+    rank_correlations,
+)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from slm_judge.model_card.page import write
 
 from slm_judge import Rubric
-from slm_judge.agreement import annotators_alpha, judge_alpha
+from slm_judge.agreement.alpha import annotators_alpha, judge_alpha
 from slm_judge.cli import main
 from slm_judge.data.predictions import Answers
 from slm_judge.errors import DataError, JudgeError

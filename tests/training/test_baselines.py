@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
-from slm_judge.agreement import Bootstrap, annotators_alpha, judge_alpha, pair_accuracy
 from slm_judge.agreement.aggregate import majority_shares
+from slm_judge.agreement.alpha import annotators_alpha, judge_alpha
+from slm_judge.agreement.bootstrap import Bootstrap
+from slm_judge.agreement.scores import pair_accuracy
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.item import load_split, votes_of
 from slm_judge.data.predictions import parse_predictions

@@ -1,7 +1,6 @@
 import csv
 
-from slm_judge.training.sample import ANNOTATORS, write_sample
-
+from samples.make import ANNOTATORS, write_sample
 from tests.conftest import ROOT
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from slm_judge.files import atomic_file
 
+ITEM_ID = "item_id"
+"""Column that names the item, where nobody says otherwise."""
+
 
 @dataclass
 class Item:
@@ -16,10 +19,23 @@ class Item:
     state: dict[str, str]
     """The rubric's fields, normalised."""
     votes: dict[str, dict[str, int]]
-    """Dimension -> annotator -> option index, of those who answered it. In the wide layout the one
-    annotator has no name: ""."""
+    """Dimension -> annotator -> option index, of those who answered it. Where no column names the
+    annotators, they are `unnamed`."""
     group: str
     """Items of one group stay in one split."""
+
+
+def unnamed(number: int) -> str:
+    """The key of an item's `number`-th (from 0) vote by somebody without a name.
+
+    Names are read without spaces around them, so none of them is such a key.
+    """
+    return f" {number + 1}" if number else ""
+
+
+def is_named(annotator: str) -> bool:
+    """Whether a key of `Item.votes` names a person, who may have judged other items too."""
+    return bool(annotator) and not annotator.startswith(" ")
 
 
 def save_splits(splits: Mapping[str, Sequence[Item]], folder: Path) -> None:

@@ -15,18 +15,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_union
 
-from slm_judge.agreement import (
-    Bootstrap,
-    Interval,
-    accuracy,
+from slm_judge.agreement.aggregate import vote_shares
+from slm_judge.agreement.alpha import (
     alpha_of_coincidences,
     annotator_coincidences,
     judge_coincidences,
     judge_confusions,
-    macro_f1,
-    percentile_interval,
 )
-from slm_judge.agreement.aggregate import vote_shares
+from slm_judge.agreement.bootstrap import Bootstrap, Interval, percentile_interval
+from slm_judge.agreement.scores import accuracy, macro_f1
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import read_labels
 from slm_judge.data.split import load_splits

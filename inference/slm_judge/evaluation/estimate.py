@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from slm_judge.agreement import aggregate, corpus_mean, level_values
-from slm_judge.agreement.estimate import CorpusMean
+from slm_judge.agreement.aggregate import aggregate, level_values
+from slm_judge.agreement.estimate import CorpusMean, corpus_mean
 from slm_judge.data.item import votes_of
 from slm_judge.data.read import read_annotations
 from slm_judge.data.tables import read_table, require_columns

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from slm_judge.agreement import Bootstrap, agreeing_share
+from slm_judge.agreement.bootstrap import Bootstrap
+from slm_judge.agreement.scores import agreeing_share
 from slm_judge.data.item import Item, votes_of
 from slm_judge.judge.judge import Judge
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from slm_judge.agreement import aggregate, choose_threshold
+from slm_judge.agreement.aggregate import aggregate
+from slm_judge.agreement.calibration import choose_threshold
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import Answers
 from slm_judge.data.read import read_predictions

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from slm_judge.agreement import alt_test
+from slm_judge.agreement.alt_test import alt_test
 
 _DESCRIPTION = """
 May a judge stand in for an annotator? Each annotator in turn is left out, and the judge and the one

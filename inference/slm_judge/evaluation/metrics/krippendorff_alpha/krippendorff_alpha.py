@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from slm_judge.agreement import krippendorff_alpha
+from slm_judge.agreement.alpha import krippendorff_alpha
 
 _DESCRIPTION = """
 Krippendorff's alpha of a judge against one annotator or several: 1 minus observed over expected

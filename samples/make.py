@@ -5,7 +5,7 @@ the right answers through a bias and noise of their own. So the right answers ar
 them the alpha that a perfect judge would reach: `samples/support-messages-gold.csv`. Further
 messages that nobody annotated, `samples/new-messages.csv`, are there for the trained judge.
 
-    python -m slm_judge.training.sample samples/
+    python samples/make.py samples/
 """
 
 import csv
