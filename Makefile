@@ -20,12 +20,12 @@ TORCH ?= $(if $(shell command -v nvidia-smi),torch>=2.8,torch==2.13.0)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo train export verify push annotate lint format test bench clean
+.PHONY: help setup demo train export verify push lint format test test-gpu wheel bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-setup: $(READY) ## Create .venv with everything in it (compiles llama.cpp the first time, 9 minutes)
+setup: $(READY) ## Create .venv with everything in it (compiles llama.cpp the first time, 5 to 10 minutes)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -35,13 +35,15 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install $(PIP_OPTIONS) "$(TORCH)"
+	@echo "Next come slm-judge and what it needs; llama.cpp is compiled the first time: 5 to 10 minutes."
 	$(BIN)/pip install $(PIP_OPTIONS) --editable '.[dev]'
 	@touch $@
+	@echo "Ready: .venv/bin/slm-judge. Try make demo, make test."
 
 demo: $(READY) ## The whole job offline on the shipped sample: train, export, verify, annotate
 	$(BIN)/slm-judge train recipes/tiny.yaml --resume
 	$(BIN)/slm-judge export runs/demo
-	$(BIN)/slm-judge annotate samples/new-messages.csv --model runs/demo/gguf --output runs/demo/annotations.csv
+	$(BIN)/slm-judge annotate samples/new-messages.csv --model runs/demo/gguf --output runs/demo/annotations.csv --overwrite
 	$(BIN)/slm-judge verify runs/demo
 
 train: $(READY) ## Fine-tune a judge: make train RECIPE=recipes/mine.yaml (goes on where it stopped)
@@ -56,20 +58,29 @@ verify: export ## Run the exported files on held-out items
 push: verify ## Push a run to the Hub: make train push RECIPE=recipes/mine.yaml HUB_USER=me
 	$(BIN)/slm-judge push $(RUN) $(if $(HUB_USER),--user $(HUB_USER)) $(PUSH)
 
-lint: $(READY) ## Check style and types
+lint: $(READY) ## Check style, types, and which room of the house imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	rm -rf build/house
-	$(BIN)/pip install --quiet --no-deps --target build/house .
+	rm -rf build
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/house .
 	PYTHONPATH=build/house $(BIN)/lint-imports --no-cache
 
 format: $(READY) ## Mend what the style checker can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(READY) ## The whole suite
+test: $(READY) ## The whole suite, 12 minutes (all but what is marked slow, gpu or network)
 	$(BIN)/pytest
+
+test-gpu: $(READY) ## What needs a CUDA device
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+	  || { echo "error: PyTorch finds no CUDA device here: make test runs everything else"; exit 2; }
+	$(BIN)/pytest -m gpu
+
+wheel: $(READY) ## The package as a file that pip installs anywhere: dist/slm_judge-*.whl
+	rm -rf build dist
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 bench: $(READY) ## Figures: real annotations (DATA=folder with goemotions_train.csv and goemotions_dev.csv), speed
 	$(BIN)/python benchmarks/real_input.py --data $(or $(DATA),../shared/data)

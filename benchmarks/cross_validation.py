@@ -19,7 +19,7 @@ from slm_judge.training.train import train
 from slm_judge import Judge
 from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.data.item import Item, votes_of
-from slm_judge.data.split import Problems, read_items
+from slm_judge.data.read import Columns, Findings, read_items
 from slm_judge.data.tables import read_table
 from slm_judge.evaluation.baselines import (
     as_json,
@@ -65,8 +65,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/cross-validation"))
     arguments = parser.parse_args()
     recipe = Recipe.from_file(arguments.recipe)
-    rubric, problems = Rubric.from_file(recipe.rubric), Problems()
-    items = read_items(read_table(recipe.data.train), recipe.data, rubric, problems, "all")
+    rubric, problems, config = Rubric.from_file(recipe.rubric), Findings(), recipe.data
+    columns = Columns(config.item_id, config.annotator, config.group, config.columns)
+    items = read_items(read_table(config.train), columns, rubric, problems).items
     problems.raise_any(recipe.data.train)
     folds = folds_of(items, arguments.folds, recipe.training.seed)
     pooled: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -76,7 +77,7 @@ def main() -> None:
         splits = {"train": rest[cut:], "validation": rest[:cut], "test": test}
         folder = arguments.output / f"{recipe.name}-{k}"
         systems = {"judge (adapter)": judge_fold(recipe, splits, folder)}
-        systems |= fit_systems(splits["train"], test, rubric)
+        systems |= fit_systems(splits["train"], test, rubric)[0]
         for name, labels in systems.items():
             for dimension, options in labels.items():
                 pooled[name][dimension] += options
@@ -87,10 +88,12 @@ def main() -> None:
         votes = votes_of(order, dimension.name)
         rows = {"annotator (human ceiling)": score_annotators(votes, dimension, bootstrap)}
         rows |= {
-            n: score(s[dimension.name], votes, dimension, bootstrap) for n, s in pooled.items()
+            n: score(s[dimension.name], votes, dimension, bootstrap)
+            for n, s in pooled.items()
+            if len(s[dimension.name]) == len(order)  # fitted in all folds
         }
         results[dimension.name] = rows
-        Console(width=110).print(results_table(dimension, rows, len(order)))
+        results_table(dimension, rows, len(order)).show(Console(width=110))
     write_text(arguments.output / f"{recipe.name}.json", json.dumps(as_json(results), indent=2))
 
 

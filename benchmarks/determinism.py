@@ -105,8 +105,7 @@ def main() -> None:
         path = arguments.model
     with load(path, arguments.engine, {}) as judge:
         if arguments.rows:
-            table = read_table(arguments.rows)
-            rows = table.select(range(min(arguments.limit, len(table))))
+            rows = read_table(arguments.rows).rows[: arguments.limit]
             states = [item_state(judge.rubric, row) for row in rows]
         else:
             states = [item.state for item in make_items("goemotions", arguments.limit)]

@@ -108,7 +108,7 @@ def theirs(recipe: Recipe, run: Run, data: str, items: list[Item]) -> tuple[Any,
         rows.append({"prompt": prompt, "completion": completion})
     arguments = training_arguments(recipe, run, base, evaluate=False)
     arguments.dataset_kwargs = None
-    model = load_base(base, base["device"])
+    model = load_base(base, base.device)
     lora = PeftLora(r=recipe.lora.r, lora_alpha=recipe.lora.alpha,
                     lora_dropout=recipe.lora.dropout, target_modules="all-linear",
                     task_type="CAUSAL_LM")  # fmt: skip

@@ -26,5 +26,6 @@ def export(run: Run, console: Console | None = None) -> None:
     for number, (title, step) in enumerate(steps, start=1):
         started = time.monotonic()
         console.print(f"[{number}/{len(steps)}] {title}", highlight=False, markup=False)
-        step(run)
+        with console.status(title):  # moves where the output is a terminal
+            step(run)
         console.print(f"      {time.monotonic() - started:.1f} s", highlight=False)

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,8 @@ def add_keys(source: Path, output: Path, contract: Contract) -> Path:
     for kind in QUESTION_TYPES:
         key = f"{architecture}.decision.temperature.{kind}"
         keys[key] = MetadataDetails(number, contract.temperature(kind))
-    copy_with_new_metadata(reader, writer, keys, remove_metadata=[])
+    with redirect_stderr(StringIO()):  # for its progress bar; what goes wrong is raised
+        copy_with_new_metadata(reader, writer, keys, remove_metadata=[])
     return output
 
 

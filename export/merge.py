@@ -1,12 +1,10 @@
 """Adapter and base in one model."""
 
-from slm_judge.artefact.base import load_base, load_tokenizer
+from slm_judge.artefact.base import Base, load_base, load_tokenizer
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.errors import require
 from slm_judge.files import atomic_folder
 from slm_judge.run import Run
-
-from .settings import base_settings
 
 
 def merge(run: Run) -> None:
@@ -22,7 +20,7 @@ def merge(run: Run) -> None:
     peft = require("peft", "export")
     adapter = run.require(run.adapter, f"train {run.recipe_file}")
     tokenizer, contract = load_tokenizer(adapter), Contract.load(adapter)
-    model = load_base(base_settings(adapter), "cpu")
+    model = load_base(Base.load(adapter), "cpu")
     if getattr(model, "is_quantized", False):
         model = model.dequantize()
     model = peft.PeftModel.from_pretrained(model.float(), adapter).merge_and_unload()

@@ -10,13 +10,13 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 from slm_judge.model_card.card import render_card, repository_names
 from slm_judge.model_card.page import FIGURES, NUMBERS
 
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
 from slm_judge.run import Run
+from slm_judge.screen import Sheet
 
 from .settings import training_facts
 from .verify import REPORT, artefacts, read_report
@@ -117,7 +117,7 @@ def push(
         owner = user or (api.whoami()["name"] if not dry_run else "me")
         repositories = plan(run, owner, report)
         if dry_run:
-            console.print(plan_table(repositories))
+            plan_table(repositories).show(console)
             return []
         commits = []
         for repository in repositories:
@@ -152,16 +152,13 @@ def _push_one(api: HfApi, repository: Repository, private: bool, revision: str |
     return str(commit.commit_url)
 
 
-def plan_table(repositories: list[Repository]) -> Table:
+def plan_table(repositories: list[Repository]) -> Sheet:
     """What would be pushed."""
-    table = Table(title="Nothing is pushed (--dry-run)")
-    table.add_column("repository")
-    table.add_column("file")
-    table.add_column("size", justify="right")
+    table = Sheet("Nothing is pushed (--dry-run)", ("size",))
     for repository in repositories:
         sizes = repository.sizes()
+        table.group(repository.name)
         for path, size in sizes.items():
-            table.add_row(repository.name, path, decimal(size))
-        table.add_row(repository.name, "total", decimal(sum(sizes.values())), style="bold")
-        table.add_section()
+            table.add(path, decimal(size))
+        table.add("total", decimal(sum(sizes.values())), style="bold")
     return table

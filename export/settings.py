@@ -5,12 +5,6 @@ from pathlib import Path
 from typing import Any
 
 
-def base_settings(adapter: Path) -> dict[str, Any]:
-    """The base's name, revision, quantization and dtype (see `load_base`)."""
-    settings: dict[str, Any] = json.loads((adapter / "base.json").read_text(encoding="utf-8"))
-    return settings
-
-
 def training_facts(adapter: Path) -> dict[str, Any]:
     """Versions, hashes, metrics and time of the training."""
     facts: dict[str, Any] = json.loads((adapter / "training.json").read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.table import Table
+from slm_judge.model_card.page import interval, number
 from slm_judge.model_card.page import write as write_report
 
 from slm_judge.agreement.alpha import (
@@ -26,9 +26,13 @@ from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.agreement.compare import difference
 from slm_judge.agreement.scores import pair_accuracy
 from slm_judge.data.item import Item, load_split, votes_of
-from slm_judge.data.predictions import read_labels, write_predictions
-from slm_judge.evaluation.evaluate import evaluate, of_run
-from slm_judge.files import content_hash, write_text
+from slm_judge.data.predictions import Answers as Given
+from slm_judge.data.predictions import Predictions, read_predictions, write_predictions
+from slm_judge.data.read import Annotations
+from slm_judge.errors import DataError
+from slm_judge.evaluation.evaluate import PROBES, Evaluation, evaluate, systems_of
+from slm_judge.evaluation.probes import PROBED_ITEMS, option_order
+from slm_judge.files import content_hash, finite, write_json
 from slm_judge.judge.answer import softmax
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
@@ -36,10 +40,10 @@ from slm_judge.prompt.readers import EncodedPrompt
 from slm_judge.recipe import VerifyConfig
 from slm_judge.rubric import Dimension
 from slm_judge.run import Run
+from slm_judge.screen import Sheet
 
 REPORT = "verify.json"
 ADAPTER = "adapter"
-_RESAMPLES = 2000
 
 
 @dataclass
@@ -53,6 +57,10 @@ class Answers:
     def labels(self, dimension: str) -> list[int]:
         """Option indices."""
         return self.probabilities[dimension].argmax(axis=1).tolist()  # type: ignore[no-any-return]
+
+    def given(self) -> dict[str, Given]:
+        """As an evaluation takes it: dimension -> answers."""
+        return {name: Given(p.argmax(axis=1), p) for name, p in self.probabilities.items()}
 
 
 def artefacts(run: Run) -> dict[str, Path]:
@@ -79,51 +87,94 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
         JudgeError: the run is not exported yet.
     """
     console = console or Console()
-    recipe = run.recipe()
+    recipe, rubric = run.recipe(), run.rubric()
     paths = artefacts(run)
     items = load_split(run.data, "test")[: recipe.verify.max_rows]
     answers: dict[str, Answers] = {}
+    probes: dict[str, Any] = {}
     for name, path in paths.items():
-        with progress_bar("rows", console=console) as progress:
+        with (
+            progress_bar("rows", console=console) as progress,
+            Judge.from_pretrained(path) as judge,
+        ):
             task = progress.add_task(f"verifying {name}", total=len(items))
-            answers[name] = run_artefact(path, items, partial(progress.advance, task))
-    rubric = run.rubric()
-    gold = read_labels(recipe.data.gold, rubric, items) if recipe.data.gold else {}
-    train = load_split(run.data, "train")
+            answers[name] = ask(judge, items, partial(progress.advance, task))
+            if name == recipe.export.gguf[0]:
+                labels = [answers[name].labels(d.name) for d in rubric.dimensions]
+                order = option_order(judge, items[:PROBED_ITEMS], np.array(labels).T[:PROBED_ITEMS])
+                probes["option_order"] = order
+    with console.status("statistics and figures"):
+        report = _report(run, items, answers, paths)
+        for name, given in answers.items():
+            path = run.predictions / f"{name}.jsonl"
+            write_predictions(path, items, rubric, given.probabilities)
+        write_json(run.report / PROBES, probes)
+        systems = {name: answers[name].given() for name in systems_of(recipe)}
+        evaluation = Evaluation(recipe.name, rubric, Annotations(items), systems, probes=probes)
+        write_report(evaluate(evaluation), run.report)
+    write_json(run.report / REPORT, report)
+    return report
+
+
+def _report(
+    run: Run, items: list[Item], answers: Mapping[str, Answers], paths: Mapping[str, Path]
+) -> dict[str, Any]:
+    recipe, rubric, gold = run.recipe(), run.rubric(), None
+    if recipe.data.gold:
+        gold = read_predictions(recipe.data.gold, rubric, [item.item_id for item in items])
+    train, margin = load_split(run.data, "train"), recipe.verify.max_alpha_loss
     report: dict[str, Any] = {
         "items": len(items),
         "thresholds": recipe.verify.model_dump(),
         "dimensions": {
-            dimension.name: _dimension_report(
-                dimension, items, train, answers, gold, recipe.verify.max_alpha_loss
-            )
+            dimension.name: _dimension_report(dimension, items, train, answers, gold, margin)
             for dimension in rubric.dimensions
         },
         "different_prompts": _different_prompts(answers),
         "sha256": {name: content_hash(path) for name, path in paths.items()},
     }
+    report = finite(report)
+    report["notes"] = []
+    if gold and len(gold.rows) < len(items):
+        known = f"known for {len(gold.rows)} of the {len(items)} test items"
+        report["notes"].append(f"The right answers are {known}; their figures are of those.")
+    report["notes"] += [
+        f"{name} has no annotations among the {len(items)} test items: nothing is said about how "
+        "the artefacts agree with annotators, only with each other."
+        for name, dimension in report["dimensions"].items()
+        if not dimension["annotations"]
+    ]
     report["failures"] = failures(report, recipe.verify)
     report["undecided"] = undecided(report)
-    for name, given in answers.items():
-        path = run.predictions / f"{name}.jsonl"
-        write_predictions(path, items, rubric, given.probabilities)
-    with console.status("statistics and figures"):
-        write_report(evaluate(of_run(run)), run.report)
-    write_text(run.report / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
 
-def run_artefact(
-    path: Path, items: Sequence[Item], advance: Callable[[], object] = lambda: None
-) -> Answers:
-    """Annotate items with a judge's file or folder, in this process; `advance` after each."""
+def run_artefact(path: Path, items: Sequence[Item]) -> Answers:
+    """Annotate items with a judge's file or folder, in this process."""
     with Judge.from_pretrained(path) as judge:
-        contract, states = judge.backend.contract, [item.state for item in items]
-        rows: list[Any] = [None] * len(items)
-        for index, logits in judge.logits(states):
-            rows[index] = logits
-            advance()
-        prompts = judge.backend.reader.encode(states)
+        return ask(judge, items)
+
+
+def ask(
+    judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lambda: None
+) -> Answers:
+    """Annotate items, and keep their prompts; `advance` after each.
+
+    Raises:
+        DataError: an item is longer than the model can read.
+    """
+    backend, contract = judge.backend, judge.backend.contract
+    prompts = backend.reader.encode([item.state for item in items])
+    for item, prompt in zip(items, prompts, strict=True):
+        if len(prompt.input_ids) > backend.max_tokens:
+            raise DataError(
+                f"Item {item.item_id} needs {len(prompt.input_ids)} tokens, but there is room for "
+                f"{backend.max_tokens}. Shorten its longest field in the data, and train again."
+            )
+    rows: list[Any] = [None] * len(items)
+    for index, logits in judge.decide(prompts):
+        rows[index] = logits
+        advance()
     probabilities = {
         dimension.name: softmax(
             np.stack([row[k] for row in rows]), contract.temperature(dimension.type)
@@ -138,7 +189,7 @@ def _dimension_report(
     items: Sequence[Item],
     train: Sequence[Item],
     answers: Mapping[str, Answers],
-    gold: Mapping[str, list[int]],
+    gold: Predictions | None,
     margin: float,
 ) -> dict[str, Any]:
     name = dimension.name
@@ -147,6 +198,7 @@ def _dimension_report(
     majority = [int(train_votes.argmax())] * len(items)
     judged = {artefact: given.labels(name) for artefact, given in answers.items()}
     report: dict[str, Any] = {
+        "annotations": sum(map(len, votes)),
         "annotators_alpha": annotators_alpha(votes, dimension),
         "majority": _against_annotators(majority, votes, dimension),
         "artefacts": {
@@ -160,7 +212,8 @@ def _dimension_report(
         },
     }
     if gold:
-        report["reachable"] = _against_annotators(gold[name], votes, dimension)
+        right, known = gold.answers[name].labels.tolist(), [votes[row] for row in gold.rows]
+        report["reachable"] = _against_annotators(right, known, dimension)
     return report
 
 
@@ -172,7 +225,7 @@ def _losses(
 ) -> dict[str, dict[str, Any]]:
     """Alpha of each artefact minus the adapter's, on the same resampled items."""
     values, level = dimension.values, dimension.level_of_measurement
-    bootstrap = Bootstrap(len(votes), _RESAMPLES)
+    bootstrap = Bootstrap(len(votes))
     alphas = {}
     for name, labels in judged.items():
         coincidences = judge_coincidences(labels, votes, len(dimension.options))
@@ -222,24 +275,35 @@ def failures(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
                 continue
             between = dimension["between"][f"{ADAPTER} / {artefact}"]
             where = f"{name}, {artefact}:"
-            if between["agreement"] < thresholds.min_agreement:
+            if _less(between["agreement"], thresholds.min_agreement):
                 found.append(
-                    f"{where} {between['agreement']:.3f} of the labels agree with the adapter, "
-                    f"less than min_agreement = {thresholds.min_agreement}"
+                    f"{where} {number(between['agreement'], 3)} of the labels agree with the "
+                    f"adapter, less than min_agreement = {thresholds.min_agreement}"
                 )
-            if between["alpha"] < thresholds.min_alpha_between:
+            if _less(between["alpha"], thresholds.min_alpha_between):
                 found.append(
-                    f"{where} alpha with the adapter is {between['alpha']:.3f}, less than "
+                    f"{where} alpha with the adapter is {number(between['alpha'], 3)}, less than "
                     f"min_alpha_between = {thresholds.min_alpha_between}"
                 )
-            if reference - measured["alpha"] > thresholds.max_alpha_loss:
+            if dimension.get("annotations") == 0:
+                continue  # nothing to agree with; a note says so
+            if _less(_minus(measured["alpha"], reference), -thresholds.max_alpha_loss):
                 found.append(
-                    f"{where} alpha against the annotators falls from {reference:.3f} to "
-                    f"{measured['alpha']:.3f}, by more than max_alpha_loss = "
+                    f"{where} alpha against the annotators falls from {number(reference, 3)} to "
+                    f"{number(measured['alpha'], 3)}, by more than max_alpha_loss = "
                     f"{thresholds.max_alpha_loss}; the difference is "
                     f"{_interval(dimension, artefact)}"
                 )
     return found
+
+
+def _less(value: float | None, bound: float) -> bool:
+    """Whether a number is less than it must be; one that is not defined is."""
+    return value is None or not value >= bound
+
+
+def _minus(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
 
 
 def undecided(report: Mapping[str, Any]) -> list[str]:
@@ -255,7 +319,7 @@ def undecided(report: Mapping[str, Any]) -> list[str]:
 
 def _interval(dimension: Mapping[str, Any], artefact: str) -> str:
     loss = dimension["loss"][artefact]
-    return f"{loss['estimate']:.3f} [{loss['low']:.3f}, {loss['high']:.3f}], a 90 % interval"
+    return f"{interval(loss, 3)}, a 90 % interval"
 
 
 def read_report(run: Run) -> dict[str, Any]:
@@ -269,30 +333,25 @@ def read_report(run: Run) -> dict[str, Any]:
     return report
 
 
-def agreement_table(report: Mapping[str, Any]) -> Table:
-    """The report as one table: alphas, then agreement between the artefacts."""
-    first = next(iter(report["dimensions"].values()))
-    names = [name for name in first["artefacts"] if name != "merged"]
-    table = Table(title=f"Krippendorff's alpha on {report['items']} held-out items")
-    table.add_column("")
-    for name in report["dimensions"]:
-        table.add_column(name, justify="right")
+def agreement_table(report: Mapping[str, Any]) -> Sheet:
+    """The report in short: who agrees with the annotators, and the artefacts with the adapter."""
+    table = Sheet(
+        f"Agreement with the annotators on {report['items']} held-out items",
+        ("alpha", "accuracy", "= adapter"),
+        "alpha: Krippendorff's; = adapter: share of equal labels",
+    )
 
-    def add(title: str, values: list[float], style: str = "") -> None:
-        table.add_row(title, *(f"{value:.3f}" for value in values), style=style)
+    def add(name: str, found: Mapping[str, Any], equal: str = "", style: str = "") -> None:
+        table.add(name, number(found["alpha"], 3), number(found["accuracy"], 3), equal, style=style)
 
-    dimensions = list(report["dimensions"].values())
-    add("annotators among themselves", [d["annotators_alpha"] for d in dimensions])
-    if "reachable" in first:
-        add("right answers vs annotators", [d["reachable"]["alpha"] for d in dimensions])
-    for name in names:
-        add(f"{name} vs annotators", [d["artefacts"][name]["alpha"] for d in dimensions], "bold")
-    add("majority label vs annotators", [d["majority"]["alpha"] for d in dimensions])
-    table.add_section()
-    for one, two in combinations(names, 2):
-        add(f"{one} = {two} (share)",
-            [d["between"][f"{one} / {two}"]["agreement"] for d in dimensions])  # fmt: skip
-    table.add_section()
-    add(f"accuracy, {ADAPTER}", [d["artefacts"][ADAPTER]["accuracy"] for d in dimensions])
-    add("accuracy, majority label", [d["majority"]["accuracy"] for d in dimensions])
+    for dimension, given in report["dimensions"].items():
+        table.group(dimension)
+        among = {"alpha": given["annotators_alpha"], "accuracy": None}
+        add("annotators among themselves", among)
+        if "reachable" in given:
+            add("right answers", given["reachable"])
+        for name, found in given["artefacts"].items():
+            between = given["between"].get(f"{ADAPTER} / {name}")
+            add(name, found, number(between["agreement"], 3) if between else "", "bold")
+        add("majority label", given["majority"])
     return table

@@ -114,7 +114,8 @@ def _metadata(
         )
         for name, dimension in evaluation["dimensions"].items()
         for metric, (kind_of_metric, title) in _METRICS.items()
-        if (found := dimension["systems"][main][metric])["estimate"] is not None
+        if dimension["systems"]  # no annotations, no figures
+        and (found := dimension["systems"][main][metric])["estimate"] is not None
     ]
     return ModelCardData(
         base_model=names[""] if quantized else recipe.base if _is_repo(recipe.base) else None,

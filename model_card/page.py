@@ -1,17 +1,16 @@
 """The page of an evaluation: HTML, figures and every number."""
 
 import base64
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
-from rich.table import Table
 
-from slm_judge.files import atomic_file, write_text
+from slm_judge.files import atomic_file, write_json, write_text
 from slm_judge.rubric import format_value
+from slm_judge.screen import Sheet
 
 from . import figures
 
@@ -24,7 +23,7 @@ def write(report: Mapping[str, Any], folder: Path) -> Path:
     Returns:
         The page.
     """
-    write_text(folder / NUMBERS, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / NUMBERS, report)
     inline = {}
     for name, figure in figures.draw(report).items():
         for kind in ("png", "svg"):
@@ -80,21 +79,23 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def table(report: Mapping[str, Any]) -> Table:
+def table(report: Mapping[str, Any]) -> Sheet:
     """The report in short, for a terminal."""
-    found = Table(title=f"{report['title']}: {report['items']} items, 95 % intervals")
-    for column in ("", "alpha", "accuracy"):
-        found.add_column(column, justify="right" if column else "left", no_wrap=True)
-    found.add_column("may replace an annotator")
+    found = Sheet(
+        f"{report['title']}: {report['items']} items, 95 % intervals",
+        ("alpha", "accuracy", "may replace"),
+        "may replace: whether the judge may stand in for an annotator",
+    )
     for name, dimension in report["dimensions"].items():
-        found.add_row(name, style="bold")
+        found.group(name)
         if humans := dimension["humans"]:
-            found.add_row("  annotators", interval(humans["alpha"]), interval(humans["accuracy"]))
+            found.add("annotators", interval(humans["alpha"]), interval(humans["accuracy"]), "")
         for system, one in dimension["systems"].items():
             test = one["alternative_annotator_test"]
             may = ("yes" if test["passed"] else "no") if test["annotators"] else "–"
-            found.add_row(f"  {system}", interval(one["alpha"]), interval(one["accuracy"]), may)
-        found.add_section()
+            found.add(system, interval(one["alpha"]), interval(one["accuracy"]), may)
+        if not dimension["systems"]:
+            found.add("no annotations", "–", "–", "–")
     return found
 
 

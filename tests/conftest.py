@@ -2,7 +2,9 @@
 
 import os
 import random
+import re
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +16,14 @@ from tests.hub.server import LoopbackHub
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_loopback"  # of the user "me"
+LIMIT = 300  # seconds for a process that a test starts; pyproject.toml has that of a whole test
+
+# Markers of tests that run when they are asked for, `pytest -m gpu`, and the reason to skip them.
+OPT_IN = {
+    "slow": "takes many minutes",
+    "gpu": "needs a CUDA device",
+    "network": "needs the real Hugging Face Hub",
+}
 
 # huggingface_hub reads its settings when it is imported, so they are set before anything else.
 _HOME = Path(tempfile.mkdtemp(prefix="slm-judge-tests-"))
@@ -28,6 +38,16 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is opt-in and was not asked for."""
+    asked = set(re.findall(r"\w+", config.getoption("-m")))
+    for item in items:
+        for name in OPT_IN.keys() - asked:
+            if item.get_closest_marker(name):
+                reason = f"{OPT_IN[name]}: pytest -m {name}"
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +125,14 @@ def run(tmp_path_factory):
     return trained
 
 
-def kill_until_done(start, output: Path, steps, most: int, delay: float, poll: float) -> int:
+def kill_until_done(
+    start, output: Path, steps, most: int, delay: float, poll: float,
+    *, seconds: float = 480, log: Path | None = None,
+) -> int:  # fmt: skip
     """Start a job again and again until `output` is there, and SIGKILL it `most` times.
+
+    The test fails if the job ends in any other way without its output: there are at most `most` + 1
+    starts.
 
     Args:
         start: starts the job; gives its `Popen`.
@@ -115,20 +141,35 @@ def kill_until_done(start, output: Path, steps, most: int, delay: float, poll: f
         most: number of kills.
         delay: seconds after the new file, at most; drawn.
         poll: seconds between looks.
+        seconds: for all starts together.
+        log: where the job writes what it says; otherwise pytest shows it, if it is captured.
 
     Returns:
         Number of kills.
     """
-    rng, kills = random.Random(0), 0
+    rng, kills, deadline = random.Random(0), 0, time.monotonic() + seconds
+
+    def fail(what: str) -> None:
+        said = log.read_text(errors="replace")[-4000:] if log else "(not kept)"
+        pytest.fail(f"After {kills} kills the job {what}, without {output}. It said:\n{said}")
+
     while not output.exists():
-        with start() as process:
-            before = set(steps())
-            while process.poll() is None and kills < most:
+        process, killed, before = start(), False, set(steps())
+        try:
+            while process.poll() is None and kills < most and time.monotonic() < deadline:
                 if set(steps()) - before:
                     time.sleep(rng.uniform(0, delay))
-                    process.send_signal(signal.SIGKILL)
-                    kills += 1
+                    process.kill()
+                    kills, killed = kills + 1, True
                     break
                 time.sleep(poll)
-            process.wait()
+            code = process.wait(max(deadline - time.monotonic(), 1))
+        except subprocess.TimeoutExpired:
+            fail(f"had not ended after {seconds:g} s")
+        finally:
+            process.kill()
+            process.wait(LIMIT)
+        # A kill may come too late for a job that ends by itself.
+        if not (code == 0 and output.exists()) and not (killed and code == -signal.SIGKILL):
+            fail(f"ended with exit code {code}")
     return kills

@@ -4,19 +4,18 @@ from typing import Any
 
 from accelerate import PartialState
 
+from slm_judge.artefact.base import Base
 from slm_judge.errors import JudgeError
 from slm_judge.recipe import Recipe
 from slm_judge.run import Run
 
 
-def training_arguments(
-    recipe: Recipe, run: Run, base: dict[str, Any], evaluate: bool = True
-) -> Any:
+def training_arguments(recipe: Recipe, run: Run, base: Base, evaluate: bool = True) -> Any:
     """The recipe as arguments of TRL."""
     from trl import SFTConfig
 
     config = recipe.training
-    on_gpu = base["device"] == "cuda"
+    on_gpu = base.device == "cuda"
     n_processes = PartialState().num_processes
     if config.batch_size % n_processes:
         raise JudgeError(

@@ -62,10 +62,12 @@ def _wording(asked: Rubric | Dimension, rng: random.Random) -> str:
 class VariantReader:
     """Encodes items in the wording of a variant."""
 
-    def __init__(self, contract: Contract, tokenizer: Any) -> None:
-        """Take layout and labels of `contract`."""
+    def __init__(
+        self, contract: Contract, tokenizer: Any, reader: DecisionReader | None = None
+    ) -> None:
+        """Take layout and labels of `contract`, and the reader of its own wording."""
         self._layout = build_layout(tokenizer, contract.rubric)
-        self._base = DecisionReader(
+        self._base = reader or DecisionReader(
             tokenizer, contract.decision_template, contract.rubric, contract.labels
         )
         self._readers: dict[str, tuple[DecisionReader, int]] = {}

@@ -1,14 +1,16 @@
 """What decides a result, printed at the start and saved with the adapter."""
 
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
+from slm_judge.artefact.base import BASE_FILE, Base, base_commit, locate_base
 from slm_judge.errors import ModelError
+from slm_judge.hub import hub_message
 from slm_judge.recipe import Recipe
 from slm_judge.version import __version__
 
@@ -17,30 +19,42 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they may be published: files by name, without the folders of this machine."""
-    public: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            public[key] = public_settings(value)
-        else:
-            is_path = isinstance(value, str) and Path(value).is_absolute()
-            public[key] = Path(value).name if is_path else value
-    return public
+def base_settings(recipe: Recipe, started: Path | None = None) -> Base:
+    """The recipe's base at the commit where it is now, or was when the run in `started` began.
 
-
-def base_settings(recipe: Recipe) -> dict[str, Any]:
-    """What `load_base` needs, saved with the adapter."""
+    Raises:
+        ModelError: there is no such base, or no such device.
+    """
     on_gpu = torch.cuda.is_available() and recipe.training.device != "cpu"
     if recipe.training.device == "cuda" and not on_gpu:
         raise ModelError("training.device is cuda, but PyTorch finds no CUDA device here.")
-    return {
-        "base": recipe.base,
-        "revision": recipe.base_revision,
-        "quantization": recipe.quantization,
-        "dtype": "bfloat16" if on_gpu else "float32",  # bfloat16 is slow without AVX512-BF16
-        "device": "cuda" if on_gpu else "cpu",
-    }
+    if started and (started / BASE_FILE).is_file():
+        commit = Base.load(started).revision
+    else:
+        commit = base_commit(recipe.base, recipe.base_revision)
+    return Base(
+        recipe.base,
+        revision=commit,
+        requested_revision=recipe.base_revision,
+        quantization=recipe.quantization,
+        dtype="bfloat16" if on_gpu else "float32",  # bfloat16 is slow without AVX512-BF16
+        device="cuda" if on_gpu else "cpu",
+    )
+
+
+def context_length(base: Base) -> int:
+    """The tokens that a base can read at once.
+
+    Raises:
+        ModelError: its configuration cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(locate_base(base.base), revision=base.revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(hub_message(base.base, base.revision, error)) from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def print_settings(recipe: Recipe, console: Console) -> None:

@@ -3,19 +3,13 @@
 from slm_judge.recipe import Recipe
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, of the machine or of a GPU."""
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
-
-
 def memory_advice(recipe: Recipe) -> str:
     """Which settings of the recipe need less memory."""
     config = recipe.training
     budget = config.tokens_per_pack or "the default"
     checkpointing = "" if config.gradient_checkpointing else "gradient_checkpointing: true, or "
     return (
-        f"Out of memory. Lower training.tokens_per_pack (now {budget}), which changes no result; "
+        f"Lower training.tokens_per_pack (now {budget}), which changes no result; "
         f"then set training.{checkpointing}lower lora.r (now {recipe.lora.r}), take a smaller base "
         f"than {recipe.base}, or keep it in 4 bits (quantization: nf4; now "
         f"{recipe.quantization}). Then run the same command again."

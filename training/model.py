@@ -5,19 +5,26 @@ from typing import Any
 
 import torch
 
-from slm_judge.artefact.base import load_base
+from slm_judge.artefact.base import Base, load_base
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.transformers import pack_budget
 from slm_judge.data.item import Item
 from slm_judge.errors import ModelError
-from slm_judge.hub import hub_message
+from slm_judge.prompt.readers import DecisionReader
 from slm_judge.recipe import Recipe
 from slm_judge.run import Run
 
 from .arguments import training_arguments
+from .facts import context_length
 from .loss import SlotLoss
 from .progress import CheckpointClock, tensorboard
-from .slots import SlotCollator, TrainingCollator, label_token_ids, make_dataset
+from .slots import (
+    SlotCollator,
+    TrainingCollator,
+    check_lengths,
+    label_token_ids,
+    make_dataset,
+)
 from .targets import Targets, option_weights
 from .trainer import EpochOfCollator, SlotTrainer, alpha_metrics
 
@@ -28,7 +35,7 @@ class Learner:
 
     recipe: Recipe
     run: Run
-    base: dict[str, Any]
+    base: Base
     contract: Contract
     tokenizer: Any
     splits: dict[str, list[Item]]
@@ -38,13 +45,17 @@ class Learner:
         """Tokenize, so that what is too long is reported before a model loads."""
         rubric, config = self.contract.rubric, self.recipe.training
         soft = Targets(self.splits["validation"], rubric, "soft")
-        self.train, self.validation = (
-            make_dataset(
-                self.splits[name], self.contract, self.tokenizer, targets, config.max_length
-            )
-            for name, targets in (("train", self.targets), ("validation", soft))
-        )
-        budget = config.tokens_per_pack or pack_budget(self.base["device"])
+        contract = self.contract
+        reader = DecisionReader(self.tokenizer, contract.decision_template, rubric, contract.labels)
+        prompts = {
+            name: reader.encode([item.state for item in items])
+            for name, items in self.splits.items()
+        }
+        check_lengths(self.splits, prompts, config.max_length, context_length(self.base))
+        self.label_ids = label_token_ids(contract, self.tokenizer)
+        self.train = make_dataset(prompts["train"], self.targets, self.label_ids)
+        self.validation = make_dataset(prompts["validation"], soft, self.label_ids)
+        budget = config.tokens_per_pack or pack_budget(self.base.device)
         self.eval_collator = SlotCollator(soft, budget)
         self.collator = TrainingCollator(
             self.splits["train"],
@@ -54,6 +65,7 @@ class Learner:
             budget,
             self.recipe.augmentation,
             config.seed,
+            reader,
         )
 
     def model(self) -> Any:
@@ -62,11 +74,8 @@ class Learner:
         from transformers import set_seed
 
         set_seed(self.recipe.training.seed)
-        base, lora = self.base, self.recipe.lora
-        try:
-            model = load_base(base, base["device"])
-        except (OSError, ValueError) as error:
-            raise ModelError(hub_message(base["base"], base["revision"], error)) from error
+        lora = self.recipe.lora
+        model = load_base(self.base, self.base.device)
         options: dict[str, Any] = {"target_modules": "all-linear"}
         if lora.embedding_r:
             options = _embedding_options(model, lora.embedding_r)
@@ -84,8 +93,7 @@ class Learner:
     def trainer(self, evaluate: bool = True) -> SlotTrainer:
         """The trainer, ready to train; benchmarks do without evaluation and checkpoints."""
         rubric, config = self.contract.rubric, self.recipe.training
-        label_ids = label_token_ids(self.contract, self.tokenizer)
-        weights = None
+        label_ids, weights = self.label_ids, None
         if config.class_balance:
             weights = torch.tensor(option_weights(self.targets.fixed, config.class_balance))
         trainer = SlotTrainer(

@@ -2,43 +2,78 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slm_judge.artefact.base import Base
 from slm_judge.artefact.judge_files import Contract
-from slm_judge.data.item import Item, load_split, save_splits
+from slm_judge.data.item import Item, load_split
 from slm_judge.errors import JudgeError
-from slm_judge.files import atomic_folder, write_text
+from slm_judge.files import atomic_folder, write_json
 from slm_judge.recipe import Recipe
 from slm_judge.run import Run
 
 
-def claim(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
-    """Make sure that no earlier run is lost and that a resumed one has the same settings."""
-    if resume and run.recipe_file.exists() and run.recipe() != recipe:
+def check_folder(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
+    """Refuse to start where an earlier run would be lost, or to resume with other settings.
+
+    Raises:
+        JudgeError: says what to choose.
+    """
+    if resume and overwrite:
+        raise JudgeError("--resume goes on with a run, --overwrite throws it away: choose one.")
+    if resume and run.recipe_file.exists():
+        run.check_recipe(recipe)
+    elif run.folder.exists() and overwrite and not run.recipe_file.exists():
         raise JudgeError(
-            f"{run.folder} was started with other settings; resume it with the recipe it was "
-            "started with, or start over with --overwrite."
+            f"{run.folder} is not a run (it has no recipe.json), so --overwrite leaves it alone. "
+            "Move it away, or give the recipe another name or output."
         )
-    if resume or not run.folder.exists():
-        return
-    if not overwrite:
+    elif run.folder.exists() and not (resume or overwrite):
         raise JudgeError(
             f"{run.folder} exists. Continue it with --resume, throw it away with --overwrite, or "
             "give the recipe another name or output."
         )
-    shutil.rmtree(run.folder)
 
 
-def keep_splits(run: Run, splits: dict[str, list[Item]]) -> None:
-    """Write the splits of a new run; a resumed one must have the same."""
-    if not run.recipe_file.exists():
-        save_splits(splits, run.data)
-    elif {name: load_split(run.data, name) for name in splits} != splits:
+def check_splits(run: Run, splits: dict[str, list[Item]]) -> None:
+    """Refuse to resume a run with other data.
+
+    Raises:
+        JudgeError: the splits differ.
+    """
+    if {name: load_split(run.data, name) for name in splits} != splits:
         raise JudgeError(
             f"The data changed since {run.folder} was started. Put the old data back, or start "
             "over with --overwrite."
         )
+
+
+@contextmanager
+def claimed(run: Run, overwrite: bool) -> Iterator[None]:
+    """The run's folder while it is trained.
+
+    Where training breaks off before its first checkpoint, the folder is as it was before: none, or
+    the earlier run that was to be overwritten.
+    """
+    earlier = run.folder.with_name(f".{run.folder.name}-earlier")
+    fresh = overwrite or not run.folder.exists()
+    if overwrite and run.folder.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        run.folder.rename(earlier)
+    try:
+        yield
+    except BaseException:
+        if fresh and last_checkpoint(run.checkpoints) is None:
+            shutil.rmtree(run.folder, ignore_errors=True)
+            if earlier.exists():
+                earlier.rename(run.folder)
+        raise
+    finally:
+        if run.folder.exists():
+            shutil.rmtree(earlier, ignore_errors=True)
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -60,15 +95,16 @@ def save_adapter(
     model: Any,
     tokenizer: Any,
     contract: Contract,
-    base: dict[str, Any],
+    base: Base,
     facts: dict[str, Any],
 ) -> None:
     """Write a complete judge: adapter, tokenizer, contract, and how it was made."""
     # The base's name as in the recipe, not the folder that it was loaded from on this machine.
-    model.peft_config["default"].base_model_name_or_path = base["base"]
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base.base, base.revision
     with atomic_folder(folder) as work:
         model.save_pretrained(work, save_embedding_layers=False)
         tokenizer.save_pretrained(work)
         contract.save(work)
-        write_text(work / "base.json", json.dumps(base, indent=2) + "\n")
-        write_text(work / "training.json", json.dumps(facts, indent=2) + "\n")
+        base.save(work)
+        write_json(work / "training.json", facts)

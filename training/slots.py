@@ -1,7 +1,7 @@
 """Training examples and batches: everything happens at the answer slots."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,21 +22,19 @@ IGNORE = -100
 
 
 def make_dataset(
-    items: Sequence[Item], contract: Contract, tokenizer: Any, targets: Targets, max_length: int
+    prompts: Sequence[EncodedPrompt], targets: Targets, label_ids: Sequence[int]
 ) -> Dataset:
-    """Tokenize items for the trainer.
+    """The prompts of items for the trainer.
+
+    Args:
+        prompts: of N items.
+        targets: of the same items.
+        label_ids: see `label_token_ids`.
 
     Returns:
         Columns `index`, `input_ids`, `slots` (K positions) and `labels` (-100 but at each answered
         slot, where the colon's target is the label token of the likeliest option).
-
-    Raises:
-        DataError: some prompts are longer than `max_length`.
     """
-    label_ids = label_token_ids(contract, tokenizer)
-    reader = DecisionReader(tokenizer, contract.decision_template, contract.rubric, contract.labels)
-    prompts = reader.encode([item.state for item in items])
-    _check_lengths(items, prompts, max_length)
     rows = []
     for index, prompt in enumerate(prompts):
         labels = [IGNORE] * len(prompt.input_ids)
@@ -61,20 +59,40 @@ def label_token_ids(contract: Contract, tokenizer: Any) -> list[int]:
     return [token for (token,) in ids]
 
 
-def _check_lengths(
-    items: Sequence[Item], prompts: Sequence[EncodedPrompt], max_length: int
+def check_lengths(
+    splits: Mapping[str, Sequence[Item]],
+    prompts: Mapping[str, Sequence[EncodedPrompt]],
+    max_length: int,
+    readable: int,
 ) -> None:
+    """Refuse items that are too long to be trained on, validated on or tested.
+
+    Args:
+        splits: the items.
+        prompts: of each split, its items' prompts.
+        max_length: of the recipe.
+        readable: tokens that the base can read.
+
+    Raises:
+        DataError: counts them and names the longest.
+    """
+    room = min(max_length, readable)
     sizes = [
-        (len(prompt.input_ids), item.item_id) for item, prompt in zip(items, prompts, strict=True)
+        (len(prompt.input_ids), item.item_id, name)
+        for name, items in splits.items()
+        for item, prompt in zip(items, prompts[name], strict=True)
     ]
-    too_long = [(size, name) for size, name in sizes if size > max_length]
-    if too_long:
-        longest, name = max(too_long)
-        raise DataError(
-            f"{len(too_long)} of {len(items)} prompts are longer than training.max_length "
-            f"({max_length} tokens); the longest has {longest} (item {name}). Raise max_length, or "
-            "shorten these items."
-        )
+    too_long = sorted((one for one in sizes if one[0] > room), reverse=True)
+    if not too_long:
+        return
+    limit, remedy = f"training.max_length ({room} tokens)", "Raise max_length, or shorten"
+    if readable < max_length:
+        limit, remedy = f"the base can read ({room} tokens)", "Shorten"
+    shown = ", ".join(f"{item} of {name} ({size} tokens)" for size, item, name in too_long[:3])
+    raise DataError(
+        f"{len(too_long)} of {len(sizes)} prompts are longer than {limit}: {shown}"
+        f"{', ...' if len(too_long) > 3 else ''}. {remedy} these items."
+    )
 
 
 class SlotCollator:
@@ -133,13 +151,16 @@ class TrainingCollator(SlotCollator):
         budget: int,
         augmentation: AugmentationConfig,
         seed: int,
+        reader: DecisionReader | None = None,
     ) -> None:
-        """As `SlotCollator`, with what is drawn and the `seed` of the draws."""
+        """As `SlotCollator`, with what is drawn, the `seed` of the draws, and the plain reader."""
         super().__init__(targets, budget)
         self.epoch = 0
         self._items, self._rubric = items, contract.rubric
         self._augmentation, self._seed = augmentation, seed
-        self._reader = VariantReader(contract, tokenizer) if augmentation.changes_prompts else None
+        self._reader = None
+        if augmentation.changes_prompts:
+            self._reader = VariantReader(contract, tokenizer, reader)
 
     def _packs(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         indices = [row["index"] for row in rows]

@@ -1,6 +1,8 @@
 """`slm-judge train`: a recipe in, an adapter that annotates out."""
 
 import time
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +11,23 @@ from rich.console import Console
 
 from slm_judge.artefact.base import load_tokenizer
 from slm_judge.artefact.judge_files import Contract
-from slm_judge.data.item import Item
+from slm_judge.backends import memory_errors
+from slm_judge.data.item import Item, save_splits
 from slm_judge.data.predictions import write_predictions
 from slm_judge.data.split import file_hash, load_splits
-from slm_judge.errors import ModelError
-from slm_judge.files import write_text
 from slm_judge.judge.answer import softmax
-from slm_judge.recipe import Recipe, RecipeError
+from slm_judge.recipe import Recipe, RecipeError, public_settings
 from slm_judge.rubric import Rubric
 from slm_judge.run import Run
+from slm_judge.screen import say
 
 from .calibration import fit_temperatures
 from .energy import EnergyMeter, device_name
-from .facts import base_settings, print_settings, public_settings, versions
-from .memory import is_out_of_memory, memory_advice
+from .facts import base_settings, print_settings, versions
+from .memory import memory_advice
 from .model import Learner
 from .progress import TrainingProgress
-from .run_folder import claim, keep_splits, last_checkpoint, save_adapter
+from .run_folder import check_folder, check_splits, claimed, last_checkpoint, save_adapter
 from .targets import Targets
 from .trainer import per_dimension
 
@@ -59,24 +61,29 @@ def train(
     run = Run(recipe.run_folder)
     rubric = Rubric.from_file(recipe.rubric)
     _check_augmentation(recipe, rubric)
+    check_folder(run, recipe, resume, overwrite)
+    print_settings(recipe, console)
+    notes = rubric.warnings()
     with process.main_process_first():
-        if process.is_main_process:
-            claim(run, recipe, resume, overwrite)
-        print_settings(recipe, console)
-        splits = splits or load_splits(recipe.data, rubric, recipe.training.seed)
-        counts = ", ".join(f"{len(items)} {name}" for name, items in splits.items())
-        console.print(f"Items: {counts}")
-        if process.is_main_process:
-            keep_splits(run, splits)
-    if run.adapter.exists():
+        splits = splits or load_splits(recipe.data, rubric, recipe.training.seed, notes)
+    say(console, notes)
+    counts = ", ".join(f"{len(items)} {name}" for name, items in splits.items())
+    console.print(f"Items: {counts}")
+    going_on = resume and run.recipe_file.exists()
+    if going_on:
+        check_splits(run, splits)
+    if going_on and run.adapter.exists():
+        run.keep_recipe(recipe)
         console.print(f"{run.folder} is trained already; --overwrite trains it again")
         return run
-    try:
-        _train(recipe, run, rubric, splits, console)
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not is_out_of_memory(error):
-            raise
-        raise ModelError(memory_advice(recipe)) from error
+    with memory_errors(memory_advice(recipe)):
+        learner = _prepare(recipe, run, rubric, splits, going_on)
+        console.print(f"Targets: {learner.targets.method}", highlight=False)
+        process.wait_for_everyone()  # before the first one makes the folder that others look for
+        with claimed(run, overwrite) if process.is_main_process else nullcontext():
+            if process.is_main_process:
+                _keep(learner)
+            _train(learner, console)
     return run
 
 
@@ -94,20 +101,29 @@ def _check_augmentation(recipe: Recipe, rubric: Rubric) -> None:
         )
 
 
-def _train(
-    recipe: Recipe, run: Run, rubric: Rubric, splits: dict[str, list[Item]], console: Console
-) -> None:
-    base = base_settings(recipe)
-    tokenizer = load_tokenizer(base["base"], base["revision"])
+def _prepare(
+    recipe: Recipe, run: Run, rubric: Rubric, splits: dict[str, list[Item]], going_on: bool
+) -> Learner:
+    """All that can be checked before a model is loaded, and nothing written yet."""
+    base = base_settings(recipe, run.folder if going_on else None)
+    tokenizer = load_tokenizer(base.base, base.revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     contract = Contract.build(rubric, tokenizer)
     targets = Targets(splits["train"], rubric, recipe.training.targets)
-    console.print(f"Targets: {targets.method}", highlight=False)
-    learner = Learner(recipe, run, base, contract, tokenizer, splits, targets)
-    if PartialState().is_main_process:
-        write_text(run.recipe_file, recipe.model_dump_json(indent=2) + "\n")
+    return Learner(recipe, run, base, contract, tokenizer, splits, targets)
 
+
+def _keep(learner: Learner) -> None:
+    """Write what a resumed run, and every later stage, goes by."""
+    save_splits(learner.splits, learner.run.data)
+    learner.base.save(learner.run.folder)
+    learner.run.keep_recipe(learner.recipe)
+
+
+def _train(learner: Learner, console: Console) -> None:
+    recipe, run, splits = learner.recipe, learner.run, learner.splits
+    rubric = learner.contract.rubric
     started = time.monotonic()
     trainer = learner.trainer()
     with EnergyMeter() as energy, TrainingProgress(console) as progress:
@@ -117,7 +133,9 @@ def _train(
     if not trainer.is_world_process_zero():
         return
     logits = per_dimension(np.asarray(prediction.predictions), rubric)
-    contract = contract.with_temperatures(fit_temperatures(rubric, splits["validation"], logits))
+    contract = learner.contract.with_temperatures(
+        fit_temperatures(rubric, splits["validation"], logits)
+    )
     probabilities = {
         d.name: softmax(rows, contract.temperature(d.type))
         for d, rows in zip(rubric.dimensions, logits, strict=True)
@@ -126,8 +144,8 @@ def _train(
     files = (recipe.rubric, recipe.data.train, recipe.data.validation, recipe.data.test)
     facts = {
         "recipe": public_settings(recipe.model_dump()),
-        "base": base,
-        "targets": targets.method,
+        "base": asdict(learner.base),
+        "targets": learner.targets.method,
         "versions": versions(),
         "sha256": {
             Path(location).name: digest
@@ -143,6 +161,6 @@ def _train(
         "history": trainer.state.log_history,
     }
     model = trainer.accelerator.unwrap_model(trainer.model)
-    save_adapter(run.adapter, model, tokenizer, contract, base, facts)
+    save_adapter(run.adapter, model, learner.tokenizer, contract, learner.base, facts)
     alpha = prediction.metrics["validation_alpha"]
     console.print(f"Validation alpha {alpha:.3f}; adapter saved in {run.adapter}")

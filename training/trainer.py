@@ -168,7 +168,9 @@ def alpha_metrics(
         for dimension, logits in zip(rubric.dimensions, rows, strict=True):
             judged = logits.argmax(axis=-1).tolist()
             votes = votes_of(items, dimension.name)
-            alphas[f"alpha_{dimension.name}"] = judge_alpha(judged, votes, dimension)
-        return {"alpha": float(np.nanmean(list(alphas.values()))), **alphas}
+            alpha = judge_alpha(judged, votes, dimension)
+            if np.isfinite(alpha):  # nobody answered the dimension on these items
+                alphas[f"alpha_{dimension.name}"] = alpha
+        return {"alpha": float(np.mean(list(alphas.values()))), **alphas}
 
     return compute

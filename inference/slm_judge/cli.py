@@ -11,7 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .agreement.alt_test import EPSILON
+from .agreement.bootstrap import RESAMPLES
+from .agreement.compare import MARGIN
+from .data.item import ITEM_ID
 from .errors import JudgeError, VerificationError, is_disk_full, require_extra
+from .screen import say
 from .version import __version__
 
 app = typer.Typer(
@@ -57,8 +62,7 @@ def rubric_check(
             f"{dimension.level_of_measurement}",
             highlight=False,
         )
-    for warning in rubric.warnings():
-        console.print(f"warning: {warning}", highlight=False)
+    say(console, rubric.warnings())
     console.print()
     typer.echo(preview(rubric, base))
 
@@ -85,7 +89,7 @@ def baselines(
         list[str] | None,
         typer.Option(help="name=file: what another system said (item_id, a column a dimension)."),
     ] = None,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap over items.")] = 2000,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap over items.")] = RESAMPLES,
 ) -> None:
     """Score the yardsticks: majority, TF-IDF, the annotators, the judge, other systems."""
     from .data.predictions import parse_predictions
@@ -110,9 +114,9 @@ def verify(run: RunFolder) -> None:
 
     stage = _stage("export.verify", "export")
     report = stage.verify(Run.find(run))
-    Console().print(stage.agreement_table(report))
-    for line in report["undecided"]:
-        Console().print(f"note: {line}", highlight=False)
+    console = Console()
+    stage.agreement_table(report).show(console)
+    say(console, [*report["notes"], *report["undecided"]])
     if report["failures"]:
         raise VerificationError("Verification failed:\n" + "\n".join(report["failures"]))
 
@@ -127,7 +131,7 @@ def evaluate(
     ] = None,
     annotations: Annotated[str | None, typer.Option(help="Table of human annotations.")] = None,
     rubric: Annotated[Path | None, typer.Option(help="YAML file of the rubric.")] = None,
-    item_id: ItemColumn = "item_id",
+    item_id: ItemColumn = ITEM_ID,
     annotator: AnnotatorColumn = None,
     group: Annotated[
         list[str] | None, typer.Option(help="Column to probe for bias, e.g. source.")
@@ -137,16 +141,18 @@ def evaluate(
     ] = "skilled",
     margin: Annotated[
         float, typer.Option(help="Alpha that a system may lose to the first one.", min=0)
-    ] = 0.05,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap over items.", min=100)] = 2000,
+    ] = MARGIN,
+    resamples: Annotated[
+        int, typer.Option(help="Of the bootstrap over items.", min=100)
+    ] = RESAMPLES,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the report; by default RUN/report.")
     ] = None,
 ) -> None:
     """Report how a judge agrees with annotators: a page, figures and every number."""
     stage, page = _stage("evaluation.evaluate", "evaluate"), _stage("model_card.page", "evaluate")
-    from .agreement.alt_test import EPSILON
     from .data.predictions import parse_predictions
+    from .data.read import Columns
     from .evaluation.dimension import Settings
 
     _choose("--expertise", expertise, *EPSILON)
@@ -156,16 +162,13 @@ def evaluate(
         annotations,
         rubric,
         output,
-        item_id=item_id,
-        annotator=annotator,
-        groups=group or [],
-        settings=Settings(resamples=resamples, epsilon=EPSILON[expertise], margin=margin),
+        Columns(item_id, annotator, further=group or []),
+        Settings(resamples=resamples, epsilon=EPSILON[expertise], margin=margin),
     )
     report = stage.evaluate(evaluation)
     console = Console()
-    for note in report["notes"]:
-        console.print(f"note: {note}", highlight=False)
-    console.print(page.table(report))
+    say(console, report["notes"])
+    page.table(report).show(console)
     console.print(f"Report: {page.write(report, folder)}", highlight=False)
 
 
@@ -181,7 +184,7 @@ def threshold(
     from .evaluation.threshold import threshold_table, thresholds
     from .run import Run
 
-    Console().print(threshold_table(thresholds(Run.find(run), error), error))
+    threshold_table(thresholds(Run.find(run), error), error).show(Console())
 
 
 @app.command()
@@ -189,26 +192,26 @@ def estimate(
     corpus: Annotated[str, typer.Argument(help="Table that `slm-judge annotate` wrote.")],
     annotations: Annotated[str, typer.Option(help="Human labels of some of its items.")],
     rubric: Annotated[Path, typer.Option(help="YAML file of the rubric.")],
-    item_id: ItemColumn = "item_id",
+    item_id: ItemColumn = ITEM_ID,
     annotator: AnnotatorColumn = None,
     prefix: Annotated[str, typer.Option(help="Of the judge's columns.")] = "",
     output: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
     """Estimate means and shares of a corpus, corrected for the judge's errors."""
     require_extra("evaluate")
-    import json
-
     from .evaluation.estimate import as_json, estimate_table
     from .evaluation.estimate import estimate as estimate_corpus
-    from .files import write_text
+    from .files import write_json
     from .rubric import Rubric
 
     found = estimate_corpus(
         corpus, annotations, Rubric.from_file(rubric), item_id, annotator, prefix
     )
-    Console().print(estimate_table(found))
+    console = Console()
+    say(console, found.notes)
+    estimate_table(found).show(console)
     if output:
-        write_text(output, json.dumps(as_json(found), indent=2) + "\n")
+        write_json(output, as_json(found))
 
 
 @app.command()
@@ -328,6 +331,7 @@ def annotate(
     with Judge.from_pretrained(model, **settings) as judge:
         summary = annotate_table(judge, data, output, options, overwrite, engine=pool)
     console = Console()
+    say(console, summary.notes)
     for outcome, count in summary.outcomes.most_common():
         console.print(f"{count:>9,} {outcome}", highlight=False)
     done = summary.rows - summary.not_annotated

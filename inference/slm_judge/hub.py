@@ -41,4 +41,4 @@ def hub_message(repo: str, revision: str | None, error: BaseException) -> str:
         return f"{repo} is not in the local cache and the Hub cannot be reached."
     if isinstance(error, EntryNotFoundError):
         return f"{repo} lacks a file that it should have: {error}"
-    return f"{repo} could not be read from the Hub: {error}"
+    return f"{repo} could not be loaded: {error}"

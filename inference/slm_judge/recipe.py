@@ -1,7 +1,7 @@
 """The recipe: every setting of a run, with its default. A recipe file is YAML with these keys."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,7 +14,9 @@ class RecipeError(JudgeError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class DataConfig(_Section):
@@ -244,6 +246,18 @@ class Recipe(_Section):
                 "data": self.data.model_copy(update=data),
             }
         )
+
+
+def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they may be published: files by name, without the folders of this machine."""
+    public: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            public[key] = public_settings(value)
+        else:
+            is_path = isinstance(value, str) and Path(value).is_absolute()
+            public[key] = Path(value).name if is_path else value
+    return public
 
 
 def resolve(location: str | None, folder: Path) -> str | None:

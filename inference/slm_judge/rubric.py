@@ -4,17 +4,24 @@ A rubric is the contract between the annotators, the prompt, the model and whoev
 labels. Its dimensions are System One questions: `score`, `choice` and `noul` (true or false).
 """
 
+import datetime
 import json
 import re
+import unicodedata
+from collections.abc import Hashable, Iterable
+from functools import cached_property
+from numbers import Number
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -27,7 +34,8 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 LevelOfMeasurement = Literal["nominal", "ordinal", "interval", "ratio"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_TRUE, _FALSE = {"true", "1", "1.0", "yes", "t", "y"}, {"false", "0", "0.0", "no", "f", "n"}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
+_LARGEST = 2**53  # of the levels of a score: up to here floats count whole numbers exactly
 # The server of llama.cpp refuses score questions outside these bounds.
 LLAMA_SERVER_MAX_LEVELS = 10
 RUBRIC_FILE = "rubric.json"
@@ -72,6 +80,8 @@ class _Dimension(BaseModel):
     """For Krippendorff's alpha."""
     paraphrases: list[NonEmpty] = []
     """Other wordings of the instructions; training can use them, annotation never does."""
+    synonyms: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Key of an option -> other words that mean it in data."""
 
     @field_validator("name")
     @classmethod
@@ -81,13 +91,20 @@ class _Dimension(BaseModel):
         return name
 
     @model_validator(mode="after")
-    def _distinct_options(self) -> Self:
+    def _valid_options(self) -> Self:
         keys = [self.key(index) for index in range(len(self.options))]
         repeated = sorted({key for key in keys if keys.count(key) > 1})
         if repeated:
             raise ValueError(f"{self.name}: options listed twice: {', '.join(repeated)}")
         if len(self.options) < 2:
             raise ValueError(f"{self.name}: needs at least two options, got {len(self.options)}")
+        words = [o.value for o, key in zip(self.options, keys, strict=True)
+                 if isinstance(o.value, bool) or not _NUMBER.fullmatch(key)]  # fmt: skip
+        if words and self.level_of_measurement in ("interval", "ratio"):
+            raise ValueError(
+                f"{self.name}: at the {self.level_of_measurement} level the options are numbers, "
+                f"got {words}; make the level_of_measurement nominal or ordinal"
+            )
         return self
 
     @property
@@ -99,38 +116,77 @@ class _Dimension(BaseModel):
         """The text that names option `index` in the prompt and in files."""
         return format_value(self.options[index].value)
 
+    def read(self, raw: object) -> tuple[int, bool] | None:
+        """The one reading of a label from outside: what it plainly means, if anything.
+
+        The exact key counts first; then letter case, the spaces around and between words, and the
+        way in which a number or a letter with a mark is written make no difference. Where options
+        differ in nothing else, only the exact key counts.
+
+        Returns:
+            The option, and whether the label is exactly its key; None where it means no option.
+        """
+        raw = raw.item() if isinstance(raw, np.generic) else raw
+        if isinstance(raw, str):
+            text = raw
+        elif isinstance(raw, Number | datetime.date | datetime.time) and raw == raw:  # not NaN
+            text = format_value(raw)
+        else:
+            return None
+        exact, plain = self._lookups
+        if text in exact:
+            return exact[text], True
+        option = next((plain[form] for form in _forms(text) if form in plain), None)
+        return None if option is None else (option, False)
+
     def index(self, raw: object) -> int | None:
-        """The option that a raw label from a file means, or None where it means none."""
-        text = format_value(raw) if isinstance(raw, bool | int | float) else str(raw).strip()
-        for index in range(len(self.options)):
-            if self.key(index) == text:
-                return index
-        return None
+        """The option of `read`."""
+        found = self.read(raw)
+        return None if found is None else found[0]
+
+    @cached_property
+    def _lookups(self) -> tuple[dict[str, int], dict[str | float, int | None]]:
+        """Exact key -> option, and plain form -> option, or None where several have the form."""
+        exact = {self.key(index): index for index in range(len(self.options))}
+        plain: dict[str | float, int | None] = {}
+        for key, index in exact.items():
+            for form in {f for text in (key, *self.synonyms.get(key, ())) for f in _forms(text)}:
+                plain[form] = None if form in plain else index
+        return exact, plain
+
+    def __copy__(self) -> Self:
+        """Without the look-ups: a copy may get other options."""
+        copied = super().__copy__()
+        copied.__dict__.pop("_lookups", None)
+        return copied
 
 
 class Score(_Dimension):
-    """Ordered levels, lowest first."""
+    """Ordered levels, lowest first, whatever the order in the file."""
 
     type: Literal["score"] = "score"
     level_of_measurement: LevelOfMeasurement = "ordinal"
+    _reordered: bool = PrivateAttr(default=False)
 
     @field_validator("options")
     @classmethod
-    def _ordered(cls, options: list[Option]) -> list[Option]:
-        numbers = [option.value for option in options]
-        if any(isinstance(value, str | bool) for value in numbers):
-            raise ValueError(f"the levels of a score are numbers, got {numbers}")
-        if numbers != sorted(numbers):  # type: ignore[type-var]
-            raise ValueError(f"the levels of a score go from lowest to highest, got {numbers}")
+    def _numbers(cls, options: list[Option]) -> list[Option]:
+        for value in (option.value for option in options):
+            if isinstance(value, str | bool) or not abs(value) <= _LARGEST:  # NaN is not
+                raise ValueError(f"the levels of a score are numbers up to 2**53, got {value!r}")
         return options
 
-    def index(self, raw: object) -> int | None:
-        """See `_Dimension.index`; "2.0" means level 2."""
-        try:
-            number = float(str(raw))
-        except ValueError:
-            return None
-        return next((i for i, value in enumerate(self.values) if value == number), None)
+    @model_validator(mode="after")
+    def _lowest_first(self) -> Self:
+        given = self.values
+        self.options.sort(key=lambda option: float(option.value))
+        self._reordered = self._reordered or given != self.values
+        return self
+
+    @property
+    def reordered(self) -> bool:
+        """Whether the levels had to be put in order."""
+        return self._reordered
 
     def question(self) -> dict[str, Any]:
         """The System One question."""
@@ -173,20 +229,21 @@ class Noul(_Dimension):
     type: Literal["noul"] = "noul"
     options: Options = [Option(value=False), Option(value=True)]
     level_of_measurement: LevelOfMeasurement = "nominal"
+    synonyms: ClassVar[dict[str, tuple[str, ...]]] = {
+        "false": ("no", "f", "n", "0"),
+        "true": ("yes", "t", "y", "1"),
+    }
 
     @field_validator("options")
     @classmethod
     def _false_then_true(cls, options: list[Option]) -> list[Option]:
-        found = {format_value(option.value): option.description for option in options}
-        if sorted(found) != ["false", "true"]:
-            raise ValueError(f"the options of a noul are true and false, got {sorted(found)}")
+        words = {word: key for key, others in cls.synonyms.items() for word in (key, *others)}
+        keys = [format_value(option.value).casefold() for option in options]
+        found = {words.get(key): o.description for key, o in zip(keys, options, strict=True)}
+        if len(options) != 2 or found.keys() != {"false", "true"}:
+            raise ValueError(f"the options of a noul are true and false, got {sorted(keys)}")
         return [Option(value=value, description=found[format_value(value)])
                 for value in (False, True)]  # fmt: skip
-
-    def index(self, raw: object) -> int | None:
-        """See `_Dimension.index`; also takes 0/1, yes/no, t/f, y/n."""
-        text = str(raw).strip().lower()
-        return 1 if text in _TRUE else 0 if text in _FALSE else None
 
     def question(self) -> dict[str, Any]:
         """The System One question."""
@@ -258,13 +315,30 @@ class Rubric(BaseModel):
         raise RubricError(f"The rubric {self.name!r} has no dimension {name!r}; it has {names}.")
 
     def warnings(self) -> list[str]:
-        """What is valid but limits where the judge can run."""
-        return [
-            f"{dimension.name}: llama-server answers scores of at most {LLAMA_SERVER_MAX_LEVELS} "
-            f"levels, this one has {len(dimension.options)} (slm-judge itself is not limited)"
-            for dimension in self.dimensions
-            if dimension.type == "score" and len(dimension.options) > LLAMA_SERVER_MAX_LEVELS
+        """What is valid, but limits where the judge can run or was changed as it was read."""
+        found = [
+            f"field {name}: annotation writes a column of this name, so it will need --prefix"
+            for name in self._written(self.fields)
         ]
+        for score in (d for d in self.dimensions if isinstance(d, Score)):
+            if score.reordered:
+                found.append(
+                    f"{score.name}: its levels were put in order, from {score.key(0)} to "
+                    f"{score.key(-1)}"
+                )
+            if len(score.options) > LLAMA_SERVER_MAX_LEVELS:
+                found.append(
+                    f"{score.name}: llama-server answers scores of at most "
+                    f"{LLAMA_SERVER_MAX_LEVELS} levels, this one has {len(score.options)} "
+                    "(slm-judge itself is not limited)"
+                )
+        return found
+
+    def _written(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that are also columns that we write beside the labels."""
+        made = (f"{d.name}_{kind}" for d in self.dimensions
+                for kind in ("confidence", "probabilities"))  # fmt: skip
+        return sorted({"item_id", "outcome", *made} & set(names))
 
     def to_json(self) -> str:
         """JSON that `from_json` reads back."""
@@ -279,7 +353,7 @@ class Rubric(BaseModel):
         """
         try:
             raw = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RubricError(f"The rubric is not valid JSON: {error}") from error
         return cls.parse(raw, "the rubric")
 
@@ -305,18 +379,65 @@ class Rubric(BaseModel):
         """Read a rubric from a YAML (or JSON) file.
 
         Raises:
-            RubricError: the file is missing, is not YAML, or is not a valid rubric.
+            RubricError: the file is missing, is not YAML, or is not a valid rubric, or a dimension
+                has the name of another column that we write.
         """
-        return cls.parse(read_yaml(path, RubricError), str(path))
+        rubric = cls.parse(read_yaml(path, RubricError), str(path))
+        if taken := rubric._written(dimension.name for dimension in rubric.dimensions):
+            raise RubricError(
+                f"{path}: no dimension can be called {' or '.join(taken)}: a column of this name "
+                "is written beside the labels. Choose another name, and map it to the data's "
+                "column with `columns` in the recipe."
+            )
+        return rubric
+
+
+class _Loader(yaml.SafeLoader):
+    """The core schema of YAML 1.2 with decimal numbers alone, so that `no`, 007, 12:30 and dates
+    stay what was typed; a key that stands twice is an error.
+    """
+
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """As in `SafeLoader`, where a later value silently replaces an earlier one."""
+        first: dict[Hashable, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag.endswith(":merge"):
+                continue
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, Hashable) and key in first:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key_node.value!r} of line {first[key]} stands there again",
+                    problem_mark=key_node.start_mark,
+                )
+            if isinstance(key, Hashable):
+                first[key] = key_node.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern in {
+    "null": "~|null|Null|NULL|",
+    "bool": "true|True|TRUE|false|False|FALSE",
+    "int": "[-+]?(0|[1-9][0-9]*)",
+    "float": r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+             r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "merge": "<<",
+}.items():  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"({_pattern})\\Z"), None)
 
 
 def read_yaml(path: str | Path, error_type: type[Exception]) -> object:
     """Read a YAML file, raising `error_type` with a plain message where that fails."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loader = _Loader(Path(path).read_text(encoding="utf-8"))
+        loader.name = str(path)
+        return loader.get_single_data()
     except (OSError, UnicodeDecodeError) as error:
         raise error_type(f"Cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise error_type(f"{path} is nested too deeply to be read.") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise error_type(f"{path} is not valid YAML: {error}") from error
 
 
@@ -337,3 +458,9 @@ def format_value(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def _forms(text: str) -> list[str | float]:
+    """What a text plainly says, whatever its letter case, spaces and way of writing a number."""
+    plain = unicodedata.normalize("NFC", " ".join(text.replace("\u2212", "-").split()).casefold())
+    return [plain, float(plain)] if _NUMBER.fullmatch(plain) else [plain]

@@ -4,10 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
+from rich.console import Console
 
 from .errors import JudgeError
-from .recipe import Recipe
+from .files import write_text
+from .recipe import Recipe, public_settings
 from .rubric import RUBRIC_FILE, Rubric, explain
+from .screen import say
+
+# Sections of the recipe that training does not use.
+_AFTER_TRAINING = {"export", "verify", "card"}
 
 
 @dataclass(frozen=True)
@@ -20,10 +26,45 @@ class Run:
     def find(cls, location: Path) -> "Run":
         """The run in the folder `location`, or the one that the recipe `location` makes.
 
+        What the recipe says now about the stages after training is kept in the run.
+
         Raises:
             RecipeError: `location` is a file, but not a recipe.
+            JudgeError: the run was trained with other settings.
         """
-        return cls(Recipe.from_file(location).run_folder if location.is_file() else location)
+        if not location.is_file():
+            return cls(location)
+        recipe = Recipe.from_file(location)
+        run = cls(recipe.run_folder)
+        if run.recipe_file.is_file():
+            run.check_recipe(recipe)
+            run.keep_recipe(recipe)
+        return run
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse a recipe with which training would have been another.
+
+        Raises:
+            JudgeError: names the settings.
+        """
+        if changed := sorted(self._changed(recipe) - _AFTER_TRAINING):
+            raise JudgeError(
+                f"{self.folder} was trained, or started, with other settings of "
+                f"{', '.join(changed)}. Put back those of {self.recipe_file}, or start over with "
+                "`slm-judge train RECIPE --overwrite`."
+            )
+
+    def keep_recipe(self, recipe: Recipe) -> None:
+        """Write the recipe, and say what changed in it."""
+        if changed := sorted(self._changed(recipe)) if self.recipe_file.is_file() else []:
+            said = f"{self.recipe_file} has the new settings of {', '.join(changed)} from now on."
+            say(Console(stderr=True), [said])
+        write_text(self.recipe_file, recipe.model_dump_json(indent=2) + "\n")
+
+    def _changed(self, recipe: Recipe) -> set[str]:
+        """The keys with other values than in the run; of files, the names count: folders move."""
+        old, new = (public_settings(one.model_dump()) for one in (self.recipe(), recipe))
+        return {key for key in new if new[key] != old[key]}
 
     @property
     def recipe_file(self) -> Path:

@@ -1,11 +1,19 @@
 """The exported files say what the adapter says."""
 
 import csv
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+import torch
+from huggingface_hub import HfApi
 from slm_judge.export.gguf import quantization_type
 from slm_judge.export.verify import failures, read_report, run_artefact, verify
 
@@ -15,9 +23,10 @@ from slm_judge.backends.gguf import GgufBackend
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.data.item import load_split
 from slm_judge.errors import JudgeError, ModelError
-from slm_judge.judge.answer import softmax
-from slm_judge.recipe import VerifyConfig
-from tests.conftest import ROOT
+from slm_judge.judge.answer import gap, softmax
+from slm_judge.recipe import ExportConfig, VerifyConfig
+from slm_judge.run import Run
+from tests.conftest import ROOT, small_recipe
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +182,138 @@ def test_annotations_look_as_documented(run, rows):
     assert judge.rubric.fields == ["text"]
     assert list(judge.rubric.questions()) == ["urgency", "topic", "refund"]
     assert judge.annotate([]) == []
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "bnb"])
+def test_label_rows_give_the_model_s_own_logits(run, rows, kind):
+    """In packs behind the cached rubric, as in plain forward passes of whole prompts."""
+    backend = TransformersBackend.load(getattr(run, kind))
+    assert backend._label_rows is not None
+    found = logits(backend, rows)
+    for index, prompt in enumerate(backend.reader.encode(rows)):
+        with torch.inference_mode():
+            own = backend.model(
+                input_ids=torch.tensor([prompt.input_ids]),
+                logits_to_keep=torch.tensor(prompt.slots),
+                use_cache=False,
+            )
+        own = own.logits[0][:, backend._label_ids].numpy()
+        for ours, theirs in zip(found[index], own, strict=True):
+            assert np.abs(ours - theirs[: len(ours)]).max() < 1e-4
+            assert ours.argmax() == theirs[: len(ours)].argmax()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "bnb"])
+def test_sixteen_bits_annotate_as_thirty_two(run, rows, kind):
+    """The arithmetic of a GPU, on the CPU; labels that are nearly tied may differ."""
+    with (
+        Judge.from_pretrained(getattr(run, kind), dtype="bfloat16") as half,
+        Judge.from_pretrained(getattr(run, kind), dtype="float32") as full,
+    ):
+        for judge, dtype in ((half, torch.bfloat16), (full, torch.float32)):
+            model = judge.backend.model
+            assert model.get_input_embeddings().weight.dtype == dtype
+            assert model.get_output_embeddings().weight.dtype == dtype
+        ours, theirs = dict(half.logits(rows)), dict(full.logits(rows))
+        for index in range(len(rows)):
+            for a, b in zip(ours[index], theirs[index], strict=True):
+                assert a.argmax() == b.argmax() or gap(b) < half.backend.near_tie
+        together = half.annotate(rows)
+        half.exact = True
+        alone = half.annotate(rows)
+        assert [a.labels for a in together] == [a.labels for a in alone]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from slm_judge import Judge
+from slm_judge.backends.gguf import GgufBackend
+from slm_judge.errors import ModelError
+backend = GgufBackend(Path(sys.argv[1]), n_threads=1)
+backend._open_context(1024)
+judge = Judge(backend)
+print(judge.annotate(["first"])[0].labels)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used,) * 2)
+try:
+    judge.annotate(["word " * 2500])
+except ModelError as error:
+    print(error)
+print(judge.annotate(["first"])[0].labels)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's limits")
+def test_llama_cpp_without_memory_is_a_sentence(run):
+    """Under a real limit of the address space; afterwards the judge answers as before."""
+    command = [sys.executable, "-c", LIMITED, str(run.gguf_file("Q8_0"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    before, message, after = done.stdout.strip().splitlines()
+    assert message.startswith("Out of memory for a context of 2")
+    assert "Set or lower max_memory" in message
+    assert after == before
+
+
+# --- export ---
+
+
+def test_bars_of_libraries_do_not_spill_into_the_output(run, tmp_path):
+    copy = Run(tmp_path / "run")
+    copy.folder.mkdir()
+    shutil.copytree(run.adapter, copy.adapter)
+    shutil.copy(run.recipe_file, copy.recipe_file)
+    shown = {k: v for k, v in os.environ.items() if k != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    text = ""
+    for arguments in (["export", copy.folder], ["annotate", ROOT / "samples/new-messages.csv",
+                      "--model", copy.merged, "--output", tmp_path / "out.csv"]):  # fmt: skip
+        command = [sys.executable, "-m", "slm_judge", *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=600, env=shown, check=True
+        )
+        text += done.stdout + done.stderr
+    for bar in ("Loading weights", "Writing model shards", "Writing:", "it/s]", "%|"):
+        assert bar not in text, text[-2000:]
+    assert re.findall(r"^\[(\d)/3\]", text, re.MULTILINE) == ["1", "2", "3"]
+    assert len(re.findall(r"^ +[0-9.]+ s$", text, re.MULTILINE)) == 3
+
+
+def test_a_base_that_moves_on_is_merged_as_it_was_trained(logged_in, tmp_path):
+    """On the Hub, `main` gets other weights between training, resuming and merging."""
+    from slm_judge.export.merge import merge
+    from slm_judge.training.facts import base_settings
+    from slm_judge.training.train import train
+
+    from slm_judge.artefact.base import Base
+    from slm_judge.offline.tiny import tiny_base
+
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2,
+             "num_key_value_heads": 1, "head_dim": 32, "initializer_range": 0.125}  # fmt: skip
+    api = HfApi()
+    api.create_repo("me/base")
+    first = api.upload_folder(repo_id="me/base", folder_path=tiny_base(0, **shape)).oid
+    recipe = small_recipe(
+        tmp_path / "run", base="me/base", training={"epochs": 1},
+        export=ExportConfig(dtype="float32"),
+    )  # fmt: skip
+    trained = train(recipe)
+    second = api.upload_folder(repo_id="me/base", folder_path=tiny_base(1, **shape)).oid
+    assert first != second
+    base = Base.load(trained.adapter)
+    assert (base.base, base.revision, base.requested_revision) == ("me/base", first, None)
+    config = json.loads((trained.adapter / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("me/base", first)
+    assert base_settings(recipe, trained.folder).revision == first  # resumed
+    assert base_settings(recipe).revision == second  # started now
+    merge(trained)
+    texts = ["Refund me now!", "I love the lamp."]
+    difference = probabilities(trained.merged, texts) - probabilities(trained.adapter, texts)
+    assert np.abs(difference).max() < 1e-3
+    (trained.adapter / "base.json").unlink()
+    with pytest.raises(
+        ModelError, match=r"base\.json says what the adapter was trained on, but cannot be read"
+    ):
+        merge(trained)
 
 
 # --- verify ---

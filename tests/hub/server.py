@@ -170,6 +170,7 @@ _ROUTES = [
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds that a connection may stay silent
     server_hub: LoopbackHub
 
     def log_message(self, *args: object) -> None:

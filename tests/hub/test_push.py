@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import yaml
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.utils import disable_progress_bars
 from slm_judge.export.push import push
-from slm_judge.export.verify import REPORT, read_report, verify
+from slm_judge.export.verify import REPORT, agreement_table, failures, read_report, verify
 
 from slm_judge import Judge
+from slm_judge.data.item import load_split, save_splits
 from slm_judge.errors import JudgeError, ModelError, VerificationError
 from slm_judge.files import content_hash, write_text
+from slm_judge.recipe import VerifyConfig
 from slm_judge.run import Run
 from tests.hub.server import HubError
 
@@ -37,6 +40,60 @@ def pushed(verified, hub):
         patch.setenv("HF_TOKEN", "hf_loopback")
         push(verified, user="me")
     return hub
+
+
+def named_copy(run, folder, name):
+    """A copy of the run under another name, with thresholds that even a little training meets."""
+    copy = Run(folder)
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("report"))
+    loose = VerifyConfig(min_agreement=0.1, min_alpha_between=-1, max_alpha_loss=1)
+    recipe = run.recipe().model_copy(update={"name": name, "verify": loose})
+    write_text(copy.recipe_file, recipe.model_dump_json())
+    for quantization in recipe.export.gguf:
+        shutil.move(copy.gguf / f"demo-{quantization}.gguf", copy.gguf_file(quantization))
+    return copy
+
+
+def strict(path):
+    def refuse(constant):
+        raise AssertionError(f"{path} holds {constant}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize("absent", [None, "urgency"])
+def test_what_passes_verification_is_pushed(run, logged_in, tmp_path, absent):
+    """With the real verification; also where a dimension has no annotations among the items."""
+    from huggingface_hub import ModelCard
+
+    name = f"honest-{absent}"
+    copy = named_copy(run, tmp_path / "run", name)
+    if absent:
+        items = [replace(i, votes={k: v for k, v in i.votes.items() if k != absent})
+                 for i in load_split(copy.data, "test")]  # fmt: skip
+        save_splits({"test": items}, copy.data)
+    report = verify(copy)
+    assert report["failures"] == []
+    for path in copy.report.glob("*.json"):
+        strict(path)
+    assert strict(copy.report / REPORT) == report
+    shown = "\n".join(line for line, _ in agreement_table(report).lines(80))
+    assert "annotators among themselves" in shown
+    assert {len(line) <= 80 for line in shown.splitlines()} == {True}
+    said = f"{absent} has no annotations among the {report['items']} test items"
+    assert any(said in note for note in report["notes"]) == bool(absent)
+    if absent:
+        found = report["dimensions"][absent]
+        assert found["artefacts"]["Q4_K_M"]["alpha"] is found["annotators_alpha"] is None
+        assert found["between"]["adapter / Q4_K_M"]["agreement"] >= 0.1
+        found["between"]["adapter / Q4_K_M"]["alpha"] = None  # not for want of annotations
+        assert any("alpha with the adapter is –" in f for f in failures(report, VerifyConfig()))
+    assert len(push(copy, user="me")) == len(KINDS)
+    for kind in KINDS:
+        card = ModelCard.load(f"me/{name}{kind}")
+        configs = {result.dataset_config for result in card.data.eval_results}
+        assert configs == {"urgency", "topic", "refund"} - {absent}
+        assert (said in card.text) == bool(absent)
 
 
 def test_four_repositories_with_one_commit_each(pushed):

@@ -16,10 +16,10 @@ from slm_judge import Judge
 from slm_judge.annotate.job import annotate_table
 from slm_judge.annotate.rows import AnnotateOptions, truncate
 from slm_judge.annotate.store import ShardStore, digest_of
-from slm_judge.data.tables import TableStream, read_table
+from slm_judge.data.tables import Overview, TableStream, read_table
 from slm_judge.data.write import write_tables
 from slm_judge.errors import DataError
-from tests.conftest import ROOT, kill_until_done
+from tests.conftest import LIMIT, ROOT, kill_until_done
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +65,23 @@ def test_streams_of_every_format_in_pieces(tmp_path, suffix):
         for i in range(25)
     ]
     path = tmp_path / f"t{suffix}"
-    assert (
-        write_tables(iter([pa.Table.from_pylist(rows[:20]), pa.Table.from_pylist(rows[20:])]), path)
-        == 25
-    )
+    tables = iter([pa.Table.from_pylist(rows[:20]), pa.Table.from_pylist(rows[20:])])
+    assert write_tables(tables, path, Overview(["id", "text", "n"])) == 25
     stream = TableStream(str(path))
+    assert (stream.overview().columns, stream.overview().n_rows) == (["id", "text", "n"], 25)
     pieces = list(stream.pieces(10))
-    assert [piece.num_rows for piece in pieces] == [10, 10, 5]
-    assert stream.share_read == pytest.approx(1.0)
-    got = pa.concat_tables(pieces).to_pylist()
+    assert [piece.table.num_rows for piece in pieces] == [10, 10, 5]
+    got = [row for piece in pieces for row in piece.rows()]
     typed = suffix.startswith((".jsonl", ".parquet"))
     assert got == (rows if typed else [row | {"n": str(row["n"])} for row in rows])
-    assert read_table(str(path))[3] == got[3]
+    assert read_table(str(path)).rows[3] == got[3]
 
 
 def test_pieces_of_mixed_types_have_one_schema(tmp_path):
     path = tmp_path / "t.jsonl"
     lines = [{"text": "a", "n": 1}, {"text": "b"}, {"text": "c", "n": 2.5}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_table(str(path))["n"][:] == [1.0, None, 2.5]
+    assert read_table(str(path)).rows == lines
 
 
 def test_an_error_in_the_middle_names_the_line(tmp_path):
@@ -193,8 +191,8 @@ def test_truncation_cuts_the_longest_field_first(run, tokenizer):
 @pytest.mark.parametrize(
     ("rows", "options", "complaint"),
     [
-        ({"text": ["a", ""]}, {"on_empty": "fail"}, "Row 2: empty field: text"),
-        ({"text": ["word " * 6000]}, {"on_too_long": "fail"}, "Row 1 is too long: 6"),
+        ({"text": ["a", ""]}, {"on_empty": "fail"}, "Line 3: empty field: text"),
+        ({"text": ["word " * 6000]}, {"on_too_long": "fail"}, "Line 2 is too long: 6"),
         ({"body": ["a"]}, {}, "has no columns text"),
         ({"text": ["a"], "topic": ["b"]}, {}, "already has the columns topic"),
     ],
@@ -257,7 +255,7 @@ def test_an_interrupted_job_goes_on(judge, tmp_path, monkeypatch):
 def test_overwrite_starts_over(judge, tmp_path):
     source = write(tmp_path / "in.csv", {"text": ["a", "b"]})
     parts = tmp_path / "out.csv.parts"
-    ShardStore(parts, {"model": "another"})
+    ShardStore(parts, {"model": "another"}).write(0, pa.table({"text": ["a"]}), "digest")
     with pytest.raises(DataError, match="a job with another"):
         annotate_table(judge, source, tmp_path / "out.csv", show_progress=False)
     annotate_table(judge, source, tmp_path / "out.csv", overwrite=True, show_progress=False)
@@ -269,21 +267,27 @@ def test_killed_at_random_points(run, tmp_path):
     source = write(tmp_path / "in.csv", {"id": range(3000), "text": messages(3000)})
     code = (
         "import sys; from pathlib import Path; from slm_judge import Judge;"
-        "from slm_judge.bulk import annotate_table; from slm_judge.pieces import AnnotateOptions;"
+        "from slm_judge.annotate.job import annotate_table;"
+        "from slm_judge.annotate.rows import AnnotateOptions;"
         "judge = Judge.from_pretrained(sys.argv[1]);"
         "annotate_table(judge, sys.argv[2], Path(sys.argv[3]), AnnotateOptions(rows_per_piece=64),"
         " show_progress=False)"
     )
 
+    log = tmp_path / "log"
+
     def start(output):
-        return subprocess.Popen([sys.executable, "-c", code, str(run.gguf), source, str(output)])
+        command = [sys.executable, "-c", code, str(run.gguf), source, str(output)]
+        with log.open("w") as file:
+            return subprocess.Popen(command, stdout=file, stderr=file)
 
     whole, output = tmp_path / "whole.parquet", tmp_path / "out.parquet"
-    assert start(whole).wait() == 0
+    assert start(whole).wait(LIMIT) == 0, log.read_text()
     parts = tmp_path / "out.parquet.parts"
     kills = kill_until_done(
-        lambda: start(output), output, lambda: parts.glob("part-*"), 20, delay=0.1, poll=0.002
-    )
+        lambda: start(output), output, lambda: parts.glob("part-*"), 20,
+        delay=0.1, poll=0.002, log=log,
+    )  # fmt: skip
     assert kills == 20
     assert output.read_bytes() == whole.read_bytes()
     table = pq.read_table(output)
@@ -292,12 +296,12 @@ def test_killed_at_random_points(run, tmp_path):
 
 
 def test_a_crash_while_the_pieces_are_put_together(judge, tmp_path, monkeypatch):
-    import slm_judge.bulk as bulk
+    from slm_judge.annotate import job
 
     source = write(tmp_path / "in.csv", {"text": messages(30)})
     output = tmp_path / "out.csv.gz"
     with monkeypatch.context() as patch:
-        patch.setattr(bulk, "write_tables", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(job, "write_tables", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             annotate_table(judge, source, output, show_progress=False)
     assert not output.exists()
@@ -326,7 +330,7 @@ def test_labels_depend_on_nothing_but_the_text(run, tmp_path):
             path = locate(run.gguf, None, None)
             backend = GgufBackend(path, n_sequences=n_sequences, n_threads=n_threads)
             with Judge(backend, exact=alone) as judge:
-                annotate_table(judge, source, tmp_path / "o.parquet", options, show_progress=False)
+                annotate_table(judge, source, tmp_path / "o.parquet", options, True, False)
             rows = pq.read_table(tmp_path / "o.parquet").to_pylist()
             into.append({row["text"]: row for row in rows})
     labels = [{t: (r["urgency"], r["topic"], r["refund"]) for t, r in f.items()} for f in found]
@@ -352,7 +356,7 @@ def test_a_folder_of_parquet_on_another_filesystem(judge, tmp_path):
     memory = fsspec.filesystem("memory")
     names = [path.rpartition("/")[2] for path in memory.ls("/out", detail=False)]
     assert sum(name.startswith("part-") for name in names) == 4
-    rows = read_table("memory://out/").to_list()
+    rows = read_table("memory://out/").rows
     assert [row["id"] for row in rows] == [f"{k}-{i}" for k in range(3) for i in range(10)]
     # Again: everything is there, and nothing is computed.
     again = annotate_table(judge, str(source), "memory://out/", options, show_progress=False)
@@ -375,7 +379,7 @@ def test_a_folder_that_is_not_a_job_s(judge, tmp_path):
     out.mkdir()
     (out / "part-00000000.parquet").write_bytes(b"somebody's")
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match="no record of the job"):
+    with pytest.raises(DataError, match="a job without its record"):
         annotate_table(judge, source, f"{out}/", show_progress=False)
     annotate_table(judge, source, f"{out}/", overwrite=True, show_progress=False)
     assert (out / "notes.txt").read_text() == "mine"
@@ -383,3 +387,103 @@ def test_a_folder_that_is_not_a_job_s(judge, tmp_path):
     empty.mkdir()
     with pytest.raises(DataError, match="without Parquet files"):
         TableStream(str(empty))
+
+
+# --- what people's files hold, and where things go ---
+
+
+def test_rows_of_json_keep_what_they_hold(judge, tmp_path):
+    """A row without text takes no other row's; keys, numbers and nested values come back."""
+    rows = [{"id": k, "text": f"Where is my order, {k}?", "meta": {"k": k}} for k in range(9)]
+    del rows[3]["text"]
+    rows[4]["big"] = 2**70
+    rows[5]["meta"] = {}
+    rows[6]["text"] = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]
+    rows[7]["text"] = ["no", "chat"]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = AnnotateOptions(rows_per_piece=3)
+    annotate_table(judge, str(source), tmp_path / "o.jsonl", options, show_progress=False)
+    out = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [{k: v for k, v in row.items() if k in rows[n]} for n, row in enumerate(out)] == rows
+    outcomes = [row["outcome"] for row in out]
+    assert outcomes[3] == "missing field: text"
+    assert outcomes[7] == "no text in field: text holds a list"
+    assert [n for n, outcome in enumerate(outcomes) if outcome != "annotated"] == [3, 7]
+    assert set(out[3]) == {"id", "meta", *out[0]} - {"text"}
+    summary = annotate_table(judge, str(source), tmp_path / "o.parquet", options, False, False)
+    assert "big, meta, text hold lists, objects or mixed types" in " ".join(
+        ", ".join(sorted(note.partition(": ")[2].partition(" hold")[0].split(", "))) + " hold" +
+        note.partition(" hold")[2] for note in summary.notes
+    )  # fmt: skip
+    table = pq.read_table(tmp_path / "o.parquet").to_pylist()
+    assert [row["id"] for row in table] == list(range(9))
+    assert json.loads(table[0]["meta"]) == {"k": 0}
+    # In a folder, each piece has the columns of the whole table.
+    annotate_table(judge, str(source), f"{tmp_path}/folder/", options, show_progress=False)
+    schemas = {
+        str(pq.read_schema(p).remove_metadata()) for p in (tmp_path / "folder").glob("part-*")
+    }
+    assert len(schemas) == 1
+
+
+def test_the_header_of_the_review_stands_once(judge, tmp_path):
+    source = write(tmp_path / "in.csv", {"id": range(40), "text": messages(40)})
+    annotate_table(judge, source, tmp_path / "all.csv", show_progress=False)
+    table = pd.read_csv(tmp_path / "all.csv")
+    least = table[[c for c in table if c.endswith("_confidence")]].min(axis=1)
+    options = AnnotateOptions(review_below=float(least.max()), rows_per_piece=1)
+    summary = annotate_table(judge, source, tmp_path / "o.csv.gz", options, show_progress=False)
+    with gzip.open(tmp_path / "o.review.csv.gz", "rt") as file:
+        review = list(csv.reader(file))
+    assert review[0][:2] == ["id", "text"]
+    assert 0 < summary.reviewed == len(review) - 1 == (least < least.max()).sum() < 40
+    nobody = AnnotateOptions(review_below=0.0)
+    annotate_table(judge, source, tmp_path / "n.csv", nobody, show_progress=False)
+    assert (tmp_path / "n.review.csv").read_text().count("\n") == 1
+
+
+def test_a_column_of_no_field_is_refused(judge, tmp_path):
+    source = write(tmp_path / "in.csv", {"text": ["a"]})
+    options = AnnotateOptions(columns={"txt": "text"})
+    with pytest.raises(DataError, match="the judge reads no field txt; it reads text"):
+        annotate_table(judge, source, tmp_path / "o.csv", options, show_progress=False)
+
+
+def test_no_output_is_lost_to_another(judge, tmp_path):
+    source = write(tmp_path / "in.csv", {"text": ["a", "b"]})
+    output = tmp_path / "o.csv"
+    annotate_table(judge, source, output, show_progress=False)
+    with pytest.raises(DataError, match=r"o\.csv exists"):
+        annotate_table(judge, source, output, AnnotateOptions(prefix="x_"), show_progress=False)
+    annotate_table(judge, source, output, AnnotateOptions(prefix="x_"), True, False)
+    assert "x_topic" in output.read_text()
+    for place, review in ((source, None), (str(output), source), (str(output), str(output))):
+        options = AnnotateOptions(review_below=0.5, review=review) if review else None
+        with pytest.raises(DataError, match="name another file"):
+            annotate_table(judge, source, place, options, True, False)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(DataError, match="is a folder"):
+        annotate_table(judge, source, tmp_path / "folder.csv", show_progress=False)
+
+
+def test_pieces_of_a_longer_input_are_not_taken_along(judge, tmp_path):
+    options = AnnotateOptions(rows_per_piece=2)
+    source = write(tmp_path / "in.csv", {"text": messages(8)})
+    folder = f"{tmp_path}/out/"
+    annotate_table(judge, source, folder, options, show_progress=False)
+    write(tmp_path / "in.csv", {"text": messages(8)[:4]})
+    with pytest.raises(DataError, match="holds 2 pieces more than the input has"):
+        annotate_table(judge, source, folder, options, show_progress=False)
+    summary = annotate_table(judge, source, folder, options, True, False)
+    assert (summary.rows, summary.computed) == (4, 0)
+    assert len(read_table(folder).rows) == 4
+
+
+def test_what_fails_before_the_first_piece_leaves_nothing(judge, tmp_path):
+    source = write(tmp_path / "in.csv", {"text": ["a", "", "b"]})
+    options = AnnotateOptions(on_empty="fail")
+    with pytest.raises(DataError, match="Line 3: empty field"):
+        annotate_table(judge, source, tmp_path / "o.csv", options, show_progress=False)
+    assert not (tmp_path / "o.csv.parts").exists()
+    annotate_table(judge, source, tmp_path / "o.csv", show_progress=False)

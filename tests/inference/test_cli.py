@@ -10,7 +10,7 @@ import pytest
 
 from slm_judge import __version__
 from slm_judge.cli import main
-from tests.conftest import ROOT
+from tests.conftest import LIMIT, ROOT
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def process(*arguments, before="", **options):
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
+        timeout=LIMIT,
         **options,
     )
 
@@ -197,10 +198,12 @@ def test_a_full_disk_loses_nothing(run, tmp_path):
     unshare = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.getuid() else [])]
     if (
         not shutil.which("unshare")
-        or subprocess.run([*unshare, "true"], capture_output=True).returncode
+        or subprocess.run([*unshare, "true"], capture_output=True, timeout=LIMIT).returncode
     ):
         pytest.skip("this system lets nobody mount a small file system")
-    result = subprocess.run([*unshare, "sh", "-c", command], capture_output=True, text=True)
+    result = subprocess.run(
+        [*unshare, "sh", "-c", command], capture_output=True, text=True, timeout=LIMIT
+    )
     assert "code 2, files out.csv out.csv.parts , content old" in result.stdout, result.stderr
     assert "No space left on the device" in result.stderr
     assert "Traceback" not in result.stderr
@@ -216,7 +219,7 @@ def test_set_up_without_a_compiler_says_so(tmp_path):
         (tools / tool).symlink_to(shutil.which(tool))
     result = subprocess.run(
         [tools / "make", "setup", f"PYTHON={sys.executable}"],
-        cwd=tmp_path, env={"PATH": str(tools)}, capture_output=True, text=True,
+        cwd=tmp_path, env={"PATH": str(tools)}, capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
     assert result.returncode == 2
     assert (

@@ -14,7 +14,7 @@ from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.text import item_state, normalise
 from slm_judge.offline.llama_source import cache_folder, llama_cpp_source
 from slm_judge.prompt.templates import compile_template, systemone_questions
-from tests.conftest import ROOT
+from tests.conftest import LIMIT, ROOT
 from tests.inference.test_prompt import random_text
 
 PROGRAM = Path(__file__).with_name("llama_jinja.cpp")
@@ -42,6 +42,7 @@ def engine():
                 *("-o", binary.with_suffix(".new")),
             ],
             check=True,
+            timeout=LIMIT,
         )
         binary.with_suffix(".new").rename(binary)
     return binary
@@ -62,6 +63,6 @@ def test_llama_server_renders_the_same_prompt(engine, tokenizer, name):
         requests.append(json.dumps({"template": contract.systemone_template, "inputs": inputs}))
         expected.append(template.render(**inputs))
     result = subprocess.run(
-        [engine], input="\n".join(requests).encode(), capture_output=True, check=True
+        [engine], input="\n".join(requests).encode(), capture_output=True, check=True, timeout=LIMIT
     )
     assert [json.loads(line) for line in result.stdout.splitlines()] == expected

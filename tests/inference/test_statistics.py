@@ -7,10 +7,10 @@ from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from slm_judge import Rubric
 from slm_judge.agreement.aggregate import aggregate, level_values, mean_levels, ratings_of
-from slm_judge.agreement.alpha import alpha_of_coincidences, judge_coincidences
+from slm_judge.agreement.alpha import alpha_of_coincidences, judge_coincidences, judge_confusions
 from slm_judge.agreement.alt_test import _p_value, alt_test
 from slm_judge.agreement.bias import adjusted, probe_groups, quarters
-from slm_judge.agreement.bootstrap import Bootstrap, Interval
+from slm_judge.agreement.bootstrap import Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.calibration import (
     brier_score,
     choose_threshold,
@@ -19,11 +19,12 @@ from slm_judge.agreement.calibration import (
     reliability,
     risk_coverage,
 )
-from slm_judge.agreement.compare import paired_difference
+from slm_judge.agreement.compare import difference
 from slm_judge.agreement.estimate import corpus_mean, items_needed, widths
 from slm_judge.agreement.scores import (
     accuracy,
     cohen_kappa,
+    macro_f1,
     mean_absolute_error,
     mean_shift,
     per_option,
@@ -258,20 +259,27 @@ def test_paired_differences(dimensions):
         wrong = rng.random(400) < error
         return judge_coincidences(np.where(wrong, (truth + 1) % 3, truth).tolist(), votes, 3)
 
-    def statistic(sums):
-        return alpha_of_coincidences(sums, dimension.values, dimension.level_of_measurement)
-
     bootstrap = Bootstrap(400, 1000)
+
+    def change(reference, other, margin):
+        values, level = dimension.values, dimension.level_of_measurement
+        before, after = (
+            alpha_of_coincidences(bootstrap.totals(c), values, level) for c in (reference, other)
+        )
+        return difference(before, after, margin)
+
     reference = judge(0.1)
-    same = paired_difference(reference, reference, statistic, bootstrap, 0.02)
+    same = change(reference, reference, 0.02)
     assert same.interval == Interval(0.0, 0.0, 0.0)
     assert same.verdict == "not inferior"
-    worse = paired_difference(reference, judge(0.4), statistic, bootstrap, 0.05)
+    worse = change(reference, judge(0.4), 0.05)
     assert worse.verdict == "inferior"
     assert worse.interval.high < -0.2
-    unclear = paired_difference(reference, judge(0.13), statistic, bootstrap, 0.045)
+    unclear = change(reference, judge(0.13), 0.045)
     assert unclear.verdict == "not decided"
     assert unclear.as_dict()["verdict"] == "not decided"
+    nothing = np.full(1001, np.nan)
+    assert difference(nothing, nothing).verdict == "not defined"
 
 
 def test_a_large_bootstrap_takes_seconds():
@@ -348,3 +356,26 @@ def test_prediction_powered_means_are_valid_and_narrow():
     assert narrower == 50
     with pytest.raises(ValueError, match="at least two items"):
         corpus_mean(np.ones(1), np.ones(1), np.ones(5))
+
+
+def test_an_interval_never_leaves_out_its_own_estimate():
+    """With 60 options, resamples lack some, and macro-F1 falls in nearly all of them."""
+    rng = np.random.default_rng(0)
+    said = rng.integers(0, 60, 150)
+    judged = np.where(rng.random(150) < 0.5, said, rng.integers(0, 60, 150))
+    votes = [[int(option)] for option in said]
+    totals = Bootstrap(150, 500).totals(judge_confusions(judged.tolist(), votes, 60))
+    for statistic in (macro_f1, accuracy, cohen_kappa):
+        found = percentile_interval(statistic(totals))
+        assert found.low < found.estimate < found.high
+        assert 0 <= found.low <= found.high <= 1
+
+
+def test_intervals_cover_a_mean():
+    """As often as they say, about: 95 % of the intervals of a mean of 60 hold the truth."""
+    covered = 0
+    for seed in range(200):
+        drawn = np.random.default_rng(seed).exponential(1.0, 60)
+        found = Bootstrap(60, 400, seed).interval(drawn, lambda sums: np.asarray(sums) / 60)
+        covered += found.low <= 1.0 <= found.high
+    assert 0.88 <= covered / 200 <= 0.99

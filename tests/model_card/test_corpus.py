@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from slm_judge.export.verify import verify
+from slm_judge.export.verify import ask, verify
 
 from slm_judge import Judge, Rubric
+from slm_judge.annotate.job import annotate_table
+from slm_judge.annotate.rows import STABLE_DIGITS, AnnotateOptions
 from slm_judge.cli import main
-from slm_judge.data.item import load_split
+from slm_judge.data.item import Item, load_split
 from slm_judge.errors import DataError
 from slm_judge.evaluation.estimate import as_json, estimate, estimate_table
+from slm_judge.evaluation.evaluate import evaluate, of_run
 from slm_judge.evaluation.threshold import threshold_table, thresholds
 
 
@@ -41,9 +44,58 @@ def test_thresholds_are_chosen_on_validation_and_tried_on_test(verified):
     # All errors are accepted: everything is kept.
     everything = thresholds(verified, 0.999)
     assert all(f["validation"]["coverage"] == 1 for f in everything.values())
-    assert threshold_table(everything, 0.999).row_count > len(everything)
+    assert len(threshold_table(everything, 0.999).rows) > len(everything)
     with pytest.raises(DataError, match="between 0 and 1"):
         thresholds(verified, 10)
+
+
+def test_review_below_a_threshold_keeps_the_promised_rows(verified, tmp_path):
+    report, items = thresholds(verified, 0.3), load_split(verified.data, "test")
+    table = pd.DataFrame([{"item_id": item.item_id, **item.state} for item in items])
+    table.to_csv(tmp_path / "test.csv", index=False)
+    with Judge.from_pretrained(verified.gguf_file("Q8_0")) as judge:
+        annotate_table(judge, str(tmp_path / "test.csv"), tmp_path / "o.csv", show_progress=False)
+        written = pd.read_csv(tmp_path / "o.csv")
+        for name, found in report.items():
+            if found["threshold"] is None:
+                continue
+            assert round(found["threshold"], STABLE_DIGITS) == found["threshold"]
+            promised, answered = found["test"]["Q8_0"], written[f"{name}_confidence"]
+            assert promised["items"] == len(items)
+            kept = (answered >= found["threshold"]).sum()
+            assert kept == round(promised["coverage"] * len(items))
+        lowest = max(f["threshold"] for f in report.values() if f["threshold"] is not None)
+        options = AnnotateOptions(review_below=lowest)
+        summary = annotate_table(judge, str(tmp_path / "test.csv"), tmp_path / "r.csv", options,
+                                 show_progress=False)  # fmt: skip
+    columns = [f"{name}_confidence" for name in report]
+    assert summary.reviewed == (written[columns] < lowest).any(axis=1).sum()
+    shown = "\n".join(line for line, _ in threshold_table(report, 0.3).lines(80))
+    assert f"{lowest:.{STABLE_DIGITS}f}" in shown
+
+
+def test_an_item_that_is_too_long_is_named(run):
+    long = Item("the-long-one", {"text": "word " * 20_000}, {}, "g")
+    with (
+        Judge.from_pretrained(run.gguf_file("Q8_0")) as judge,
+        pytest.raises(DataError, match=r"Item the-long-one needs .* tokens, but there is room for"),
+    ):
+        ask(judge, [*load_split(run.data, "test")[:2], long])
+
+
+def test_a_report_is_made_again_without_a_model(verified, monkeypatch):
+    """Evaluating a run reads what verify kept."""
+    made = json.loads((verified.report / "report.json").read_text())
+
+    def opened(*_args, **_options):
+        pytest.fail("a model was opened")
+
+    monkeypatch.setattr(Judge, "from_pretrained", opened)
+    again = evaluate(of_run(verified))
+    assert again["probes"] == made["probes"]
+    for name, dimension in again["dimensions"].items():
+        for system, one in dimension["systems"].items():
+            assert one["alpha"] == made["dimensions"][name]["systems"][system]["alpha"]
 
 
 def test_verify_makes_the_report(verified):
@@ -80,17 +132,42 @@ def corpus(folder, bias=0.3, n=2000, labelled=300, seed=0):
 def test_estimates_correct_the_judge(tmp_path, support):
     share, mean = corpus(tmp_path)
     found = estimate(str(tmp_path / "corpus.parquet"), str(tmp_path / "humans.csv"), support)
-    refund, urgency = found["refund"]["true"], found["urgency"]["mean"]
+    refund, urgency = found.dimensions["refund"]["true"], found.dimensions["urgency"]["mean"]
     assert refund.judge_alone > share + 0.1
     assert refund.prediction_powered.low < share < refund.prediction_powered.high
     assert urgency.judge_alone > mean + 0.2
     assert urgency.prediction_powered.low < mean < urgency.prediction_powered.high
     narrow = urgency.prediction_powered.high - urgency.prediction_powered.low
     assert narrow < urgency.humans_alone.high - urgency.humans_alone.low
-    assert found["topic"]["billing"].prediction_powered.estimate == pytest.approx(1.0)
+    assert found.dimensions["topic"]["billing"].prediction_powered.estimate == pytest.approx(1.0)
     assert (refund.n_human, refund.n_judged) == (300, 1700)
-    assert estimate_table(found).row_count == 3 + 1 + 5 + 2
+    assert len(estimate_table(found).rows) == 3 + 1 + 5 + 2
+    assert found.notes == []
     assert as_json(found)["refund"]["true"]["n_human"] == 300
+
+
+def test_what_does_not_count_in_an_estimate_is_said(tmp_path, support):
+    corpus(tmp_path)
+    table = pd.read_parquet(tmp_path / "corpus.parquet").astype(object)
+    table["outcome"] = "annotated"
+    table.loc[1990:, ["urgency", "topic", "refund"]] = None
+    table.loc[1990:, "outcome"] = "empty field: text"
+    table.loc[1989, "topic"] = "weather"
+    table.to_csv(tmp_path / "corpus.csv", index=False)
+    humans = pd.read_csv(tmp_path / "humans.csv", dtype=str)
+    humans.loc[:9, "topic"] = "Billing"
+    humans.loc[10, "topic"] = "sunshine"
+    humans.to_csv(tmp_path / "humans.csv", index=False)
+    found = estimate(str(tmp_path / "corpus.csv"), str(tmp_path / "humans.csv"), support)
+    said = " ".join(found.notes)
+    assert (
+        "11 of 2000 rows do not count for topic: empty field: text (10), 'weather' is not" in said
+    )
+    assert "10 of 2000 rows do not count for refund: empty field: text (10)." in said
+    assert "'Billing' as billing (10 times)" in said
+    assert "left out 1 x labels of topic outside the rubric" in said
+    assert found.dimensions["topic"]["billing"].n_human == 299
+    assert found.dimensions["refund"]["true"].n_judged == 1690
 
 
 def test_too_few_labels(tmp_path, support):

@@ -1,6 +1,8 @@
 """The report: from tables to a page, with whatever can be computed."""
 
+import io
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -9,13 +11,17 @@ import evaluate as evaluate_package
 import numpy as np
 import pandas as pd
 import pytest
-from slm_judge.model_card.page import write
+from rich.console import Console
+from slm_judge.export.push import Repository, plan_table
+from slm_judge.model_card.page import table, write
 
 from slm_judge import Rubric
 from slm_judge.agreement.alpha import annotators_alpha, judge_alpha
+from slm_judge.agreement.bootstrap import Interval
 from slm_judge.cli import main
 from slm_judge.data.predictions import Answers
 from slm_judge.errors import DataError, JudgeError
+from slm_judge.evaluation.baselines import Scores, results_table
 from slm_judge.evaluation.dimension import evaluate_dimension
 from slm_judge.evaluation.evaluate import evaluate, find, of_files
 from slm_judge.evaluation.metrics import metric_path
@@ -217,12 +223,62 @@ def test_partial_overlap_and_unknown_labels_are_counted(tmp_path, rubric):
     )
     report = evaluate(of_files(*given, rubric))
     notes = " ".join(report["notes"])
-    assert "1 labels are not in the rubric and were left out, e.g. row 4: grade = '9'" in notes
+    assert "left out 1 x labels of grade outside the rubric, e.g. a.csv, line 5: '9'" in notes
     assert "lacks 1 of 4 items (e.g. d)" in notes
     assert "has 1 items without annotations" in notes
-    assert "1 items have a label that is empty or not in the rubric" in notes
+    assert "left out 1 x labels of grade that are empty or not in the rubric" in notes
     assert report["items"] == 2
     assert report["dimensions"]["grade"]["systems"]["judge"]["accuracy"]["estimate"] == 1.0
+
+
+def test_nothing_is_said_about_annotators_whom_nobody_named(tmp_path, rubric):
+    annotations, predictions = tables(tmp_path)
+    named = evaluate(run_files(tmp_path, rubric))["dimensions"]["kind"]
+    pd.read_csv(annotations).sample(frac=1, random_state=1).to_csv(annotations, index=False)
+    report = evaluate(of_files({"judge": str(predictions)}, str(annotations), rubric))
+    kind = report["dimensions"]["kind"]
+    assert kind["annotators"] is None
+    assert kind["ratings"] == named["ratings"]
+    assert kind["humans"]["alpha"]["estimate"] == named["humans"]["alpha"]["estimate"]
+    test = kind["systems"]["judge"]["alternative_annotator_test"]
+    assert test["annotators"] == []
+    assert not test["passed"]
+    assert any("Nobody said who made" in note for note in kind["notes"])
+    assert any("annotator_id may be one" in note for note in report["notes"])
+    assert "annotators without names" in write(report, tmp_path / "r").read_text()
+
+
+# --- tables for a terminal and for a file ---
+
+LONG = "TF-IDF + logistic regression, balanced, of a system with a very long name indeed, v2"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_tables_are_legible_at_80_columns(tmp_path, rubric, terminal):
+    annotations, predictions = tables(tmp_path, n=40)
+    report = evaluate(
+        of_files(
+            {LONG: str(predictions), "short": str(predictions)}, str(annotations), rubric,
+            annotator="annotator_id",
+        )
+    )  # fmt: skip
+    scores = Scores(*[Interval(-0.123, -0.234, -0.012)] * 3)
+    sheets = [
+        table(report),
+        results_table(rubric.dimension("kind"), {LONG: scores, "short": scores}, 40),
+        plan_table([Repository(f"me/{'long-' * 20}name", {"a-file.gguf": b"x"})]),
+    ]
+    for sheet in sheets:
+        output = io.StringIO()
+        sheet.show(Console(file=output, width=80, force_terminal=terminal))
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue())
+        assert (plain != output.getvalue()) == terminal
+        assert not set("│┃─━┏…") & set(plain)
+        long = [line for line in plain.splitlines() if len(line) > 80]
+        assert all(len(line.split()) == 1 for line in long), long  # a name without a space
+        for name, figures, _ in sheet.rows:
+            assert all(word in plain.split() for word in name.split())
+            assert all(figure in plain for figure in figures)
 
 
 def test_a_dimension_without_annotations_is_left_out(tmp_path, rubric):
@@ -265,7 +321,7 @@ def test_probabilities_of_another_length(tmp_path, rubric):
     lines = [json.loads(line) for line in predictions.read_text().splitlines()]
     lines[3]["kind_probabilities"] = [1.0]
     predictions.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(DataError, match="kind_probabilities must hold a list of 3"):
+    with pytest.raises(DataError, match="kind_probabilities must be a list of 3"):
         of_files({"j": str(predictions)}, str(annotations), rubric, annotator="annotator_id")
 
 

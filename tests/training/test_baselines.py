@@ -10,7 +10,7 @@ from slm_judge.agreement.alpha import annotators_alpha, judge_alpha
 from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.agreement.scores import pair_accuracy
 from slm_judge.artefact.judge_files import Contract
-from slm_judge.data.item import load_split, votes_of
+from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import parse_predictions
 from slm_judge.errors import DataError
 from slm_judge.evaluation.baselines import baselines, fit_systems, score, score_annotators
@@ -79,10 +79,24 @@ def test_scores_are_those_of_their_definitions(run, test_items):
 def test_systems_are_fitted_on_training_items_alone(run, test_items):
     rubric = Contract.load(run.adapter).rubric
     train = load_split(run.data, "train")
-    first = fit_systems(train, test_items, rubric)
+    first, notes = fit_systems(train, test_items, rubric)
+    assert notes == []
     blind = [item.__class__(item.item_id, item.state, {}, item.group) for item in test_items]
-    assert fit_systems(train, blind, rubric) == first
+    assert fit_systems(train, blind, rubric) == (first, [])
     assert set(first["majority label"]["topic"]) == {first["majority label"]["topic"][0]}
+
+
+def test_what_cannot_be_fitted_is_left_out_with_a_reason(run, test_items):
+    rubric = Contract.load(run.adapter).rubric
+    train = [
+        Item(i.item_id, i.state, {**i.votes, "topic": {"a": 2}, "refund": {}}, i.group)
+        for i in load_split(run.data, "train")
+    ]
+    found, notes = fit_systems(train, test_items, rubric)
+    assert set(found["majority label"]) == {"urgency", "topic"}
+    assert set(found["TF-IDF + logistic regression"]) == {"urgency"}
+    assert any("regression is left out" in n and "one label alone of topic" in n for n in notes)
+    assert any("majority label is left out" in n and "no label of refund" in n for n in notes)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +104,7 @@ def test_systems_are_fitted_on_training_items_alone(run, test_items):
     [
         (lambda t: t.iloc[1:], "lacks 1 of 58 items"),
         (lambda t: t.drop(columns="topic"), "lacks the columns topic"),
-        (lambda t: t.assign(topic="weather"), "is 'weather', which the rubric does not have"),
+        (lambda t: t.assign(topic="weather"), "has no label of the rubric"),
     ],
 )
 def test_predictions_that_do_not_fit(run, majority_file, tmp_path, change, complaint):

@@ -97,10 +97,10 @@ def test_all_problems_come_in_one_report(tmp_path):
     with pytest.raises(DataError) as error:
         load(table, tmp_path / "d.csv", annotator="who")
     message = str(error.value)
-    assert "2 x empty texts in text" in message
+    assert "2 x rows with empty field: text" in message
     assert "4 x labels of clarity outside the rubric" in message
-    assert "train row 3: '9'" in message
-    assert "row 4:" not in message  # three examples a kind
+    assert "d.csv, line 4: '9'" in message
+    assert "line 5:" not in message  # three examples a kind
     assert "1 x the same item and annotator twice with different labels" in message
     assert "1 x the same item_id with different texts" in message
     assert "clarity: only 0" in message
@@ -149,7 +149,7 @@ def test_splits_survive_the_run_folder(tmp_path):
         ("d.csv", "a,a\n1,2\n", "repeated columns a"),
         ("d.csv", "a,b\n", "d.csv has no rows"),
         ("d.csv", "a,b\n1,2,3,4\n", "cannot be read as csv"),
-        ("d.csv", "a,b\n\"1,2\n", "cannot be read as csv"),
+        ("d.csv", "a,b\n\"1,2\n", "cannot be read as csv: line 2"),
         ("d.jsonl", '{"a": 1}\n{"a": \n', "cannot be read as json"),
         ("d.parquet", "not parquet", "cannot be read as parquet"),
         ("d.xlsx", "", "is neither .csv"),

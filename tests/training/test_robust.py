@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import kill_until_done, small_recipe
+from tests.conftest import LIMIT, kill_until_done, small_recipe
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -35,6 +35,13 @@ def command(*arguments):
     return [sys.executable, "-m", "slm_judge", *map(str, arguments)]
 
 
+def slm_judge(*arguments, env=ENVIRONMENT):
+    """The command to its end."""
+    return subprocess.run(
+        command(*arguments), env=env, capture_output=True, text=True, timeout=LIMIT
+    )
+
+
 def weights(folder: Path):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
@@ -54,14 +61,18 @@ DRAWN = {
 def test_a_killed_run_resumes_to_the_same_weights(recipe_file):
     """SIGKILL at random moments, within epochs and while checkpoints are written."""
     whole, whole_folder = recipe_file("whole", **DRAWN)
-    subprocess.run(command("train", whole), check=True, env=ENVIRONMENT, capture_output=True)
+    assert slm_judge("train", whole).returncode == 0
     killed, folder = recipe_file("killed", **DRAWN)
+    log = folder.with_suffix(".log")
+
+    def start():
+        with log.open("w") as file:
+            resumed = command("train", killed, "--resume")
+            return subprocess.Popen(resumed, env=ENVIRONMENT, stdout=file, stderr=file)
+
     kills = kill_until_done(
-        lambda: subprocess.Popen(
-            command("train", killed, "--resume"), env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ),
-        folder / "adapter", lambda: folder.glob("checkpoints/checkpoint-*"), 3, delay=1.5, poll=0.02,
+        start, folder / "adapter", lambda: folder.glob("checkpoints/checkpoint-*"), 3,
+        delay=1.5, poll=0.02, log=log,
     )  # fmt: skip
     assert kills == 3
     for name, tensor in weights(whole_folder).items():
@@ -86,14 +97,14 @@ def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
 def test_two_processes_train_as_one(recipe_file):
     """The batch is shared: each process takes half of it, and logs are written once."""
     one, one_folder = recipe_file("one", training={"epochs": 1})
-    subprocess.run(command("train", one), check=True, env=ENVIRONMENT, capture_output=True)
+    assert slm_judge("train", one).returncode == 0
     two, two_folder = recipe_file("two", training={"epochs": 1, "report_to": ["tensorboard"]})
     launch = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"),
         *("--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--main_process_port", "0", "-m", "slm_judge", "train", str(two)),
     ]
-    result = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True)
+    result = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("adapter saved in") == 1
     assert len(list((two_folder / "logs").glob("events.out.tfevents.*"))) == 1
@@ -110,7 +121,7 @@ def test_logs_for_tensorboard_and_trackio(recipe_file, tmp_path):
 
     path, folder = recipe_file("logged", training={"report_to": ["tensorboard", "trackio"]})
     environment = ENVIRONMENT | {"TRACKIO_DIR": str(tmp_path / "trackio")}
-    subprocess.run(command("train", path), check=True, env=environment, capture_output=True)
+    assert slm_judge("train", path, env=environment).returncode == 0
     events = EventAccumulator(str(folder / "logs"))
     events.Reload()
     assert {"train/loss", "eval/alpha", "eval/alpha_topic"} <= set(events.Tags()["scalars"])
@@ -119,7 +130,7 @@ def test_logs_for_tensorboard_and_trackio(recipe_file, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_advice(recipe_file):
     path, folder = recipe_file("nan", training={"learning_rate": 1e30, "max_grad_norm": 1e30})
-    result = subprocess.run(command("train", path), env=ENVIRONMENT, capture_output=True, text=True)
+    result = slm_judge("train", path)
     message = " ".join(result.stderr.split())
     assert result.returncode == 2, message
     assert "Lower training.learning_rate (now 1e+30)" in message
@@ -143,8 +154,9 @@ def test_running_out_of_memory_names_the_settings(recipe_file):
         "from slm_judge.cli import main; main()"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, "train", path], env=ENVIRONMENT, capture_output=True, text=True
-    )
+        [sys.executable, "-c", code, "train", path],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT,
+    )  # fmt: skip
     message = " ".join(result.stderr.split())
     assert result.returncode == 2, message[-2000:]
     assert "Out of memory. Lower training.tokens_per_pack (now 10000000)" in message

@@ -7,18 +7,19 @@ from slm_judge.training.slots import (
     IGNORE,
     SlotCollator,
     TrainingCollator,
+    check_lengths,
     label_token_ids,
     make_dataset,
 )
 from slm_judge.training.targets import Targets
 
-from slm_judge.artefact.base import load_base
+from slm_judge.artefact.base import Base, load_base
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.packing import pack
 from slm_judge.backends.transformers import pack_budget, pack_tensors
 from slm_judge.data.item import Item
 from slm_judge.errors import DataError
-from slm_judge.prompt.readers import EncodedPrompt
+from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.recipe import AugmentationConfig
 
 
@@ -54,13 +55,19 @@ def targets(items, support):
 
 @pytest.fixture(scope="module")
 def dataset(items, contract, tokenizer, targets):
-    return make_dataset(items, contract, tokenizer, targets, 512)
+    prompts = encoded(items, contract, tokenizer)
+    return make_dataset(prompts, targets, label_token_ids(contract, tokenizer))
+
+
+def encoded(items, contract, tokenizer):
+    reader = DecisionReader(tokenizer, contract.decision_template, contract.rubric, contract.labels)
+    return reader.encode([item.state for item in items])
 
 
 def adapted(quantization):
     from peft import LoraConfig, get_peft_model
 
-    base = {"base": "tiny", "revision": None, "quantization": quantization, "dtype": "float32"}
+    base = Base("tiny", quantization=quantization)
     model = get_peft_model(load_base(base, "cpu"), LoraConfig(r=4, target_modules="all-linear"))
     with torch.no_grad():  # B starts at zero, which would hide half of the gradients
         for name, parameter in model.named_parameters():
@@ -175,6 +182,12 @@ def test_without_augmentation_a_batch_is_what_inference_sees(items, dataset, con
             assert torch.equal(tensor, b["inputs"][key])
 
 
-def test_too_long_items_are_reported(items, contract, tokenizer, targets):
-    with pytest.raises(DataError, match=r"4 of 4 prompts .* \(item 1\)"):
-        make_dataset(items, contract, tokenizer, targets, 64)
+def test_too_long_items_of_every_split_are_reported(items, contract, tokenizer):
+    splits = {"train": items[:2], "test": items[2:]}
+    prompts = {name: encoded(part, contract, tokenizer) for name, part in splits.items()}
+    size = max(len(prompt.input_ids) for part in prompts.values() for prompt in part)
+    check_lengths(splits, prompts, size, size)
+    with pytest.raises(DataError, match=r"4 of 4 prompts .* training\.max_length .* of test"):
+        check_lengths(splits, prompts, 64, 4096)
+    with pytest.raises(DataError, match=r"the base can read \(64 tokens\)"):
+        check_lengths(splits, prompts, 4096, 64)

@@ -143,7 +143,7 @@ def test_bad_data_is_reported_before_a_model_loads(tmp_path, monkeypatch):
     recipe = recipe.model_copy(
         update={"data": DataConfig(train=str(tmp_path / "d.csv")), "base": "no/such"}
     )
-    with pytest.raises(JudgeError, match="empty texts"):
+    with pytest.raises(JudgeError, match="empty field"):
         train(recipe)
 
 
@@ -167,3 +167,72 @@ def test_paraphrasing_without_paraphrases_is_refused(tmp_path, support):
     with pytest.raises(RecipeError, match="has no `paraphrases`"):
         train(recipe)
     assert not (tmp_path / "run").exists()
+
+
+# --- nothing is lost, nothing half-made is left ---
+
+
+def test_what_fails_before_the_first_step_leaves_no_folder(tmp_path, hub):
+    folder = tmp_path / "run"
+    with pytest.raises(JudgeError, match="no repository no/such-base"):
+        train(small_recipe(folder, base="no/such-base"))
+    assert not folder.exists()
+    long = tmp_path / "long.csv"
+    sample = (ROOT / "samples/support-messages.csv").read_text().splitlines()
+    long.write_text("\n".join([*sample, f"long,ann_1,{'word ' * 5000},1,billing,true"]))
+    recipe = small_recipe(folder)
+    data = recipe.data.model_copy(update={"train": str(long)})
+    with pytest.raises(JudgeError, match=r"1 of .* prompts are longer .* long of"):
+        train(recipe.model_copy(update={"data": data}))
+    assert not folder.exists()
+
+
+def test_overwrite_takes_a_run_alone_and_gives_it_back(run, tmp_path, monkeypatch):
+    from slm_judge.training.trainer import SlotTrainer
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    with pytest.raises(JudgeError, match="is not a run"):
+        train(small_recipe(mine), overwrite=True)
+    assert (mine / "notes.txt").exists()
+    old = Run(tmp_path / "old")
+    shutil.copytree(run.folder, old.folder)
+    recipe = run.recipe().model_copy(update={"output": str(old.folder)})
+    with pytest.raises(JudgeError, match="choose one"):
+        train(recipe, resume=True, overwrite=True)
+
+    def broken(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SlotTrainer, "training_step", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, overwrite=True)
+    assert (old.adapter / "adapter_model.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_settings_of_later_stages_may_change(run, tmp_path, capsys):
+    later = Run(tmp_path / "run")
+    shutil.copytree(run.folder, later.folder)
+    recipe = run.recipe().model_copy(update={"output": str(later.folder)})
+    write_text(later.recipe_file, recipe.model_dump_json())
+    verify = recipe.verify.model_copy(update={"max_rows": 7})
+    train(recipe.model_copy(update={"verify": verify}), resume=True)
+    assert "has the new settings of verify" in " ".join(capsys.readouterr().err.split())
+    assert later.recipe().verify.max_rows == 7
+    lora = recipe.lora.model_copy(update={"r": 99})
+    with pytest.raises(JudgeError, match="other settings of lora"):
+        train(recipe.model_copy(update={"lora": lora}), resume=True)
+
+
+def test_a_split_without_labels_is_a_problem_of_the_data(tmp_path):
+    rows = [f"v{k},text {k}" for k in range(12)]
+    (tmp_path / "v.csv").write_text(
+        "item_id,text,annotator_id,urgency,topic,refund\n"
+        + "".join(f"{row},ann_1,,,\n" for row in rows)
+    )
+    recipe = small_recipe(tmp_path / "run")
+    data = recipe.data.model_copy(update={"validation": str(tmp_path / "v.csv")})
+    with pytest.raises(JudgeError, match="no item of the validation split has a label"):
+        train(recipe.model_copy(update={"data": data}))

@@ -1,13 +1,16 @@
 """Two systems on the same items: the paired difference, and whether one is not inferior."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .alpha import Floats
-from .bootstrap import Bootstrap, Interval, percentile_interval
+import numpy as np
 
-Verdict = Literal["not inferior", "inferior", "not decided"]
+from .alpha import Floats
+from .bootstrap import Interval, percentile_interval
+
+MARGIN = 0.05
+"""Alpha that may be lost without being inferior, where nobody says otherwise."""
+Verdict = Literal["not inferior", "inferior", "not decided", "not defined"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Difference:
 
         Not inferior: the loss is surely smaller than the margin; inferior: surely larger.
         """
+        if not np.isfinite(self.interval.estimate):
+            return "not defined"
         if self.interval.low > -self.margin:
             return "not inferior"
         return "inferior" if self.interval.high < -self.margin else "not decided"
@@ -32,26 +37,6 @@ class Difference:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**self.interval.as_dict(), "margin": self.margin, "verdict": self.verdict}
-
-
-def paired_difference(
-    reference: Floats,
-    other: Floats,
-    statistic: Callable[[Floats], Floats],
-    bootstrap: Bootstrap,
-    margin: float = 0.0,
-) -> Difference:
-    """Bootstrap the difference of a statistic over the same resampled items.
-
-    Args:
-        reference: N x ..., what is summed over items for the reference.
-        other: the same for the other system.
-        statistic: of such sums.
-        bootstrap: the resamples.
-        margin: of non-inferiority.
-    """
-    before, after = (statistic(bootstrap.totals(per_item)) for per_item in (reference, other))
-    return difference(before, after, margin)
 
 
 def difference(reference: Floats, other: Floats, margin: float = 0.0) -> Difference:

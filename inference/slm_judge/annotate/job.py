@@ -15,7 +15,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from slm_judge.data.tables import TableStream, check_output, is_folder
+from slm_judge.data.tables import (
+    Overview,
+    Piece,
+    TableStream,
+    check_output,
+    file_format,
+    is_folder,
+    names,
+    plain_type,
+)
 from slm_judge.data.write import write_tables
 from slm_judge.errors import DataError
 from slm_judge.files import content_hash
@@ -23,7 +32,7 @@ from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.version import __version__
 
-from .rows import ANNOTATED, TRUNCATED, AnnotateOptions, PieceAnnotator, Prepared
+from .rows import ANNOTATED, STABLE_DIGITS, TRUNCATED, AnnotateOptions, PieceAnnotator, Prepared
 from .store import ShardStore, digest_of
 
 
@@ -37,6 +46,8 @@ class Summary:
     """Rows that the model read in this run: not those of earlier runs, nor repeated texts."""
     reviewed: int = 0
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    """What people should know about how the input was read."""
 
     @property
     def not_annotated(self) -> int:
@@ -77,7 +88,7 @@ def annotate_table(
             at its end, a folder on any path that fsspec opens, where the pieces stay as Parquet
             files.
         options: see `AnnotateOptions`.
-        overwrite: throw finished pieces of an earlier job away.
+        overwrite: replace an earlier output, and throw pieces of another job or input away.
         show_progress: draw a progress bar.
         engine: what computes the pieces; by default this process.
 
@@ -91,37 +102,74 @@ def annotate_table(
     options, output = options or AnnotateOptions(), str(output)
     check_output(output)
     review = review_file(output, options)
+    _check_places(source, output, review, overwrite)
     started = time.monotonic()
     stream, annotator = TableStream(source), PieceAnnotator(judge, options)
-    store = ShardStore(
-        output if is_folder(output) else f"{output}.parts", job_of(judge, options), overwrite
-    )
-    summary = Summary()
-    with progress_bar("rows", show_progress) as progress:
-        task = progress.add_task("annotating", total=None)
-        for piece in (engine or here)(stream, annotator, store):
-            summary.rows += piece.n_rows
-            summary.computed += piece.computed
-            summary.outcomes.update(piece.outcomes)
-            read = stream.share_read
-            total = round(summary.rows / read) if read and engine is None else None
-            progress.update(task, completed=summary.rows, total=total)
-        progress.update(task, completed=summary.rows, total=summary.rows)
-    if not summary.rows:
-        store.remove()
+    overview = stream.overview()
+    if overview.n_rows == 0:
         raise DataError(f"{source} has no rows.")
-    if not is_folder(output):
-        write_tables(store.tables(), Path(output))
+    annotator.check(overview.columns, source)
+    folder = is_folder(output)
+    store = ShardStore(
+        output if folder else f"{output}.parts",
+        job_of(judge, options),
+        overwrite,
+        overview if folder else None,
+    )
+    summary = Summary(notes=[*stream.notes, *notes_on(overview, output)])
+    n_pieces = 0
+    try:
+        with progress_bar("rows", show_progress) as progress:
+            task = progress.add_task("annotating", total=overview.n_rows)
+            for piece in (engine or here)(stream, annotator, store):
+                n_pieces += 1
+                summary.rows += piece.n_rows
+                summary.computed += piece.computed
+                summary.outcomes.update(piece.outcomes)
+                progress.update(task, completed=summary.rows)
+    except BaseException:
+        store.remove_if_empty()
+        raise
+    store.close(n_pieces)
+    if not folder:
+        write_tables(store.tables(), Path(output), overview)
     if review:
         assert options.review_below is not None
         unsure = _to_review(store.tables(), annotator.confidences, options.review_below)
-        summary.reviewed = write_tables(unsure, review)
-    if is_folder(output):
+        summary.reviewed = write_tables(unsure, review, overview)
+    if folder:
         store.write_record("_summary.json", {"rows": summary.rows, "outcomes": summary.outcomes})
     else:
         store.remove()
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _check_places(source: str, output: str, review: Path | None, overwrite: bool) -> None:
+    """Refuse to write over the input, over one output with another, or over a finished one.
+
+    Raises:
+        DataError: says which.
+    """
+    places = {"the input": source, "the output": output, "the file to review": review}
+    seen: dict[Path, str] = {}
+    for what, place in places.items():
+        if place is not None and (first := seen.setdefault(Path(place).resolve(), what)) != what:
+            raise DataError(f"{place} is {first} and {what}; name another file.")
+    going_on = Path(f"{output}.parts").exists()
+    for place in (None if is_folder(output) else output, review):
+        if place and Path(place).exists() and not overwrite and not going_on:
+            raise DataError(f"{place} exists. Name another file, or replace it with --overwrite.")
+
+
+def notes_on(overview: Overview, output: str) -> list[str]:
+    """What Parquet cannot hold as it is in rows of JSON."""
+    if not is_folder(output) and file_format(Path(output)) != "parquet":
+        return []
+    mixed = [name for name, kinds in overview.kinds.items() if plain_type(kinds) is None]
+    if not mixed:
+        return []
+    return [f"{output}: {names(mixed)} hold lists, objects or mixed types, written as JSON texts."]
 
 
 def review_file(output: str, options: AnnotateOptions) -> Path | None:
@@ -135,7 +183,9 @@ def review_file(output: str, options: AnnotateOptions) -> Path | None:
     if options.review is None and is_folder(output):
         raise DataError("Name the file for the rows to review: --review review.csv")
     beside = Path(output)
-    review = Path(options.review or beside.with_name(f"{beside.stem}.review{beside.suffix}"))
+    packed = beside.suffix if file_format(beside.with_suffix("")) else ""
+    plain = Path(beside.name.removesuffix(packed))
+    review = Path(options.review or beside.with_name(f"{plain.stem}.review{plain.suffix}{packed}"))
     if is_folder(str(review)):
         raise DataError(f"{review}: the rows to review go into one file, not a folder.")
     check_output(str(review))
@@ -148,42 +198,34 @@ def here(stream: TableStream, annotator: PieceAnnotator, store: ShardStore) -> I
     The next piece is read and tokenized in a thread while the engine computes.
     """
 
-    def load() -> Iterator[tuple[int, pa.Table, str, pa.Table | None, Prepared | None]]:
+    def load() -> Iterator[tuple[int, Piece, str, pa.Table | None, Prepared | None]]:
         row = 0
-        for index, table, digest in pieces_of(stream, annotator):
+        for index, piece, digest in pieces_of(stream, annotator):
             finished = store.find(index, digest)
-            prepared = None if finished is not None else annotator.prepare(table, row)
-            row += table.num_rows
-            yield index, table, digest, finished, prepared
+            prepared = None if finished is not None else annotator.prepare(piece, row)
+            row += piece.table.num_rows
+            yield index, piece, digest, finished, prepared
 
     with ThreadPoolExecutor(1) as executor:
         loader = load()
         waiting = executor.submit(next, loader, None)
         while (loaded := waiting.result()) is not None:
             waiting = executor.submit(next, loader, None)
-            index, table, digest, finished, prepared = loaded
+            index, piece, digest, finished, prepared = loaded
             before = annotator.computed
             if prepared is None:
                 assert finished is not None
-                annotator.replay(table, finished)
+                annotator.replay(piece, finished)
             else:
                 finished = annotator.annotate(prepared)
                 store.write(index, finished, digest)
             yield summarise(finished, annotator, annotator.computed - before)
 
 
-def pieces_of(
-    stream: TableStream, annotator: PieceAnnotator
-) -> Iterator[tuple[int, pa.Table, str]]:
-    """Yield the index, the rows and the digest of each piece; the first one is checked.
-
-    Raises:
-        DataError: columns are missing or would be overwritten.
-    """
-    for index, table in enumerate(stream.pieces(annotator.options.rows_per_piece)):
-        if index == 0:
-            annotator.check(table, stream.location)
-        yield index, table, digest_of(table)
+def pieces_of(stream: TableStream, annotator: PieceAnnotator) -> Iterator[tuple[int, Piece, str]]:
+    """Yield the index, the rows and the digest of each piece."""
+    for index, piece in enumerate(stream.pieces(annotator.options.rows_per_piece)):
+        yield index, piece, digest_of(piece.table)
 
 
 def summarise(finished: pa.Table, annotator: PieceAnnotator, computed: int) -> Finished:
@@ -203,7 +245,7 @@ def _to_review(
     """Rows that are not sure in some dimension."""
     for table in tables:
         unsure = [
-            any(value is not None and value < threshold for value in row)
+            any(v is not None and round(v, STABLE_DIGITS) < threshold for v in row)
             for row in zip(*(table[name].to_pylist() for name in confidences), strict=True)
         ]
         yield table.filter(pa.array(unsure))

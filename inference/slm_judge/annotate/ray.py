@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from slm_judge.data.tables import TableStream
+from slm_judge.data.tables import Overview, Piece, TableStream
 from slm_judge.errors import DataError, JudgeError, require
 from slm_judge.judge.judge import Judge
 
@@ -46,14 +46,14 @@ class RayEngine:
                 judge than this machine.
         """
         waiting, row = [], 0
-        for index, table, digest in pieces_of(stream, annotator):
+        for index, piece, digest in pieces_of(stream, annotator):
             finished = store.find(index, digest)
             if finished is not None:
                 yield summarise(finished, annotator, 0)
             else:
-                store.put_input(index, table)
+                store.put_input(index, piece.table)
                 waiting.append({"index": index, "first_row": row})
-            row += table.num_rows
+            row += piece.table.num_rows
         if waiting:
             yield from self._run(waiting, annotator, store)
 
@@ -78,6 +78,7 @@ class RayEngine:
                 "options": annotator.options,
                 "location": store.location,
                 "job": store.job,
+                "shape": store.shape,
             },
             batch_size=1,
             compute=ray.ActorPoolStrategy(size=workers),
@@ -101,10 +102,12 @@ class PieceWorker:
         options: AnnotateOptions,
         location: str,
         job: dict[str, Any],
+        shape: Overview | None,
     ) -> None:
         """Load the judge."""
         judge = Judge.from_pretrained(model, **settings)
-        self.annotator, self.store = PieceAnnotator(judge, options), ShardStore(location, job)
+        self.annotator = PieceAnnotator(judge, options)
+        self.store = ShardStore(location, job, shape=shape)
         self.same_job = json.loads(json.dumps(job_of(judge, options))) == job
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -134,7 +137,7 @@ class PieceWorker:
         # Texts of other pieces are forgotten, since which they are depends on the scheduler.
         self.annotator.forget()
         before = self.annotator.computed
-        finished = self.annotator.annotate(self.annotator.prepare(table, first_row))
+        finished = self.annotator.annotate(self.annotator.prepare(Piece(table), first_row))
         self.store.write(index, finished, digest_of(table))
         self.store.drop_input(index)
         return summarise(finished, self.annotator, self.annotator.computed - before)

@@ -3,19 +3,20 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
 
 from slm_judge.backends import Backend
-from slm_judge.data.text import normalise
+from slm_judge.data.tables import Piece, names
+from slm_judge.data.text import read_state
 from slm_judge.errors import DataError
 from slm_judge.judge.answer import annotation_from_logits
 from slm_judge.judge.judge import Judge
 from slm_judge.prompt.readers import EncodedPrompt
-from slm_judge.rubric import Dimension, Rubric, format_value
+from slm_judge.rubric import Dimension, Rubric
 
 Policy = Literal["skip", "fail"]
 LengthPolicy = Literal["skip", "fail", "truncate"]
@@ -42,7 +43,8 @@ class AnnotateOptions:
     """A row whose prompt is longer than the model can read; truncate cuts the end of its longest
     field, never the rubric."""
     review_below: float | None = None
-    """Rows with a confidence below this, in any dimension, also go to `review`."""
+    """Rows with a confidence below this, in any dimension, also go to `review`; it is compared with
+    the confidence of `STABLE_DIGITS` digits, as `slm-judge threshold` chooses it."""
     review: str | None = None
     """File for the rows to review; by default beside the output."""
     rows_per_piece: int = 2048
@@ -58,7 +60,7 @@ class AnnotateOptions:
 class Prepared:
     """A piece whose rows were read and tokenized."""
 
-    table: pa.Table
+    piece: Piece
     keys: list[str]
     """Per row, its text's key, or the reason why it has none."""
     prompts: dict[str, EncodedPrompt]
@@ -87,19 +89,24 @@ class PieceAnnotator:
         self._digits = EXACT_DIGITS if judge.exact else STABLE_DIGITS
         self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
 
-    def check(self, table: pa.Table, location: str) -> None:
+    def check(self, columns: Sequence[str], location: str) -> None:
         """Refuse a table without the fields, or with columns that would be overwritten.
 
         Raises:
             DataError: names the columns.
         """
-        missing = [name for name in self.sources.values() if name not in table.column_names]
+        if unknown := sorted(set(self.options.columns) - set(self.sources)):
+            raise DataError(
+                f"--column {unknown[0]}=...: the judge reads no field {unknown[0]}; it reads "
+                f"{', '.join(self.sources)}."
+            )
+        missing = [name for name in self.sources.values() if name not in columns]
         if missing:
             raise DataError(
-                f"{location} has no columns {', '.join(missing)}; it has "
-                f"{', '.join(table.column_names)}. Name the right ones with --column field=column."
+                f"{location} has no columns {', '.join(missing)}; it has {names(columns)}. Name "
+                "the right ones with --column field=column."
             )
-        if taken := [name for name in self.added if name in table.column_names]:
+        if taken := [name for name in self.added if name in columns]:
             raise DataError(
                 f"{location} already has the columns {', '.join(taken)}. Keep both with a prefix "
                 "for the judge's, e.g. --prefix judge_"
@@ -107,13 +114,13 @@ class PieceAnnotator:
 
     # --- reading ---
 
-    def prepare(self, table: pa.Table, first_row: int) -> Prepared:
+    def prepare(self, piece: Piece, first_row: int) -> Prepared:
         """Read and tokenize a piece; engine and cache are not touched, so threads may do it.
 
         Raises:
             DataError: a row cannot be annotated and the policy is to fail.
         """
-        keys, states = self._states(table, first_row)
+        keys, states = self._states(piece, first_row)
         prompts: dict[str, EncodedPrompt] = {}
         outcomes: dict[str, str] = {}
         encoded = self.judge.backend.reader.encode(list(states.values()))
@@ -121,36 +128,26 @@ class PieceAnnotator:
             outcomes[key] = ANNOTATED
             length, most = len(prompt.input_ids), self.judge.backend.max_tokens
             if length > most:
-                row = first_row + keys.index(key) + 1
+                where = _where(piece, first_row, keys.index(key))
                 outcomes[key] = f"too long: {length} tokens, room for {most}"
                 if self.options.on_too_long == "fail":
-                    raise DataError(f"Row {row} is {outcomes[key]}. See --on-too-long.")
+                    raise DataError(f"{where} is {outcomes[key]}. See --on-too-long.")
                 if self.options.on_too_long == "skip":
                     continue
                 prompt = truncate(self.judge.backend, self.judge.rubric, state)
                 outcomes[key] = TRUNCATED
             prompts[key] = prompt
-        return Prepared(table, keys, prompts, outcomes)
+        return Prepared(piece, keys, prompts, outcomes)
 
-    def _states(self, table: pa.Table, first_row: int) -> tuple[list[str], dict[str, Any]]:
+    def _states(self, piece: Piece, first_row: int) -> tuple[list[str], dict[str, Any]]:
         """Per row, a key; and the state of each key that can be annotated."""
         keys: list[str] = []
         states: dict[str, dict[str, str]] = {}
-        columns = {
-            name: table[source].to_pylist() if source in table.column_names else [None] * len(table)
-            for name, source in self.sources.items()
-        }
-        for row, values in enumerate(zip(*columns.values(), strict=True)):
-            state = {}
-            problem = None
-            for name, value in zip(columns, values, strict=True):
-                text = "" if value is None else normalise(format_value(value))
-                if not text.strip():
-                    problem = f"{'missing' if value is None else 'empty'} field: {name}"
-                    break
-                state[name] = text
+        columns = piece.values(list(self.sources.values()))
+        for row, values in enumerate(zip(*columns, strict=True)):
+            state, problem = read_state(dict(zip(self.sources, values, strict=True)))
             if problem and self.options.on_empty == "fail":
-                raise DataError(f"Row {first_row + row + 1}: {problem}. See --on-empty.")
+                raise DataError(f"{_where(piece, first_row, row)}: {problem}. See --on-empty.")
             key = problem or _key(state)
             if not problem:
                 states.setdefault(key, state)
@@ -181,7 +178,7 @@ class PieceAnnotator:
         nothing = (None,) * (len(self.added) - 1)
         rows = [found.get(key) or (*nothing, piece.outcomes.get(key, key)) for key in piece.keys]
         self._remember({key: found[key] for key in piece.prompts})
-        table = piece.table
+        table = piece.piece.table
         columns = zip(*rows, strict=True)
         for (name, kind), column in zip(self.added.items(), columns, strict=True):
             table = table.append_column(name, pa.array(column, kind))
@@ -191,9 +188,9 @@ class PieceAnnotator:
         """Compute texts anew, so that a piece's columns are a function of its own rows alone."""
         self._cache.clear()
 
-    def replay(self, table: pa.Table, finished: pa.Table) -> None:
+    def replay(self, piece: Piece, finished: pa.Table) -> None:
         """Remember the texts of a piece that an earlier run finished."""
-        keys, states = self._states(table, 0)
+        keys, states = self._states(piece, 0)
         columns = [finished[name].to_pylist() for name in self.added]
         rows = dict(zip(keys, zip(*columns, strict=True), strict=True))
         done = {key: rows[key] for key in states if rows[key][-1] in (ANNOTATED, TRUNCATED)}
@@ -206,6 +203,10 @@ class PieceAnnotator:
             self._cache.move_to_end(key)
         while len(self._cache) > _CACHED_TEXTS:
             self._cache.popitem(last=False)
+
+
+def _where(piece: Piece, first_row: int, row: int) -> str:
+    return f"Line {piece.lines[row]}" if piece.lines else f"Row {first_row + row + 1}"
 
 
 def label_type(dimension: Dimension) -> pa.DataType:

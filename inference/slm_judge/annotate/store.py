@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from slm_judge.data.tables import Overview, is_raw
+from slm_judge.data.write import table_of
 from slm_judge.errors import DataError
 from slm_judge.files import atomic_file
 
@@ -28,39 +30,41 @@ _OWN = re.compile(r"(part|_input)-\d{8}\.parquet|_job\.json|_summary\.json")
 class ShardStore:
     """The finished pieces of one job."""
 
-    def __init__(self, location: str | Path, job: dict[str, Any], overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        location: str | Path,
+        job: dict[str, Any],
+        overwrite: bool = False,
+        shape: Overview | None = None,
+    ) -> None:
         """Open the folder of a job, new or interrupted.
 
         Args:
             location: of the pieces, on any path that fsspec opens.
             job: what decides the result; an interrupted job must be the same one.
-            overwrite: throw the pieces of an earlier job away.
+            overwrite: throw the pieces of another job, or of another input, away.
+            shape: where the pieces are the output, the columns that rows of JSON get.
 
         Raises:
             DataError: the folder holds pieces of another job.
         """
-        self.location = str(location).rstrip("/")
+        self.location, self.overwrite, self.shape = str(location).rstrip("/"), overwrite, shape
         self._files, self.folder = fsspec.url_to_fs(self.location)
-        if overwrite:
-            self.remove()
-        self.job = job = json.loads(json.dumps(job))
-        if self._files.exists(f"{self.folder}/{_RECORD}"):
-            earlier = json.loads(self._files.cat_file(f"{self.folder}/{_RECORD}"))
-            if earlier != job:
-                changed = sorted(k for k in {*earlier, *job} if earlier.get(k) != job.get(k))
+        self.job = json.loads(json.dumps(job))
+        record = f"{self.folder}/{_RECORD}"
+        known = self._files.exists(record)
+        earlier = json.loads(self._files.cat_file(record)) if known else {}
+        if earlier != self.job:
+            if self._parts() and not overwrite:
+                changed = sorted(k for k in {*earlier, *self.job} if earlier.get(k) != job.get(k))
+                whose = f"with another {', '.join(changed)}" if known else "without its record"
                 raise DataError(
-                    f"{self.location} holds finished pieces of a job with another "
-                    f"{', '.join(changed)}. Finish that job with the same command, or delete the "
-                    "folder (or pass --overwrite) to start over."
+                    f"{self.location} holds finished pieces of a job {whose}. Finish that job with "
+                    "the same command, choose another output, or start over with --overwrite."
                 )
-            return
-        if self._own_files():
-            raise DataError(
-                f"{self.location} holds pieces, but no record of the job that made them. Choose "
-                "another folder, or pass --overwrite to start over."
-            )
-        self._files.makedirs(self.folder, exist_ok=True)
-        self.write_record(_RECORD, job)
+            self.remove()
+            self._files.makedirs(self.folder, exist_ok=True)
+            self.write_record(_RECORD, self.job)
 
     def path(self, index: int, kind: str = "part") -> str:
         """The file of a piece: `part` is finished, `input` waits to be annotated."""
@@ -81,15 +85,37 @@ class ShardStore:
         if not self._files.exists(path):
             return None
         table = self._read(path)
-        if table.schema.metadata[_DIGEST].decode() != digest:
+        if table.schema.metadata[_DIGEST].decode() == digest:
+            return table
+        if self.overwrite:
+            return None
+        raise DataError(
+            f"The input changed since {path} was made. Put the old input back, or start over with "
+            "--overwrite."
+        )
+
+    def close(self, n_pieces: int) -> None:
+        """Make sure that the pieces are those of the input.
+
+        Args:
+            n_pieces: of the input.
+
+        Raises:
+            DataError: there are more, of a longer input.
+        """
+        stale = [path for path in self._parts() if _index(path) >= n_pieces]
+        if stale and not self.overwrite:
             raise DataError(
-                f"The input changed since {path} was made. Put the old input back, or delete "
-                f"{self.location} (or pass --overwrite) to start over."
+                f"{self.location} holds {len(stale)} pieces more than the input has: the input was "
+                "longer when they were made. Put it back, or start over with --overwrite."
             )
-        return table
+        for path in stale:
+            self._files.rm_file(path)
 
     def write(self, index: int, table: pa.Table, digest: str) -> None:
         """Keep a finished piece."""
+        if self.shape and is_raw(table):
+            table = table_of(table, self.shape)
         metadata = {**(table.schema.metadata or {}), _DIGEST: digest.encode()}
         self._write(self.path(index), _parquet(table.replace_schema_metadata(metadata)))
 
@@ -111,7 +137,7 @@ class ShardStore:
 
     def tables(self) -> Iterator[pa.Table]:
         """The pieces in order, with one schema."""
-        paths = [path for path in self._own_files() if _name(path).startswith("part-")]
+        paths = self._parts()
         schemas = [self._read(path, schema_only=True).remove_metadata() for path in paths]
         schema = pa.unify_schemas(schemas, promote_options="permissive")
         for path in paths:
@@ -128,6 +154,14 @@ class ShardStore:
             self._files.rm_file(path)
         if self._files.isdir(self.folder) and not self._files.ls(self.folder, detail=False):
             self._files.rmdir(self.folder)
+
+    def remove_if_empty(self) -> None:
+        """Leave nothing behind where no piece was finished."""
+        if not self._parts():
+            self.remove()
+
+    def _parts(self) -> list[str]:
+        return [path for path in self._own_files() if _name(path).startswith("part-")]
 
     def _own_files(self) -> list[str]:
         if not self._files.isdir(self.folder):
@@ -152,6 +186,10 @@ def _name(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
+def _index(path: str) -> int:
+    return int(_name(path).partition("-")[2].partition(".")[0])
+
+
 def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
@@ -160,5 +198,6 @@ def _parquet(table: pa.Table) -> bytes:
 
 def digest_of(table: pa.Table) -> str:
     """Identifies the rows of a table, whatever its chunks."""
-    text = json.dumps([table.column_names, table.to_pylist()], default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    columns = [column.to_pylist() for column in table.columns]
+    text = json.dumps([table.column_names, columns], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Finding a judge: a Hub repository, a folder or a `.gguf` file. Weights are never pickled."""
 
+import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -74,8 +75,9 @@ def choose_gguf(files: list[str], quantization: str | None, where: str) -> str |
     """
     candidates = sorted(name for name in files if name.endswith(".gguf"))
     wanted = quantization or DEFAULT_QUANTIZATION
+    whole = re.compile(rf"(^|[-._/]){re.escape(wanted)}\.gguf$", re.IGNORECASE)
     for name in candidates:
-        if name.removesuffix(".gguf").upper().endswith(wanted.upper()):
+        if whole.search(name):  # F16 is not the end of BF16
             return name
     if quantization and not candidates:
         raise ModelError(f"{where} has no GGUF files, so no quantization {quantization} either.")

@@ -1,6 +1,7 @@
 """Engines that read the logits of the labels at the answer slots of many items."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import numpy.typing as npt
 
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.text import State
+from slm_judge.errors import ModelError
 from slm_judge.prompt.readers import EncodedPrompt
 from slm_judge.rubric import Rubric
 
@@ -64,3 +66,19 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free the engine's memory."""
         ...
+
+
+@contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Give `advice` where memory runs out in the block, of the machine or of a GPU.
+
+    Raises:
+        ModelError: memory ran out.
+    """
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
+        if isinstance(error, MemoryError) or any(word in str(error).lower() for word in words):
+            raise ModelError(f"Out of memory. {advice}") from error
+        raise

@@ -40,6 +40,11 @@ class _Part:
 # when the batch changed: benchmarks/determinism.py, docs/annotation.md.
 _NEAR_TIE = 0.25
 
+_LESS_MEMORY = (
+    "Set or lower max_memory (--max-memory), shorten the longest rows, or take a smaller "
+    "quantization of the judge."
+)
+
 
 class GgufBackend:
     """Sequence 0 holds the rubric; rows are decoded as further sequences that share its cells."""
@@ -163,6 +168,7 @@ class GgufBackend:
         llama = self._llama
         if self._context:
             llama.llama_free(self._context)
+        self._n_ctx = 0  # until there is one
         params = llama.llama_context_default_params()
         params.n_ctx = params.n_batch = n_ctx
         params.n_ubatch = min(512, n_ctx)
@@ -172,7 +178,7 @@ class GgufBackend:
         params.n_threads = params.n_threads_batch = self._n_threads
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
-            raise ModelError(f"llama.cpp has no memory for a context of {n_ctx} tokens.")
+            raise ModelError(f"Out of memory for a context of {n_ctx} tokens. {_LESS_MEMORY}")
         self._n_ctx = n_ctx
         self._memory = llama.llama_get_memory(self._context)
         self._decode([_Part(0, 0, self._prefix, [])])
@@ -224,9 +230,11 @@ class GgufBackend:
             llama.llama_memory_seq_cp(self._memory, 0, sequence, 0, shared)
             slots = [slot - shared for slot in prompt.slots]
             parts.append(_Part(sequence, shared, prompt.input_ids[shared:], slots))
-        outputs = self._decode(parts)
-        for sequence in range(1, len(batch) + 1):
-            llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        try:
+            outputs = self._decode(parts)
+        finally:
+            for sequence in range(1, len(batch) + 1):
+                llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         counts = [len(dimension.options) for dimension in self.contract.rubric.dimensions]
         for (index, _), rows in zip(batch, outputs, strict=True):
             yield index, [row[:count] for row, count in zip(rows, counts, strict=True)]
@@ -257,7 +265,10 @@ class GgufBackend:
                     batch.seq_id[cell][0] = part.sequence
             status = llama.llama_decode(self._context, batch)
             if status:
-                raise ModelError(f"llama.cpp could not decode a batch (status {status}).")
+                raise ModelError(
+                    f"llama.cpp could not decode a batch of {total} tokens (status {status}; "
+                    f"below -1, memory ran out). {_LESS_MEMORY}"
+                )
             found = [self._label_logits(slot) for slot in slots]
         finally:
             llama.llama_batch_free(batch)

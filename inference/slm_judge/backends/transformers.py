@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm_judge.artefact.base import in_float32, load_base, load_tokenizer
+from slm_judge.artefact.base import Base, load_base, load_model, load_tokenizer
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.errors import ModelError, require
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.rubric import Rubric
 
-from . import Logits
+from . import Logits, memory_errors
 from .packing import Pack, pack, split_into_packs
 
 # More than twice the largest change of the difference between two labels' logits that was measured
@@ -37,27 +37,40 @@ class TransformersBackend:
         """Wrap a loaded causal language model.
 
         Args:
-            model: of transformers, or wrapped by PEFT.
+            model: of transformers, or wrapped by PEFT, with SDPA attention.
             tokenizer: of the same folder.
             contract: the judge's.
             path: the judge's folder.
             tokens_per_pack: bound on the rows' tokens of one forward pass (a longer row goes
                 alone).
+
+        Raises:
+            ModelError: the model has another attention.
         """
         require("torch", "transformers")
         self.model, self.contract, self.path = model.eval(), contract, path
+        config = model.config.get_text_config()
+        if (attention := config._attn_implementation) != "sdpa":
+            raise ModelError(
+                f"{path} is loaded with {attention} attention, which does not keep rows apart. "
+                'Load the model with attn_implementation="sdpa".'
+            )
         self.tokens_per_pack = tokens_per_pack or pack_budget(model.device)
         self._tokenizer = tokenizer
         self.reader = self.reader_of(contract.rubric)
-        self.max_tokens = int(model.config.get_text_config().max_position_embeddings)
+        self.max_tokens = int(config.max_position_embeddings)
         self.near_tie = _NEAR_TIE[str(model.dtype).removeprefix("torch.")]
         self._cache: Any = None
-        # Renamed in transformers 5.24; an adapter's wrapper takes any name.
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        named = "cache" in inspect.signature(base.forward).parameters
-        self._cache_argument = "cache" if named else "past_key_values"
-        ids = tokenizer(list(contract.labels), add_special_tokens=False)["input_ids"]
+        width = max(len(dimension.options) for dimension in contract.rubric.dimensions)
+        ids = tokenizer(list(contract.labels[:width]), add_special_tokens=False)["input_ids"]
         self._label_ids = [token for (token,) in ids]
+        # An adapter's wrapper hides the names of the arguments.
+        plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._label_rows = _label_rows(model, plain, self._label_ids)
+        body = plain if self._label_rows is None else plain.base_model
+        self._body = model if self._label_rows is None else body
+        named = "cache" in inspect.signature(body.forward).parameters  # since 5.24
+        self._cache_argument = "cache" if named else "past_key_values"
 
     def reader_of(self, rubric: Rubric) -> DecisionReader:
         """See `Backend.reader_of`."""
@@ -66,27 +79,36 @@ class TransformersBackend:
 
     @classmethod
     def load(
-        cls, folder: Path, device: str | None = None, dtype: str | None = None
+        cls,
+        folder: Path,
+        device: str | None = None,
+        dtype: str | None = None,
+        tokens_per_pack: int | None = None,
     ) -> "TransformersBackend":
         """Load a judge's folder. An adapter is put on its base, quantized as in training.
 
         Args:
             folder: with weights or an adapter, a tokenizer and the contract's files.
             device: e.g. "cuda"; by default a GPU where there is one.
-            dtype: of the weights, e.g. "float32"; by default that of the files.
+            dtype: float32, bfloat16, float16, or "auto", that of the files; by default float32 on
+                a CPU and "auto" on a GPU.
+            tokens_per_pack: see `__init__`.
 
         Raises:
             ModelError: the folder cannot be loaded.
         """
         require("torch", "transformers")
         require("transformers", "transformers")
+        if dtype not in (None, "auto", *_NEAR_TIE):
+            raise ModelError(f"dtype is {', '.join(_NEAR_TIE)} or auto, not {dtype!r}.")
         contract = Contract.load(folder)
         try:
             tokenizer = load_tokenizer(folder)
-            model = _load_model(folder, device, dtype)
+            with memory_errors("Take the 4-bit or a GGUF file of the judge, or dtype=bfloat16."):
+                model = _load_model(folder, device, dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{folder} cannot be loaded as a model: {error}") from error
-        return cls(model, tokenizer, contract, folder)
+        return cls(model, tokenizer, contract, folder, tokens_per_pack)
 
     def run(
         self, prompts: Sequence[EncodedPrompt], alone: bool = False
@@ -96,45 +118,77 @@ class TransformersBackend:
         usual = [i for i, p in enumerate(prompts) if p.input_ids[:prefix] == self.reader.prefix]
         chosen = [prompts[i] for i in usual]
         budget = prefix + (1 if alone else self.tokens_per_pack)
-        for rows in split_into_packs(chosen, prefix, budget):
-            packed = pack([chosen[row] for row in rows], prefix, cached=True)
-            outputs = self._forward(packed, len(rows), self._rubric_cache())
-            yield from zip([usual[row] for row in rows], outputs, strict=True)
-        for i in sorted(set(range(len(prompts))) - set(usual)):
-            yield i, self._forward(pack([prompts[i]], 0), 1)[0]
+        advice = (
+            f"Lower tokens_per_pack (now {self.tokens_per_pack}) or compute each row by itself "
+            "(exact), which changes no label; shorten the longest rows; or take the 4-bit or a "
+            "GGUF file of the judge."
+        )
+        with memory_errors(advice):
+            for rows in split_into_packs(chosen, prefix, budget):
+                packed = pack([chosen[row] for row in rows], prefix, cached=True)
+                cache, self._cache = self._rubric_cache(), None  # half filled where a pass fails
+                outputs = self._forward(packed, len(rows), cache)
+                self._cache = cache
+                yield from zip([usual[row] for row in rows], outputs, strict=True)
+            for i in sorted(set(range(len(prompts))) - set(usual)):
+                yield i, self._forward(pack([prompts[i]], 0), 1)[0]
 
     def _rubric_cache(self) -> Any:
         """Keys and values of the rubric's tokens, computed once."""
         import torch
         from transformers import DynamicCache
 
-        prefix = self.reader.prefix
-        if self._cache is None:
-            self._cache = DynamicCache()
+        prefix, cache = self.reader.prefix, self._cache
+        if cache is None:
+            cache = DynamicCache()
             ids = torch.tensor([prefix], device=self.model.device)
+            keep = {"logits_to_keep": 1} if self._label_rows is None else {}
             with torch.inference_mode():
-                cache = {self._cache_argument: self._cache}
-                self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
-        if extra := self._cache.get_seq_length() - len(prefix):  # of the last pack
-            self._cache.crop(-extra)
-        return self._cache
+                self._body(input_ids=ids, use_cache=True, **{self._cache_argument: cache}, **keep)
+        if extra := cache.get_seq_length() - len(prefix):  # of the last pack
+            cache.crop(-extra)
+        return cache
 
     def _forward(self, packed: Pack, n_rows: int, cache: Any = None) -> list[Logits]:
         import torch
 
         tensors = pack_tensors(packed, self.model.device)
+        tensors |= {self._cache_argument: cache, "use_cache": cache is not None}
         with torch.inference_mode():
-            cached = {self._cache_argument: cache}
-            output = self.model(**tensors, **cached, use_cache=cache is not None)
-            logits = output.logits[0][:, self._label_ids]
-        values = logits.float().cpu().numpy().reshape(n_rows, -1, len(self._label_ids))
+            if self._label_rows is None:
+                logits = self._body(**tensors).logits[0][:, self._label_ids].float()
+            else:
+                slots = tensors.pop("logits_to_keep")
+                hidden = self._body(**tensors).last_hidden_state[0, slots].float()
+                logits = torch.nn.functional.linear(hidden, *self._label_rows)
+        values = logits.cpu().numpy().reshape(n_rows, -1, len(self._label_ids))
         counts = [len(dimension.options) for dimension in self.contract.rubric.dimensions]
         return [[row[k, :count] for k, count in enumerate(counts)] for row in values]
 
     def close(self) -> None:
         """Free the model."""
         self._cache = None
-        del self.model
+        del self.model, self._body
+
+
+def _label_rows(model: Any, plain: Any, label_ids: Sequence[int]) -> tuple[Any, Any] | None:
+    """The labels' rows of the output layer and their biases, in float32.
+
+    None where the logits of `model` (which may wrap `plain`) are not this layer's: Gemma caps
+    them, Granite and Cohere scale them, an adapter may train the layer.
+    """
+    import torch
+
+    head, body = plain.get_output_embeddings(), plain.base_model
+    if type(head) is not torch.nn.Linear or body is plain:
+        return None
+    with torch.inference_mode():
+        options = {"input_ids": torch.tensor([label_ids], device=model.device), "use_cache": False}
+        ours = head(body(**options).last_hidden_state)
+        if not torch.equal(ours.float(), model(**options).logits.float()):
+            return None
+        bias = None if head.bias is None else head.bias[label_ids].float()
+        return head.weight[label_ids].float(), bias
 
 
 def pack_tensors(packed: Pack, device: Any) -> dict[str, Any]:
@@ -156,19 +210,21 @@ def pack_budget(device: Any) -> int:
 
 def _load_model(folder: Path, device: str | None, dtype: str | None) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (folder / "adapter_config.json").exists():
         peft = require("peft", "train")
-        base = json.loads((folder / "base.json").read_text(encoding="utf-8"))
-        return peft.PeftModel.from_pretrained(load_base(base, device), folder)
+        base = Base.load(folder)
+        dtype = base.dtype if dtype == "auto" else dtype
+        return peft.PeftModel.from_pretrained(load_base(base, device, dtype), folder)
     # Few CPUs compute in 16 bits at a useful speed; float32 holds every 16-bit weight exactly.
     dtype = dtype or ("float32" if device == "cpu" else "auto")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
-        require("bitsandbytes", "transformers")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, device_map={"": device}, use_safetensors=True
-    )
-    return in_float32(model) if device == "cpu" else model
+    if "quantization_config" not in config:
+        return load_model(folder, device, dtype)
+    require("bitsandbytes", "transformers")
+    model = load_model(folder, device, dtype)
+    for parameter in model.parameters() if dtype != "auto" else ():
+        if parameter.is_floating_point():  # transformers leaves these as they are in the files
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    return model

@@ -1,6 +1,8 @@
-"""Labels of one rater for known items: predictions of a system, or right answers."""
+"""What a system said about items: written by `verify` and `train`, and read from anybody's file."""
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,14 @@ import numpy.typing as npt
 
 from slm_judge.errors import DataError
 from slm_judge.files import write_text
-from slm_judge.rubric import Rubric
+from slm_judge.rubric import Dimension, Rubric
 
-from .item import Item
-from .tables import read_table, require_columns
+from .item import ITEM_ID, Item
+from .read import Findings
+from .tables import Rows, read_table, require_columns
+from .text import is_blank, read_name
+
+_TOLERANCE = 0.01  # of a sum of probabilities, which people round
 
 
 @dataclass(frozen=True)
@@ -27,31 +33,159 @@ class Answers:
     """N x options, where the system gives them."""
 
 
-def read_labels(location: str, rubric: Rubric, items: Sequence[Item]) -> dict[str, list[int]]:
-    """Per dimension, the option of each item, from a table with `item_id` and the dimensions.
+@dataclass(frozen=True)
+class Predictions:
+    """What one system said about those of the items that it knows."""
+
+    answers: dict[str, Answers]
+    """Dimension -> answers."""
+    rows: list[int]
+    """Positions of the N items among those that were asked about."""
+    notes: list[str]
+
+
+def read_predictions(
+    location: str, rubric: Rubric, item_ids: Sequence[str], item_id: str = ITEM_ID
+) -> Predictions:
+    """Read what a system said about items.
+
+    Args:
+        location: table with `item_id`, a column a dimension, and perhaps a column
+            `<dimension>_probabilities` with a list in option order.
+        rubric: gives the dimensions.
+        item_ids: the items that are asked about.
+        item_id: column that names the item.
 
     Raises:
-        DataError: columns or items are missing, or a label is not in the rubric.
+        DataError: columns are missing, no item is there, an item stands there twice with different
+            labels, or probabilities are none.
     """
-    table = read_table(location)
-    wanted = ["item_id", *(dimension.name for dimension in rubric.dimensions)]
-    require_columns(table.column_names, wanted, location)
-    rows = {str(row["item_id"]): row for row in table.select_columns(wanted)}
-    if absent := [item.item_id for item in items if item.item_id not in rows]:
+    table, wanted = read_table(location), [d.name for d in rubric.dimensions]
+    require_columns(table.columns, [item_id, *wanted], location)
+    findings = Findings(strict=False, notes=list(table.notes))
+    by_id = _by_id(table, item_id, wanted, findings)
+    found = [by_id.get(name) for name in _spelled_like(item_ids, by_id, location, findings)]
+    known = [i for i, row in enumerate(found) if row is not None]
+    if not known:
         raise DataError(
-            f"{location} lacks {len(absent)} of {len(items)} items, e.g. {', '.join(absent[:3])}."
+            f"{location} has no predictions for the annotated items: it has "
+            f"{', '.join(list(by_id)[:3])}, the annotations have {', '.join(item_ids[:3])}. "
+            f"Both need the same names in the column {item_id}."
         )
-    found: dict[str, list[int]] = {}
-    for dimension in rubric.dimensions:
-        options = [dimension.index(rows[item.item_id][dimension.name]) for item in items]
-        for item, option in zip(items, options, strict=True):
-            if option is None:
-                raise DataError(
-                    f"{location}: {dimension.name} of item {item.item_id} is "
-                    f"{rows[item.item_id][dimension.name]!r}, which the rubric does not have."
-                )
-        found[dimension.name] = [option for option in options if option is not None]
+    if len(known) < len(item_ids):
+        absent = [name for name, row in zip(item_ids, found, strict=True) if row is None]
+        findings.notes.append(
+            f"{location} lacks {len(absent)} of {len(item_ids)} items (e.g. "
+            f"{', '.join(absent[:3])}): left out."
+        )
+    if extra := len(by_id) - len(known):
+        findings.notes.append(f"{location} has {extra} items without annotations: left out.")
+    labels = [[_label(d, table, found[i], findings) for d in rubric.dimensions] for i in known]
+    usable = [k for k, row in enumerate(labels) if None not in row]
+    if not usable:
+        raise DataError(f"{location} has no label of the rubric for the annotated items.")
+    rows = [known[k] for k in usable]
+    chosen = [found[i] for i in rows]
+    answers = {
+        d.name: Answers(
+            np.array([labels[n][k] for n in usable], dtype=np.int64),
+            _probabilities(d, table, [row for row in chosen if row is not None]),
+        )
+        for k, d in enumerate(rubric.dimensions)
+    }
+    return Predictions(answers, rows, findings.said(location))
+
+
+def _by_id(table: Rows, item_id: str, wanted: Sequence[str], findings: Findings) -> dict[str, int]:
+    """The row of each item; the same said twice counts once.
+
+    Raises:
+        DataError: an item has two rows that differ.
+    """
+    found: dict[str, int] = {}
+    trimmed = repeated = 0
+    for index, row in enumerate(table.rows):
+        name = read_name(row.get(item_id))
+        trimmed += isinstance(row.get(item_id), str) and name != row[item_id]
+        first = found.setdefault(name, index)
+        if first == index:
+            continue
+        repeated += 1
+        if any(table.rows[first].get(key) != row.get(key) for key in wanted):
+            raise DataError(
+                f"{table.where(index)}: {item_id} {name} stands there twice with different labels, "
+                f"first in {table.where(first)}. A system says one thing about an item."
+            )
+    if trimmed:
+        findings.notes.append(f"{table.location}: {trimmed} ids have spaces around them: trimmed.")
+    if repeated:
+        findings.notes.append(f"{table.location}: {repeated} rows repeat an item: counted once.")
     return found
+
+
+def _spelled_like(
+    item_ids: Sequence[str], theirs: Mapping[str, int], location: str, findings: Findings
+) -> list[str]:
+    """The ids as the other table spells them, where numbers are written 1 here and 1.0 there."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"^(-?\d+)\.0+$", r"\1", name)
+
+    spelled = {plain(name): name for name in theirs}
+    if len(spelled) < len(theirs) or len({plain(name) for name in item_ids}) < len(item_ids):
+        return list(item_ids)
+    found = [name if name in theirs else spelled.get(plain(name), name) for name in item_ids]
+    if changed := [pair for pair in zip(item_ids, found, strict=True) if pair[0] != pair[1]]:
+        ours, other = changed[0]
+        findings.notes.append(
+            f"{location}: {len(changed)} ids are written otherwise, e.g. {other} is read as {ours}."
+        )
+    return found
+
+
+def _label(dimension: Dimension, table: Rows, index: int | None, findings: Findings) -> int | None:
+    assert index is not None
+    raw = table.rows[index].get(dimension.name)
+    found = None if is_blank(raw) else dimension.read(raw)
+    if found is None:
+        findings.add(
+            f"labels of {dimension.name} that are empty or not in the rubric",
+            f"{table.where(index)}: {raw!r}",
+        )
+        return None
+    if not found[1]:
+        findings.read_as[dimension.name][f"{raw!r} as {dimension.key(found[0])}"] += 1
+    return found[0]
+
+
+def _probabilities(
+    dimension: Dimension, table: Rows, indices: Sequence[int]
+) -> npt.NDArray[np.float64] | None:
+    column = f"{dimension.name}_probabilities"
+    if all(is_blank(table.rows[index].get(column)) for index in indices):
+        return None
+    return np.array([_shares(dimension, column, table, index) for index in indices], dtype=float)
+
+
+def _shares(dimension: Dimension, column: str, table: Rows, index: int) -> list[float]:
+    """The probabilities of a row.
+
+    Raises:
+        DataError: they are none.
+    """
+    given: Any = table.rows[index].get(column)
+    try:
+        given = json.loads(given) if isinstance(given, str) else given
+        shares = [float(share) for share in given]
+        right = len(shares) == len(dimension.options) and min(shares) >= 0
+        if right and math.isclose(sum(shares), 1, abs_tol=_TOLERANCE):
+            return shares
+    except (TypeError, ValueError):
+        pass
+    raise DataError(
+        f"{table.where(index)}: {column} must be a list of {len(dimension.options)} probabilities, "
+        f"in option order, that sum to 1; it is {given!r}."
+    )
 
 
 def write_predictions(
@@ -70,7 +204,7 @@ def write_predictions(
     """
     lines = []
     for row, item in enumerate(items):
-        line: dict[str, Any] = {"item_id": item.item_id}
+        line: dict[str, Any] = {ITEM_ID: item.item_id}
         for dimension in rubric.dimensions:
             shares = probabilities[dimension.name][row]
             line[dimension.name] = dimension.values[int(shares.argmax())]

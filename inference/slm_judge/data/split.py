@@ -1,57 +1,31 @@
-"""Annotated data: read, checked, grouped into items, and split before anything else."""
+"""Annotated data of a recipe: read, checked, and split before anything else."""
 
 import hashlib
 import json
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from datasets import Dataset
 
 from slm_judge.errors import DataError
 from slm_judge.recipe import DataConfig
-from slm_judge.rubric import Rubric, format_value
+from slm_judge.rubric import Rubric
 
 from .item import Item, votes_of
-from .tables import read_table
-from .text import normalise
-
-_EXAMPLES = 3
+from .read import Columns, Findings, advice, read_items
+from .tables import Rows, names, read_table
 
 
-@dataclass
-class Problems:
-    """What is wrong with the data, counted, with the first examples of each kind."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, kind: str, example: str) -> None:
-        """Count one problem."""
-        self.counts[kind] += 1
-        if len(self.examples[kind]) < _EXAMPLES:
-            self.examples[kind].append(example)
-
-    def raise_any(self, origin: str) -> None:
-        """Raise one error with all problems, if there is any.
-
-        Raises:
-            DataError: there is.
-        """
-        if not self.counts:
-            return
-        lines = [f"{origin} cannot be used:"]
-        for kind, count in self.counts.items():
-            lines.append(f"  {count} x {kind}")
-            lines += [f"      {example}" for example in self.examples[kind]]
-        raise DataError("\n".join(lines))
-
-
-def load_splits(config: DataConfig, rubric: Rubric, seed: int) -> dict[str, list[Item]]:
+def load_splits(
+    config: DataConfig, rubric: Rubric, seed: int, notes: list[str] | None = None
+) -> dict[str, list[Item]]:
     """Read, check and split the data of a recipe.
+
+    Args:
+        config: where the data is.
+        rubric: fields and dimensions.
+        seed: of the split.
+        notes: takes what people should know about how the data was read.
 
     Returns:
         Items of "train", "validation" and "test".
@@ -59,126 +33,52 @@ def load_splits(config: DataConfig, rubric: Rubric, seed: int) -> dict[str, list
     Raises:
         DataError: lists every problem of the data.
     """
-    problems = Problems()
+    findings = Findings()
     given = {"train": config.train, "validation": config.validation, "test": config.test}
-    splits = {
-        name: read_items(read_table(location), config, rubric, problems, name)
-        for name, location in given.items()
-        if location
-    }
+    tables = {name: read_table(location) for name, location in given.items() if location}
+    splits = {name: _items(table, config, rubric, findings, name) for name, table in tables.items()}
     if config.drop_leaks:
         splits = _without_leaks(splits)
-    _check_leaks(splits, problems)
-    _check_variety(splits["train"], rubric, problems)
-    problems.raise_any(", ".join(location for location in given.values() if location))
+    _check_leaks(splits, findings)
+    _check_variety(splits["train"], rubric, findings)
+    origin = ", ".join(location for location in given.values() if location)
+    findings.raise_any(origin, advice(tables["train"].columns, rubric))
+    if notes is not None:
+        notes += [*(note for table in tables.values() for note in table.notes)]
+        notes += findings.said(origin)
     missing = {
         name: share
         for name, share in (("validation", config.validation_share), ("test", config.test_share))
         if name not in splits
     }
     splits |= split_items(splits["train"], missing, seed)
+    if not any(item.votes for item in splits["validation"]):
+        raise DataError(
+            f"{origin}: no item of the validation split has a label, so no checkpoint could be "
+            "chosen. Annotate some, or raise data.validation_share."
+        )
     if config.limit:
         rng = random.Random(seed)  # noqa: S311
         splits["train"] = rng.sample(splits["train"], min(config.limit, len(splits["train"])))
     return splits
 
 
-# --- reading ------------------------------------------------------------------------------------
-
-
-def read_items(
-    table: Dataset, config: DataConfig, rubric: Rubric, problems: Problems, name: str
+def _items(
+    table: Rows, config: DataConfig, rubric: Rubric, findings: Findings, name: str
 ) -> list[Item]:
-    """Group the rows of a table into items; problems are added to `problems`."""
-    columns = _columns(table, config, rubric, problems, name)
-    if columns is None:
-        return []
-    items: dict[str, Item] = {}
-    for number, row in enumerate(table, start=1):
-        where = f"{name} row {number}"
-        item_id = format_value(row[columns["item_id"]]) if config.item_id else str(number)
-        state = _state(row, columns, rubric, problems, where)
-        item = items.get(item_id)
-        if item is None:
-            group = format_value(row[columns["group"]]) if config.group else item_id
-            item = items[item_id] = Item(item_id, state, {}, group)
-        elif not config.annotator:
-            problems.add("the same item_id twice (wide layout)", f"{where}: {item_id}")
-        elif state != item.state:
-            problems.add("the same item_id with different texts", f"{where}: {item_id}")
-        _read_votes(row, item, columns, config, rubric, problems, where)
-    return list(items.values())
-
-
-def _columns(
-    table: Dataset, config: DataConfig, rubric: Rubric, problems: Problems, name: str
-) -> dict[str, str] | None:
-    """Our name -> the table's column; None where some are missing."""
+    """The items of a split; rows that are numbered are told apart by their split."""
+    columns = Columns(config.item_id, config.annotator, config.group, config.columns)
     ours = [*rubric.fields, *(dimension.name for dimension in rubric.dimensions)]
     unknown = sorted(set(config.columns) - set(ours))
     for key in unknown:
-        problems.add("columns of the recipe that the rubric does not know", key)
-    columns = {key: config.columns.get(key, key) for key in ours}
-    for key in ("item_id", "annotator", "group"):
-        if getattr(config, key):
-            columns[key] = getattr(config, key)
-    missing = [column for column in columns.values() if column not in table.column_names]
+        findings.add("columns of the recipe that the rubric does not know", key)
+    wanted = [*map(columns.of, ours), *columns.named()]
+    missing = [column for column in wanted if column not in table.columns]
     for column in missing:
-        problems.add(
-            "missing columns", f"{name}: {column} (it has {', '.join(table.column_names)})"
-        )
-    return None if missing or unknown else columns
-
-
-def _state(
-    row: Mapping[str, Any],
-    columns: Mapping[str, str],
-    rubric: Rubric,
-    problems: Problems,
-    where: str,
-) -> dict[str, str]:
-    state = {}
-    for name in rubric.fields:
-        value = row[columns[name]]
-        state[name] = "" if value is None else normalise(format_value(value))
-        if not state[name].strip():
-            problems.add(f"empty texts in {columns[name]}", where)
-    return state
-
-
-def _read_votes(
-    row: Mapping[str, Any],
-    item: Item,
-    columns: Mapping[str, str],
-    config: DataConfig,
-    rubric: Rubric,
-    problems: Problems,
-    where: str,
-) -> None:
-    annotator = format_value(row[columns["annotator"]]) if config.annotator else ""
-    for dimension in rubric.dimensions:
-        raw = row[columns[dimension.name]]
-        if raw is None or str(raw).strip() == "":
-            continue  # not answered
-        option = dimension.index(raw)
-        if option is None:
-            allowed = ", ".join(dimension.key(i) for i in range(min(len(dimension.options), 8)))
-            problems.add(
-                f"labels of {dimension.name} outside the rubric",
-                f"{where}: {raw!r} (the rubric has {allowed}, ...)",
-            )
-            continue
-        votes = item.votes.setdefault(dimension.name, {})
-        earlier = votes.setdefault(annotator, option)
-        if earlier != option:
-            values = f"{dimension.key(earlier)} and {dimension.key(option)}"
-            problems.add(
-                "the same item and annotator twice with different labels",
-                f"{where}: item {item.item_id}, annotator {annotator}, {dimension.name} {values}",
-            )
-
-
-# --- checks over items --------------------------------------------------------------------------
+        findings.add("missing columns", f"{name}: {column} (it has {names(table.columns)})")
+    if missing or unknown:
+        return []
+    return read_items(table, columns, rubric, findings, "" if name == "train" else f"{name}-").items
 
 
 def _text_key(item: Item) -> str:
@@ -187,7 +87,7 @@ def _text_key(item: Item) -> str:
     return hashlib.sha256(text.casefold().encode()).hexdigest()
 
 
-def _check_leaks(splits: Mapping[str, Sequence[Item]], problems: Problems) -> None:
+def _check_leaks(splits: Mapping[str, Sequence[Item]], problems: Findings) -> None:
     """The same text or group in two splits that the user gave."""
     texts: dict[str, tuple[str, str]] = {}
     groups: dict[str, str] = {}
@@ -214,7 +114,7 @@ def _without_leaks(splits: Mapping[str, list[Item]]) -> dict[str, list[Item]]:
     return {name: kept[name] for name in splits}
 
 
-def _check_variety(items: Sequence[Item], rubric: Rubric, problems: Problems) -> None:
+def _check_variety(items: Sequence[Item], rubric: Rubric, problems: Findings) -> None:
     if not items:
         return
     for dimension in rubric.dimensions:
@@ -223,9 +123,6 @@ def _check_variety(items: Sequence[Item], rubric: Rubric, problems: Problems) ->
             found = f"only {dimension.key(used.pop())}" if used else "no labels at all"
             problems.add("dimensions with fewer than two different labels",
                          f"{dimension.name}: {found}")  # fmt: skip
-
-
-# --- splitting ----------------------------------------------------------------------------------
 
 
 def split_items(

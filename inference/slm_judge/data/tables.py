@@ -1,20 +1,27 @@
-"""Tables: CSV, JSON Lines and Parquet files and Hub datasets, whole or as streams of pieces."""
+"""Tables: CSV, JSON Lines and Parquet files and Hub datasets, whole or as streams of pieces.
+
+The columns of a CSV are text, so that "007" and "NA" stay as they are. A row of JSON Lines stays
+the text that it is until somebody asks for a value: its keys, their order, its nulls and its
+numbers come back as they came. CSV is read by Python's own `csv` in its strict mode: the readers of
+pyarrow and pandas take a stray quote for part of a text, and say nothing.
+"""
 
 import csv
 import io
 import json
+import lzma
 import os
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, load_dataset
-from datasets import logging as datasets_logging
-from datasets.exceptions import DatasetNotFoundError
-from datasets.utils import disable_progress_bars
 from fsspec.compression import compr
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
@@ -33,6 +40,16 @@ _FORMATS = {
 }
 _COMPRESSIONS = {".gz", ".bz2", ".xz"}
 _ROWS_AT_ONCE = 10_000
+_SAMPLE = 20  # records that tell the delimiter
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_QUALTRICS = '{"ImportId"'
+RAW = "a row of JSON"  # column of the text of rows of JSON Lines; no dimension can be called so
+IMPORTER = (
+    " There is no importer for it yet (`slm-judge import` is planned): make a table with a row an "
+    "annotation, and columns for the item, the annotator and each dimension."
+)
+_BROKEN = (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException, zlib.error,
+           lzma.LZMAError)  # fmt: skip
 
 
 def file_format(path: Path) -> str | None:
@@ -44,35 +61,8 @@ def file_format(path: Path) -> str | None:
 
 
 def delimiter(path: Path) -> str:
-    """What parts the fields of a .csv or .tsv file."""
+    """What parts the fields of a .csv or .tsv file, by its name."""
     return "\t" if ".tsv" in path.suffixes else ","
-
-
-def read_table(location: str) -> Dataset:
-    """Read a whole table.
-
-    Args:
-        location: see `TableStream`.
-
-    Raises:
-        DataError: there is no such table, it cannot be read, or it has no rows.
-    """
-    pieces = list(TableStream(location).pieces(_ROWS_AT_ONCE))
-    if not pieces:
-        raise DataError(f"{location} has no rows.")
-    return Dataset(pa.concat_tables(pieces, promote_options="permissive"))
-
-
-def require_columns(present: Sequence[str], wanted: Sequence[str], location: str) -> None:
-    """Refuse a table without some columns.
-
-    Raises:
-        DataError: names them, and those that are there.
-    """
-    if missing := [name for name in wanted if name not in present]:
-        raise DataError(
-            f"{location} lacks the columns {', '.join(missing)}; it has {', '.join(present)}."
-        )
 
 
 def is_folder(output: str) -> bool:
@@ -87,7 +77,6 @@ def check_output(output: str) -> None:
         DataError: wrong suffix, a file that is not on this machine, or not writable.
     """
     filesystem, path = fsspec.url_to_fs(output)
-    on_this_machine = isinstance(filesystem, LocalFileSystem)
     if not is_folder(output):
         if file_format(Path(output)) is None:
             raise DataError(
@@ -99,7 +88,9 @@ def check_output(output: str) -> None:
                 f"{output}: files are written on this machine alone. With a slash at its end, the "
                 "output is a folder of Parquet files, on any path that fsspec opens."
             )
-    if not on_this_machine:
+        if Path(path).is_dir():
+            raise DataError(f"{output} is a folder; with a slash at its end, it is written into.")
+    if not isinstance(filesystem, LocalFileSystem):
         return
     folder = Path(path) if is_folder(output) else Path(path).parent
     while not folder.exists():
@@ -108,11 +99,110 @@ def check_output(output: str) -> None:
         raise DataError(f"{folder} is not writable.")
 
 
-class TableStream:
-    """A table that is read from its start to its end, once or again.
+def names(columns: Sequence[str]) -> str:
+    """Column names for a message; spaces around a name are shown."""
+    return ", ".join(name if name == name.strip() else repr(name) for name in columns)
 
-    Columns of a CSV are text, so that "007" and "NA" stay as they are.
+
+def require_columns(present: Sequence[str], wanted: Sequence[str], location: str) -> None:
+    """Refuse a table without some columns.
+
+    Raises:
+        DataError: names them, and those that are there.
     """
+    if missing := [name for name in wanted if name not in present]:
+        raise DataError(f"{location} lacks the columns {names(missing)}; it has {names(present)}.")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of a table."""
+
+    table: pa.Table
+    """The rows as they came: with their columns, or with the one column `RAW`."""
+    lines: list[int] | None = None
+    """Of a text file, the line where each row starts."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Each row as column -> value; a row of JSON has the keys that it has."""
+        if is_raw(self.table):
+            return [json.loads(text) for text in self.table[RAW].to_pylist()]
+        found: list[dict[str, Any]] = self.table.to_pylist()
+        return found
+
+    def values(self, columns: Sequence[str]) -> list[list[Any]]:
+        """The values of some columns, each a list with None where there is none."""
+        if is_raw(self.table):
+            rows = self.rows()
+            return [[row.get(name) for row in rows] for name in columns]
+        return [
+            self.table[name].to_pylist()
+            if name in self.table.column_names
+            else [None] * self.table.num_rows
+            for name in columns
+        ]
+
+
+def is_raw(table: pa.Table) -> bool:
+    """Whether the rows of a table are texts of JSON."""
+    return RAW in table.column_names
+
+
+@dataclass
+class Rows:
+    """A table in memory."""
+
+    location: str
+    columns: list[str]
+    """Of all rows, in the order in which they appear."""
+    rows: list[dict[str, Any]]
+    lines: list[int] | None
+    notes: list[str] = field(default_factory=list)
+
+    def where(self, index: int) -> str:
+        """Names a row in a message: by its line in a text file, else by its number."""
+        name = Path(self.location).name
+        return f"{name}, line {self.lines[index]}" if self.lines else f"{name}, row {index + 1}"
+
+
+def read_table(location: str) -> Rows:
+    """Read a whole table.
+
+    Args:
+        location: see `TableStream`.
+
+    Raises:
+        DataError: there is no such table, it cannot be read, or it has no rows.
+    """
+    stream = TableStream(location)
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    columns: dict[str, None] = {}
+    for piece in stream.pieces(_ROWS_AT_ONCE):
+        rows += piece.rows()
+        lines += piece.lines or []
+        if not is_raw(piece.table):
+            columns |= dict.fromkeys(piece.table.column_names)
+    for row in rows if not columns else ():
+        columns |= dict.fromkeys(row)
+    if not rows:
+        raise DataError(f"{location} has no rows.")
+    return Rows(location, list(columns), rows, lines or None, stream.notes)
+
+
+@dataclass
+class Overview:
+    """What a table holds, known before work on it starts."""
+
+    columns: list[str]
+    n_rows: int | None = None
+    """None where that is only known at the end."""
+    kinds: dict[str, set[str]] = field(default_factory=dict)
+    """Of JSON Lines, what stands under each key: see `plain_type`."""
+
+
+class TableStream:
+    """A table that is read from its start to its end, once or again."""
 
     def __init__(self, location: str) -> None:
         """Find a table.
@@ -127,135 +217,192 @@ class TableStream:
             DataError: there is no such table.
         """
         self.location = location
-        self._position: Callable[[], float] | None = None
-        self._size = 0
+        self.notes: list[str] = []
+        """What was recognised in the file, for people to know."""
         self._kind = file_format(Path(location))
         filesystem, path = fsspec.url_to_fs(location)
         self._files = [location]
         if filesystem.isdir(path):
-            names = sorted(filesystem.ls(path, detail=False))
-            names = [
-                n for n in names if n.endswith(".parquet") and n.rpartition("/")[2][0] not in "_."
+            found = sorted(filesystem.ls(path, detail=False))
+            found = [
+                n for n in found if n.endswith(".parquet") and n.rpartition("/")[2][0] not in "_."
             ]
-            if not names:
+            if not found:
                 raise DataError(f"{location} is a folder without Parquet files.")
-            self._kind, self._files = "parquet", [filesystem.unstrip_protocol(n) for n in names]
-            self._size = sum(int(filesystem.size(name) or 0) for name in names)
+            self._kind, self._files = "parquet", [filesystem.unstrip_protocol(n) for n in found]
         elif filesystem.isfile(path):
             if self._kind is None:
                 raise DataError(
                     f"{location} is neither .csv, .tsv, .jsonl nor .parquet (the first three also "
-                    "with .gz, .bz2 or .xz); convert it first."
+                    f"with .gz, .bz2 or .xz); convert it first.{IMPORTER}"
                 )
-            self._size = int(filesystem.size(path) or 0)
         elif self._kind or location.count("/") != 1:
             raise DataError(f"There is no file {location}.")
         else:
             self._kind = "hub"
 
-    def pieces(self, n_rows: int) -> Iterator[pa.Table]:
-        """Yield tables of `n_rows` rows, the last one shorter.
+    def overview(self) -> Overview:
+        """Read the table once, so that what is wrong with it is said before work on it starts.
 
         Raises:
             DataError: the file cannot be read; the message says where.
         """
-        waiting: list[pa.Table] = []
-        n_waiting = 0
-        for batch in self._batches(n_rows):
-            waiting.append(batch)
-            n_waiting += batch.num_rows
-            while n_waiting >= n_rows:
-                table = pa.concat_tables(waiting, promote_options="permissive")
-                yield table.slice(0, n_rows)
-                waiting, n_waiting = [table.slice(n_rows)], n_waiting - n_rows
-        self._position = lambda: float(self._size)  # the file is closed
-        if n_waiting:
-            yield pa.concat_tables(waiting, promote_options="permissive")
+        if self._kind == "parquet":
+            with self._readable():
+                return self._parquet_overview()
+        found, n_rows, kinds = dict[str, None](), 0, dict[str, set[str]]()
+        for piece in self.pieces(_ROWS_AT_ONCE):
+            n_rows += piece.table.num_rows
+            if is_raw(piece.table):
+                for row in piece.rows():
+                    found |= dict.fromkeys(row)
+                    for name, value in row.items():
+                        kinds.setdefault(name, set()).add(_kind_of(value))
+            else:
+                found |= dict.fromkeys(piece.table.column_names)
+            if self._kind == "hub":
+                return Overview(list(found))
+        return Overview(list(found), n_rows, kinds)
 
-    @property
-    def share_read(self) -> float | None:
-        """How much of the file was read, from 0 to 1; None where that is not known."""
-        if self._position is None or not self._size:
-            return None
-        return min(self._position() / self._size, 1.0)
+    def _parquet_overview(self) -> Overview:
+        schemas, n_rows = [], 0
+        for name in self._files:
+            with fsspec.open(name, "rb") as raw:
+                opened = pq.ParquetFile(raw)
+                schemas.append(opened.schema_arrow.remove_metadata())
+                n_rows += opened.metadata.num_rows
+        return Overview(pa.unify_schemas(schemas, promote_options="permissive").names, n_rows)
 
-    def _batches(self, n_rows: int) -> Iterator[pa.Table]:
-        readers = {
-            "csv": self._read_csv,
-            "json": self._read_json_lines,
-            "parquet": self._read_parquet,
-            "hub": self._read_hub,
-        }
+    def pieces(self, n_rows: int) -> Iterator[Piece]:
+        """Yield pieces of `n_rows` rows, the last one shorter.
+
+        Raises:
+            DataError: the file cannot be read; the message says where.
+        """
+        self.notes.clear()
+        readers = {"parquet": self._read_parquet, "hub": self._read_hub}
+        with self._readable():
+            if reader := readers.get(str(self._kind)):
+                yield from (Piece(table) for table in _of_size(reader(n_rows), n_rows))
+            elif self._kind == "csv":
+                yield from self._read_csv(n_rows)
+            else:
+                yield from self._read_json(n_rows)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Turns what the readers raise into a sentence that names the file and the line."""
         try:
-            yield from readers[str(self._kind)](n_rows)
-        except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+            yield
+        except _BROKEN as error:
+            if getattr(error, "errno", None) is not None:
                 raise
-            raise DataError(f"{self.location} cannot be read as {self._kind}: {error}") from error
+            where = ""
+            if isinstance(error, UnicodeDecodeError):
+                where = f"line {self._undecodable_line()} is not UTF-8: "
+            raise DataError(
+                f"{self.location} cannot be read as {self._kind}: {where}{error}"
+            ) from error
 
     def _open(self) -> Any:
-        """The file as text; how far it was read is measured before decompression."""
         raw = fsspec.open(self.location, "rb").open()
-        self._position = raw.tell
         compression = infer_compression(self.location)
-        stream = compr[compression](raw, mode="rb") if compression else raw
-        return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        return compr[compression](raw, mode="rb") if compression else raw
 
-    def _read_csv(self, n_rows: int) -> Iterator[pa.Table]:
-        separator = delimiter(Path(self.location))
-        with self._open() as file:
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            header = next(reader, [])
-            check_header(self.location, header)
-            rows: list[list[str]] = []
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise DataError(
-                        f"{self.location} cannot be read as csv: line {reader.line_num} has "
-                        f"{len(row)} fields, the header has {len(header)}. Texts with a "
-                        f"{separator!r} or a line break need quotes."
-                    )
-                rows.append(row)
-                if len(rows) == n_rows:
-                    yield _text_table(header, rows)
-                    rows = []
-            yield _text_table(header, rows)
+    # --- text files ---
 
-    def _read_json_lines(self, n_rows: int) -> Iterator[pa.Table]:
+    def _text(self, newline: str) -> Any:
+        return io.TextIOWrapper(self._open(), encoding="utf-8-sig", newline=newline)
+
+    def _undecodable_line(self) -> int | None:
+        """The first line that is not UTF-8."""
         with self._open() as file:
-            rows: list[dict[str, Any]] = []
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"{self.location} cannot be read as json: line {number}: {error}"
-                    ) from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{self.location}, line {number}: expected an object.")
-                rows.append(row)
-                if len(rows) == n_rows:
-                    yield pa.Table.from_pylist(rows)
-                    rows = []
-            if rows:
-                yield pa.Table.from_pylist(rows)
+                    line.decode("utf-8")
+                except UnicodeDecodeError:
+                    return number
+        return None
+
+    def _read_csv(self, n_rows: int) -> Iterator[Piece]:
+        separator = self._separator()
+        with self._text("") as file:
+            records = _records(file, separator)
+            header = next(records, (1, []))[1]
+            check_header(self.location, header)
+            first = list(islice(records, 2))
+            for position, (_, row) in enumerate(first):
+                if any(row) and all(cell.startswith(_QUALTRICS) for cell in row if cell):
+                    left_out = " and ".join(str(line) for line, _ in first[: position + 1])
+                    self.notes.append(
+                        f"{self.location}: lines {left_out} are headers of Qualtrics, left out."
+                    )
+                    first = first[position + 1 :]
+                    break
+            while batch := list(islice(chain(first, records), n_rows)):
+                first = first[len(batch) :]
+                for line, row in batch:
+                    if len(row) != len(header):
+                        raise DataError(
+                            f"{self.location} cannot be read as csv: line {line} has {len(row)} "
+                            f"fields, the header has {len(header)}. Texts with a {separator!r} or "
+                            "a line break need quotes."
+                        )
+                cells = zip(*(row for _, row in batch), strict=True)
+                arrays = [pa.array(column, pa.string()) for column in cells]
+                table = pa.Table.from_arrays(arrays, names=header)
+                yield Piece(table, [line for line, _ in batch])
+
+    def _separator(self) -> str:
+        """The suffix's delimiter, or the one with which the first records are a table."""
+        usual, widths = delimiter(Path(self.location)), {}
+        for separator in _DELIMITERS:
+            with self._text("") as file:
+                try:
+                    sizes = {len(row) for _, row in islice(_records(file, separator), _SAMPLE)}
+                except csv.Error:
+                    continue
+            if len(sizes) == 1 and sizes != {1}:
+                widths[separator] = sizes.pop()
+        if usual in widths or not widths:
+            return usual
+        found = max(widths, key=widths.__getitem__)
+        self.notes.append(f"{self.location}: its fields are parted by {_DELIMITERS[found]}.")
+        return found
+
+    def _read_json(self, n_rows: int) -> Iterator[Piece]:
+        with self._text("\n") as file:
+            lines = ((n, line) for n, line in enumerate(file, start=1) if line.strip())
+            while batch := list(islice(lines, n_rows)):
+                for number, line in batch:
+                    self._check_json(number, line)
+                texts = pa.array([line.strip() for _, line in batch], pa.string())
+                yield Piece(pa.table({RAW: texts}), [number for number, _ in batch])
+
+    def _check_json(self, number: int, line: str) -> None:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{self.location} cannot be read as json: line {number}: {error}"
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(f"{self.location}, line {number}: expected an object.")
+
+    # --- Parquet and the Hub ---
 
     def _read_parquet(self, n_rows: int) -> Iterator[pa.Table]:
-        for n_done, name in enumerate(self._files):
+        for name in self._files:
             with fsspec.open(name, "rb") as raw:
-                file = pq.ParquetFile(raw)
-                total, rows = max(file.metadata.num_rows, 1), 0
-                for batch in file.iter_batches(batch_size=n_rows):
-                    rows += batch.num_rows
-                    share = (n_done + rows / total) / len(self._files)
-                    self._position = lambda: self._size * share  # noqa: B023
+                for batch in pq.ParquetFile(raw).iter_batches(batch_size=n_rows):
                     yield pa.Table.from_batches([batch])
 
     def _read_hub(self, n_rows: int) -> Iterator[pa.Table]:
+        from datasets import load_dataset
+        from datasets import logging as datasets_logging
+        from datasets.exceptions import DatasetNotFoundError
+        from datasets.utils import disable_progress_bars
+
         name, _, split = self.location.partition("#")
         repo, _, revision = name.partition("@")
         disable_progress_bars()
@@ -273,6 +420,34 @@ class TableStream:
             raise DataError(f"{self.location} cannot be read from the Hub: {error}") from error
 
 
+def _of_size(tables: Iterator[pa.Table], n_rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `n_rows` rows."""
+    waiting: list[pa.Table] = []
+    n_waiting = 0
+    for batch in tables:
+        waiting.append(batch)
+        n_waiting += batch.num_rows
+        while n_waiting >= n_rows:
+            table = pa.concat_tables(waiting, promote_options="permissive")
+            yield table.slice(0, n_rows)
+            waiting, n_waiting = [table.slice(n_rows)], n_waiting - n_rows
+    if n_waiting:
+        yield pa.concat_tables(waiting, promote_options="permissive")
+
+
+def _records(file: Any, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a CSV that are not blank, each with the line where it starts."""
+    reader = csv.reader(file, delimiter=separator, strict=True)
+    line = 1
+    try:
+        for row in reader:
+            if row:
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise csv.Error(f"line {line}: {error}") from error
+
+
 def check_header(location: str, header: list[str]) -> None:
     """Refuse a CSV without distinct column names.
 
@@ -281,13 +456,51 @@ def check_header(location: str, header: list[str]) -> None:
     """
     repeated = sorted({name for name in header if header.count(name) > 1})
     if not header or repeated:
-        found = f"repeated columns {', '.join(repeated)}" if repeated else "an empty file"
+        found = f"repeated columns {names(repeated)}" if repeated else "an empty file"
         raise DataError(
             f"{location}: expected a header line with distinct column names, got {found}."
         )
 
 
-def _text_table(header: list[str], rows: list[list[str]]) -> pa.Table:
-    columns: list[Any] = list(zip(*rows, strict=True)) if rows else [[] for _ in header]
-    arrays = [pa.array(column, pa.string()) for column in columns]
-    return pa.Table.from_arrays(arrays, names=header)
+def _kind_of(value: object) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int):
+        return "whole number" if -(2**63) <= value < 2**63 else "other"
+    return "number" if isinstance(value, float) else "null" if value is None else "other"
+
+
+def typed(raw: pa.Table, overview: Overview) -> pa.Table:
+    """Rows of JSON as columns of Parquet; what has no one plain type there is its JSON.
+
+    Args:
+        raw: rows as texts of JSON.
+        overview: of the whole table, so that all of its pieces have the same columns.
+    """
+    rows = Piece(raw.select([RAW])).rows()
+    columns = {}
+    for name in overview.columns:
+        kind = plain_type(overview.kinds[name])
+        cells = [row.get(name) for row in rows]
+        if kind is None:
+            cells = [None if v is None else json.dumps(v, ensure_ascii=True) for v in cells]
+        elif kind == pa.string():
+            cells = [None if v is None else to_utf8(v) for v in cells]
+        columns[name] = pa.array(cells, kind or pa.string())
+    return pa.table(columns)
+
+
+def plain_type(kinds: set[str]) -> pa.DataType | None:
+    """The Parquet type of values of these kinds; None where there is none."""
+    kinds = kinds - {"null"}
+    types = {"text": pa.string(), "true or false": pa.bool_(), "whole number": pa.int64()}
+    if kinds <= {"whole number", "number"} and "number" in kinds:
+        return pa.float64()
+    return types.get(next(iter(kinds), "text")) if len(kinds) < 2 else None
+
+
+def to_utf8(text: str) -> str:
+    """Text as UTF-8 can hold it: half a surrogate pair becomes the replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,6 +1,5 @@
 """`slm-judge baselines`: what else annotates the same items, scored in the same way."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
@@ -22,15 +20,17 @@ from slm_judge.agreement.alpha import (
     judge_coincidences,
     judge_confusions,
 )
-from slm_judge.agreement.bootstrap import Bootstrap, Interval, percentile_interval
+from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.scores import accuracy, macro_f1
 from slm_judge.data.item import Item, load_split, votes_of
-from slm_judge.data.predictions import read_labels
+from slm_judge.data.predictions import read_predictions
 from slm_judge.data.split import load_splits
-from slm_judge.files import write_text
+from slm_judge.errors import DataError
+from slm_judge.files import write_json
 from slm_judge.recipe import Recipe
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
+from slm_judge.screen import Sheet, say
 
 NEIGHBOURS = 15
 REPORT = "baselines.json"
@@ -50,7 +50,7 @@ class Scores:
 def baselines(
     recipe: Recipe,
     predictions: Mapping[str, str] | None = None,
-    n_resamples: int = 2000,
+    n_resamples: int = RESAMPLES,
     console: Console | None = None,
 ) -> dict[str, dict[str, Scores]]:
     """Score the yardsticks on the test items of a recipe, and write `report/baselines.json`.
@@ -80,22 +80,26 @@ def baselines(
         splits = load_splits(recipe.data, rubric, recipe.training.seed)
     train, test = splits["train"], splits["test"]
     systems: dict[str, dict[str, list[int]]] = {
-        name: read_labels(location, rubric, test) for name, location in (predictions or {}).items()
+        name: labels_of(location, rubric, test) for name, location in (predictions or {}).items()
     }
     with console.status("TF-IDF with logistic regression and nearest neighbours"):
-        systems |= fit_systems(train, test, rubric)
-    systems |= judge_predictions(run, test, rubric)
+        fitted, notes = fit_systems(train, test, rubric)
+    judged, partial_ones = judge_predictions(run, test, rubric)
+    systems |= fitted | judged
+    notes += partial_ones
     bootstrap = Bootstrap(len(test), n_resamples, recipe.training.seed)
     results = {}
     for dimension in rubric.dimensions:
         votes = votes_of(test, dimension.name)
         rows = {"annotator (human ceiling)": score_annotators(votes, dimension, bootstrap)}
         for name, labels in systems.items():
+            if dimension.name not in labels:
+                continue  # a note says why
             rows[name] = score(labels[dimension.name], votes, dimension, bootstrap)
         results[dimension.name] = rows
-        console.print(results_table(dimension, rows, len(test)))
-    run.report.mkdir(parents=True, exist_ok=True)
-    write_text(run.report / REPORT, json.dumps(as_json(results), indent=2) + "\n")
+        results_table(dimension, rows, len(test)).show(console)
+    say(console, notes)
+    write_json(run.report / REPORT, as_json(results))
     return results
 
 
@@ -104,8 +108,11 @@ def baselines(
 
 def fit_systems(
     train: Sequence[Item], test: Sequence[Item], rubric: Rubric
-) -> dict[str, dict[str, list[int]]]:
-    """Option indices of the majority label, logistic regression and nearest neighbours."""
+) -> tuple[dict[str, dict[str, list[int]]], list[str]]:
+    """Option indices of the majority label, logistic regression and nearest neighbours.
+
+    A method that cannot be fitted has no labels of that dimension; the second part says why.
+    """
     features = make_union(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
         TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2),
@@ -119,14 +126,22 @@ def fit_systems(
         f"TF-IDF + {NEIGHBOURS} nearest neighbours": _nearest_neighbours,
     }
     found: dict[str, dict[str, list[int]]] = {name: {} for name in methods}
+    notes = []
     for dimension in rubric.dimensions:
         votes = votes_of(train, dimension.name)
         answered = [i for i, row in enumerate(votes) if row]
         shares = np.array([vote_shares(votes[i], len(dimension.options)) for i in answered])
+        used = int(shares.any(axis=0).sum()) if answered else 0
         for name, method in methods.items():
+            if used < (2 if "regression" in name else 1):
+                labels = "one label alone" if used else "no label"
+                notes.append(
+                    f"{name} is left out: the training items have {labels} of {dimension.name}."
+                )
+                continue
             guessed = method(known[answered], shares, new)
             found[name][dimension.name] = guessed.argmax(axis=1).tolist()
-    return found
+    return found, notes
 
 
 def _text(item: Item) -> str:
@@ -157,14 +172,32 @@ def _nearest_neighbours(known: Any, shares: Shares, new: Any) -> Shares:
     return found
 
 
+def labels_of(location: str, rubric: Rubric, items: Sequence[Item]) -> dict[str, list[int]]:
+    """Option indices that a system gave to all of the items.
+
+    Raises:
+        DataError: it lacks some of them.
+    """
+    found = read_predictions(location, rubric, [item.item_id for item in items])
+    if len(found.rows) < len(items):
+        raise DataError(f"All {len(items)} test items are needed. {' '.join(found.notes)}")
+    return {name: answers.labels.tolist() for name, answers in found.answers.items()}
+
+
 def judge_predictions(
     run: Run, test: Sequence[Item], rubric: Rubric
-) -> dict[str, dict[str, list[int]]]:
-    """The judge's own labels, as `slm-judge verify` left them."""
-    found = {}
+) -> tuple[dict[str, dict[str, list[int]]], list[str]]:
+    """The judge's own labels, as `slm-judge verify` left them; and which are not of all items."""
+    found, notes = {}, []
     for path in sorted(run.predictions.glob("*.jsonl")):
-        found[f"judge ({path.stem})"] = read_labels(str(path), rubric, test)
-    return found
+        name = f"judge ({path.stem})"
+        read = read_predictions(str(path), rubric, [item.item_id for item in test])
+        if len(read.rows) < len(test):
+            known = f"it was verified on {len(read.rows)} of the {len(test)} test items"
+            notes.append(f"{name} is left out: {known} (verify.max_rows).")
+            continue
+        found[name] = {d: answers.labels.tolist() for d, answers in read.answers.items()}
+    return found, notes
 
 
 # --- the scores ---------------------------------------------------------------------------------
@@ -202,14 +235,12 @@ def _scores(
     )
 
 
-def results_table(dimension: Dimension, rows: Mapping[str, Scores], n_items: int) -> Table:
+def results_table(dimension: Dimension, rows: Mapping[str, Scores], n_items: int) -> Sheet:
     """One dimension as a table."""
-    table = Table(title=f"{dimension.name}: {n_items} test items, 95 % bootstrap intervals")
-    table.add_column("")
-    for name in ("alpha", "accuracy", "macro-F1"):
-        table.add_column(name, justify="right", no_wrap=True)
+    title = f"{dimension.name}: {n_items} test items, 95 % bootstrap intervals"
+    table = Sheet(title, ("alpha", "accuracy", "macro-F1"))
     for name, scores in rows.items():
-        table.add_row(name, str(scores.alpha), str(scores.accuracy), str(scores.macro_f1))
+        table.add(name, str(scores.alpha), str(scores.accuracy), str(scores.macro_f1))
     return table
 
 

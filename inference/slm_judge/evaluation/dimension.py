@@ -17,7 +17,7 @@ from slm_judge.agreement.alpha import (
     vote_counts,
 )
 from slm_judge.agreement.alt_test import EPSILON, alt_test
-from slm_judge.agreement.bootstrap import Bootstrap, Interval, percentile_interval
+from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.calibration import (
     brier_score,
     cross_entropy,
@@ -25,8 +25,9 @@ from slm_judge.agreement.calibration import (
     reliability,
     risk_coverage,
 )
-from slm_judge.agreement.compare import difference
+from slm_judge.agreement.compare import MARGIN, difference
 from slm_judge.agreement.estimate import items_needed, widths
+from slm_judge.data.item import is_named
 from slm_judge.data.predictions import Answers
 from slm_judge.rubric import Dimension
 
@@ -37,12 +38,12 @@ _CURVE_POINTS = 200
 class Settings:
     """How an evaluation is done."""
 
-    resamples: int = 2000
+    resamples: int = RESAMPLES
     """Of the bootstrap over items."""
     seed: int = 0
     epsilon: float = EPSILON["skilled"]
     """Of the alternative annotator test: what an annotator must be better by to be worth more."""
-    margin: float = 0.05
+    margin: float = MARGIN
     """Alpha that may be lost to the reference system without being inferior."""
     bins: int = 10
     """Of the reliability curve."""
@@ -76,7 +77,7 @@ def evaluate_dimension(
         "level_of_measurement": dimension.level_of_measurement,
         "options": list(dimension.values),
         "items": len(rows),
-        "annotators": len({name for row in kept for name in row}),
+        "annotators": len({name for row in kept for name in row if is_named(name)}) or None,
         "ratings": sum(map(len, kept)),
     }
     report["notes"] = _notes(report, kept, len(votes))
@@ -120,6 +121,11 @@ def _notes(
             "No item was annotated by two people, so agreement among annotators, the human "
             "ceiling and the alternative annotator test cannot be computed; how well the systems "
             "agree with the annotations can."
+        )
+    elif any(not is_named(name) for row in votes for name in row):
+        notes.append(
+            "Nobody said who made some of the annotations, so they count as annotations, but the "
+            "alternative annotator test, which is about annotators, is done without them."
         )
     used = {option for row in votes for option in row.values()}
     if len(used) == 1:
@@ -228,7 +234,8 @@ def _alt_test(
     labels: Sequence[int],
     settings: Settings,
 ) -> dict[str, Any]:
-    ratings, annotators = ratings_of(votes)
+    named = [{name: option for name, option in row.items() if is_named(name)} for row in votes]
+    ratings, annotators = ratings_of(named)
     nominal = dimension.level_of_measurement == "nominal"
     found = alt_test(
         labels,

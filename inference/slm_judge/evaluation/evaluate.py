@@ -1,5 +1,6 @@
 """`slm-judge evaluate`: may this judge stand in for annotators? One page, figures and numbers."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,22 +9,23 @@ from typing import Any
 import numpy as np
 
 from slm_judge.agreement.bias import quarters
-from slm_judge.data.item import Item, load_split
-from slm_judge.data.predictions import Answers
-from slm_judge.data.read import Annotations, read_annotations, read_predictions
+from slm_judge.data.item import ITEM_ID, Item, load_split
+from slm_judge.data.predictions import Answers, read_predictions
+from slm_judge.data.read import Annotations, Columns, read_annotations
 from slm_judge.data.tables import read_table, require_columns
+from slm_judge.data.text import read_name
 from slm_judge.errors import DataError, JudgeError
-from slm_judge.judge.judge import Judge
+from slm_judge.files import finite
+from slm_judge.recipe import Recipe
 from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 from slm_judge.version import __version__
 
 from .dimension import Settings, correct_probes, evaluate_dimension
-from .probes import option_order
 
+PROBES = "probes.json"  # in the report of a run: what probes that ran the judge found
 LENGTH = "length of the text"
 _EXAMPLES = 8
-_PROBED_ITEMS = 300  # with another order of options; each reads the whole rubric
 _EXCERPT = 400
 Systems = dict[str, dict[str, Answers]]
 """Name -> dimension -> answers."""
@@ -42,10 +44,13 @@ class Evaluation:
     """Further findings of probes that ran the judge."""
 
 
-def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = None) -> Evaluation:
-    """The artefacts of a verified run against the annotators of its test items.
+def systems_of(recipe: Recipe) -> list[str]:
+    """A run's artefacts; first, on which the report goes into detail, the GGUF that people get."""
+    return [*recipe.export.gguf, "bnb-4bit", "merged", "adapter"]
 
-    The first system, on which the report goes into detail, is the GGUF file that people get.
+
+def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = None) -> Evaluation:
+    """The artefacts of a run against the annotators of its test items, from what verify kept.
 
     Args:
         run: the run.
@@ -55,20 +60,15 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
     Raises:
         JudgeError: the run is not verified.
     """
-    recipe = run.recipe()
-    run.require(run.predictions, f"verify {run.folder}")
-    rubric, items = run.rubric(), load_split(run.data, "test")
-    names = [*recipe.export.gguf, "bnb-4bit", "merged", "adapter"]
+    recipe, rubric, items = run.recipe(), run.rubric(), load_split(run.data, "test")
+    probes = json.loads(run.require(run.report / PROBES, f"verify {run.folder}").read_text("utf-8"))
     systems: Systems = {}
     kept: list[int] = []
-    for name in names:
+    for name in systems_of(recipe):
         path = run.require(run.predictions / f"{name}.jsonl", f"verify {run.folder}")
-        systems[name], kept, _ = read_predictions(
-            str(path), rubric, [item.item_id for item in items]
-        )
+        read = read_predictions(str(path), rubric, [item.item_id for item in items])
+        systems[name], kept = read.answers, read.rows
     annotations = Annotations([items[i] for i in kept])
-    with Judge.from_pretrained(run.gguf_file(names[0])) as judge:
-        probes = {"option_order": option_order(judge, annotations.items[:_PROBED_ITEMS])}
     if groups:
         location = recipe.data.test or recipe.data.train
         annotations.columns = _columns_of(location, recipe.data.item_id, groups, annotations.items)
@@ -79,18 +79,18 @@ def _columns_of(
     location: str, item_id: str | None, columns: Sequence[str], items: Sequence[Item]
 ) -> dict[str, list[str]]:
     table = read_table(location)
-    require_columns(table.column_names, columns, location)
-    if not item_id or item_id not in table.column_names:
+    require_columns(table.columns, columns, location)
+    if not item_id or item_id not in table.columns:
         raise DataError(f"Groups need a column that names the items: data.item_id of {location}.")
-    rows = {str(row[item_id]): row for row in reversed(table.to_list())}
-    return {c: [str(rows.get(i.item_id, {}).get(c, "")) for i in items] for c in columns}
+    rows = {read_name(row.get(item_id)): row for row in reversed(table.rows)}
+    return {c: [read_name(rows.get(i.item_id, {}).get(c)) for i in items] for c in columns}
 
 
 def of_files(
     predictions: Mapping[str, str],
     annotations: str,
     rubric: Rubric,
-    item_id: str = "item_id",
+    item_id: str = ITEM_ID,
     annotator: str | None = None,
     groups: Sequence[str] = (),
     settings: Settings | None = None,
@@ -116,18 +116,18 @@ def of_files(
     known = rubric.model_copy(update={"dimensions": present})
     names = [item.item_id for item in found.items]
     read = {n: read_predictions(p, known, names, item_id) for n, p in predictions.items()}
-    shared = sorted(set.intersection(*(set(kept) for _, kept, _ in read.values())))
+    shared = sorted(set.intersection(*(set(one.rows) for one in read.values())))
     if not shared:
         raise DataError("No annotated item has predictions of all systems.")
     systems: Systems = {}
-    for name, (answers, kept, notes) in read.items():
-        position = {item: row for row, item in enumerate(kept)}
+    for name, one in read.items():
+        position = {item: row for row, item in enumerate(one.rows)}
         rows = [position[item] for item in shared]
         systems[name] = {
             d: Answers(a.labels[rows], None if a.probabilities is None else a.probabilities[rows])
-            for d, a in answers.items()
+            for d, a in one.answers.items()
         }
-        found.notes += notes
+        found.notes += one.notes
     return Evaluation(
         " and ".join(systems), known, found.select(shared), systems, settings or Settings()
     )
@@ -151,7 +151,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         first = next(iter(answers.values()))
         dimensions[name]["disagreements"] = _disagreements(items, votes, first, dimension.values)
     correct_probes(dimensions)
-    report: dict[str, Any] = _plain(
+    report: dict[str, Any] = finite(
         {
             "title": evaluation.title,
             "slm_judge": __version__,
@@ -164,15 +164,6 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         }
     )
     return report
-
-
-def _plain(value: Any) -> Any:
-    """For JSON: None where a number is not defined."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _disagreements(
@@ -214,26 +205,33 @@ def find(
     annotations: str | None,
     rubric: Path | None,
     output: Path | None,
-    item_id: str = "item_id",
-    annotator: str | None = None,
-    groups: Sequence[str] = (),
+    columns: Columns | None = None,
     settings: Settings | None = None,
 ) -> tuple[Evaluation, Path]:
     """What the command line asks for, and the folder for the report; see `of_run`, `of_files`.
 
+    `columns` says what names items and annotators, and which further ones to probe for bias.
+
     Raises:
         JudgeError: neither a run nor predictions, annotations and a rubric are named, or both.
     """
+    columns = columns or Columns()
     if run is not None:
         if predictions or annotations or rubric:
             raise JudgeError("Name a run, or --predictions, --annotations and --rubric; not both.")
         found = Run.find(run)
-        return of_run(found, groups, settings), output or found.report
+        return of_run(found, columns.further, settings), output or found.report
     if not (predictions and annotations and rubric):
         files = {"predictions": predictions, "annotations": annotations, "rubric": rubric}
         missing = [f"--{key}" for key, given in files.items() if not given]
         raise JudgeError(f"Without a run, {', '.join(missing)} must be named too.")
     evaluation = of_files(
-        predictions, annotations, Rubric.from_file(rubric), item_id, annotator, groups, settings
+        predictions,
+        annotations,
+        Rubric.from_file(rubric),
+        columns.item_id or ITEM_ID,
+        columns.annotator,
+        columns.further,
+        settings,
     )
     return evaluation, output or Path("report")

@@ -4,15 +4,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from slm_judge.agreement.bootstrap import Bootstrap
+from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap
 from slm_judge.agreement.scores import agreeing_share
 from slm_judge.data.item import Item, votes_of
 from slm_judge.judge.judge import Judge
 
+PROBED_ITEMS = 300  # with another order of options; each reads the whole rubric
+
 
 def option_order(
-    judge: Judge, items: Sequence[Item], resamples: int = 2000, seed: int = 0
+    judge: Judge,
+    items: Sequence[Item],
+    given: npt.NDArray[np.int64],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """List every dimension's options in reverse, and see what the judge says then.
 
@@ -21,13 +28,14 @@ def option_order(
 
     Args:
         judge: the judge.
-        items: N items with annotations.
+        items: N items.
+        given: what it said about them, option indices, N x dimensions.
         resamples: of the bootstrap over items.
         seed: of it.
 
     Returns:
         Per dimension: `consistency`, the share of equal labels, and `agreement_change`, the change
-        in the share of annotators who agree, each with its interval.
+        in the share of annotators who agree, each with its interval; nan where nobody answered.
     """
     rubric, backend = judge.rubric, judge.backend
     turned = rubric.model_copy(
@@ -38,7 +46,6 @@ def option_order(
         }
     )
     states = [item.state for item in items]
-    given = _labels(judge, backend.reader.encode(states))
     reverse = _labels(judge, backend.reader_of(turned).encode(states))
     bootstrap = Bootstrap(len(items), resamples, seed)
     found = {}
@@ -48,11 +55,14 @@ def option_order(
         after = n_options - 1 - reverse[:, k]
         votes = votes_of(items, dimension.name)
         agree = [agreeing_share(labels, votes, n_options) for labels in (before, after)]
-        changes = np.nan_to_num(agree[1] - agree[0])  # where nobody answered, nothing changes
+        changes = agree[1] - agree[0]
+        answered = np.isfinite(changes)
         found[dimension.name] = {
             "items": len(items),
             "consistency": _mean(before == after, bootstrap),
-            "agreement_change": _mean(changes, bootstrap),
+            "agreement_change": _mean(
+                changes[answered], Bootstrap(answered.sum(), resamples, seed)
+            ),
         }
     return found
 
@@ -66,5 +76,7 @@ def _labels(judge: Judge, prompts: Sequence[Any]) -> Any:
 
 def _mean(per_item: Any, bootstrap: Bootstrap) -> Mapping[str, float]:
     n = len(per_item)
+    if not n:
+        return dict.fromkeys(("estimate", "low", "high"), float("nan"))
     sums = np.asarray(per_item, dtype=float)
     return bootstrap.interval(sums, lambda totals: np.asarray(totals, dtype=float) / n).as_dict()

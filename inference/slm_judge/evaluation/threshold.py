@@ -1,29 +1,29 @@
 """`slm-judge threshold`: the confidence below which a human should look, from a target error."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from slm_judge.agreement.aggregate import aggregate
 from slm_judge.agreement.calibration import choose_threshold
+from slm_judge.annotate.rows import STABLE_DIGITS
 from slm_judge.data.item import Item, load_split, votes_of
-from slm_judge.data.predictions import Answers
-from slm_judge.data.read import read_predictions
+from slm_judge.data.predictions import Answers, read_predictions
 from slm_judge.errors import DataError
-from slm_judge.files import write_text
+from slm_judge.files import write_json
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
+from slm_judge.screen import Sheet
 
 
 def thresholds(run: Run, error: float) -> dict[str, dict[str, Any]]:
     """Choose thresholds on the validation items and try them on the test items.
 
-    An error is a label other than the annotators' aggregate (`agreement.aggregate`). The result is
-    also written to `report/threshold.json`.
+    Confidences are rounded as `slm-judge annotate` rounds them, so that its `--review-below` keeps
+    the rows that are promised here. An error is a label other than the annotators' aggregate
+    (`agreement.aggregate`). The result is also written to `report/threshold.json`.
 
     Args:
         run: a trained run; tried on the test items where it is verified.
@@ -61,7 +61,7 @@ def thresholds(run: Run, error: float) -> dict[str, dict[str, Any]]:
                 for artefact, found in tried.items()
             },
         }
-    write_text(run.report / "threshold.json", json.dumps(report, indent=2) + "\n")
+    write_json(run.report / "threshold.json", report)
     return report
 
 
@@ -69,9 +69,9 @@ def _confidences(
     path: Path, rubric: Rubric, items: list[Item]
 ) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     """Per dimension, confidence and error (0 or 1) of each item that was annotated."""
-    answers, rows, _ = read_predictions(str(path), rubric, [item.item_id for item in items])
-    kept = [items[row] for row in rows]
-    return {d.name: _errors(d, kept, answers[d.name], path) for d in rubric.dimensions}
+    found = read_predictions(str(path), rubric, [item.item_id for item in items])
+    kept = [items[row] for row in found.rows]
+    return {d.name: _errors(d, kept, found.answers[d.name], path) for d in rubric.dimensions}
 
 
 def _errors(
@@ -82,7 +82,9 @@ def _errors(
     whole = aggregate(votes_of(items, dimension.name), dimension)
     rows = np.flatnonzero(whole >= 0)
     labels = answers.labels[rows]
-    return answers.probabilities[rows, labels], (labels != whole[rows]).astype(float)
+    # As `slm-judge annotate` writes them, and compares them with --review-below.
+    sure = [round(p, STABLE_DIGITS) for p in answers.probabilities[rows, labels].tolist()]
+    return np.array(sure), (labels != whole[rows]).astype(float)
 
 
 def _on_test(confidence: Any, errors: Any, threshold: float) -> dict[str, Any]:
@@ -95,22 +97,22 @@ def _on_test(confidence: Any, errors: Any, threshold: float) -> dict[str, Any]:
     }
 
 
-def threshold_table(report: Mapping[str, Any], error: float) -> Table:
+def threshold_table(report: Mapping[str, Any], error: float) -> Sheet:
     """The thresholds for a terminal."""
-    table = Table(
-        title=f"Confidence from which at most {error:.0%} of the validation labels are wrong",
-        caption="wrong: not the annotators' aggregate; in brackets, an upper 95 % limit",
+    table = Sheet(
+        f"Confidence from which at most {error:.0%} of the validation labels are wrong",
+        ("threshold", "kept", "wrong of those", "wrong of all"),
+        "wrong: not the annotators' aggregate; in brackets, an upper 95 % limit",
     )
-    for column in ("", "threshold", "kept", "wrong of those", "wrong of all"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, found in report.items():
+        table.group(name)
         on, threshold = found["validation"], found["threshold"]
-        wrong = f"{on['error']:.1%} [{on['error_upper']:.1%}]" if threshold else "–"
-        shown = f"{threshold:.3f}" if threshold else "none"
-        table.add_row(name, shown, f"{on['coverage']:.0%}", wrong, "", style="bold")
+        wrong = "–" if threshold is None else f"{on['error']:.1%} [{on['error_upper']:.1%}]"
+        shown = "none" if threshold is None else f"{threshold:.{STABLE_DIGITS}f}"
+        table.add("validation", shown, f"{on['coverage']:.0%}", wrong, "", style="bold")
         for artefact, test in found["test"].items():
             if test["coverage"] is not None:
                 wrong = "–" if test["error"] is None else f"{test['error']:.1%}"
-                table.add_row(f"  {artefact}, test", "", f"{test['coverage']:.0%}", wrong,
-                              f"{test['error_of_all']:.1%}")  # fmt: skip
+                table.add(f"{artefact}, test", "", f"{test['coverage']:.0%}", wrong,
+                          f"{test['error_of_all']:.1%}")  # fmt: skip
     return table

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 from slm_judge.artefact.locate import locate
 from slm_judge.backends import Backend, Logits
@@ -15,6 +15,28 @@ from .answer import Annotation, annotation_from_logits, gap
 
 BackendName = Literal["auto", "gguf", "transformers"]
 Row = str | Mapping[str, Any]
+
+
+class LoadOptions(TypedDict, total=False):
+    """How `Judge.from_pretrained` loads; None is the default everywhere."""
+
+    quantization: str | None
+    """Which GGUF file of several, e.g. "Q8_0"; by default Q4_K_M."""
+    device: str | None
+    """transformers only, e.g. "cuda"; by default a GPU where there is one."""
+    dtype: str | None
+    """transformers only: float32, bfloat16, float16, or "auto", that of the files or of an
+    adapter's training; by default float32 on a CPU and "auto" on a GPU."""
+    tokens_per_pack: int | None
+    """transformers only: rows' tokens of one pass, which bounds memory; by default 1024 on a CPU,
+    2048 to 8192 by the memory of a GPU."""
+    n_threads: int | None
+    """llama.cpp only; by default all cores."""
+    max_memory: float | None
+    """llama.cpp only: GiB for the weights and the key-value cache."""
+    exact: bool
+    """Compute each row by itself, so that probabilities too do not depend on the rows beside it,
+    to the last bit (labels never do); about 1.4 times the time."""
 
 
 class Judge:
@@ -30,13 +52,7 @@ class Judge:
         model: str | Path,
         revision: str | None = None,
         backend: BackendName = "auto",
-        *,
-        quantization: str | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
-        n_threads: int | None = None,
-        max_memory: float | None = None,
-        exact: bool = False,
+        **options: Unpack[LoadOptions],
     ) -> Self:
         """Load a judge.
 
@@ -44,31 +60,36 @@ class Judge:
             model: Hub repository `user/name`, folder, or `.gguf` file.
             revision: branch, tag or commit of the repository.
             backend: "gguf" (llama.cpp), "transformers", or "auto": what the files are for.
-            quantization: which GGUF file of several, e.g. "Q8_0"; by default Q4_K_M.
-            device: transformers only, e.g. "cuda"; by default a GPU where there is one.
-            dtype: transformers only, e.g. "float32"; by default that of the files.
-            n_threads: llama.cpp only; by default all cores.
-            max_memory: llama.cpp only; GiB for the weights and the key-value cache.
-            exact: compute each row by itself, so that probabilities too do not depend on the
-                rows beside it, to the last bit (labels never do); about 1.4 times the time.
+            options: `LoadOptions`: quantization, device, dtype, tokens_per_pack, n_threads,
+                max_memory, exact.
 
         Raises:
-            ModelError: there is no such judge, or it cannot be loaded.
+            ModelError: there is no such judge or option, or it cannot be loaded.
             MissingExtraError: the engine's package is not installed.
         """
         if backend not in ("auto", "gguf", "transformers"):
             raise ModelError(f"backend is auto, gguf or transformers, not {backend!r}.")
-        path = locate(model, revision, quantization)
+        if unknown := sorted(options.keys() - LoadOptions.__annotations__.keys()):
+            raise ModelError(
+                f"Judge.from_pretrained has no option {', '.join(unknown)}; it has "
+                f"{', '.join(LoadOptions.__annotations__)}."
+            )
+        path = locate(model, revision, options.get("quantization"))
         found = "gguf" if path.is_file() else "transformers"
         if backend not in ("auto", found):
             raise ModelError(f"{model} is a judge for the {found} backend, not for {backend}.")
+        exact = options.get("exact", False)
         if found == "gguf":
             from slm_judge.backends.gguf import GgufBackend
 
-            return cls(GgufBackend(path, max_memory, n_threads=n_threads), exact)
+            threads, memory = options.get("n_threads"), options.get("max_memory")
+            return cls(GgufBackend(path, memory, n_threads=threads), exact)
         from slm_judge.backends.transformers import TransformersBackend
 
-        return cls(TransformersBackend.load(path, device, dtype), exact)
+        loaded = TransformersBackend.load(
+            path, options.get("device"), options.get("dtype"), options.get("tokens_per_pack")
+        )
+        return cls(loaded, exact)
 
     @property
     def rubric(self) -> Rubric:

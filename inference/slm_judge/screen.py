@@ -1,0 +1,75 @@
+"""What people read in a terminal, or in a file that its output went to: tables and notes."""
+
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+_GAP = "  "
+
+
+@dataclass
+class Sheet:
+    """Figures beside names, in groups: aligned text, the same in a terminal and in a file."""
+
+    title: str
+    columns: tuple[str, ...]
+    """Headings of the figures."""
+    caption: str = ""
+    rows: list[tuple[str, tuple[str, ...], str]] = field(default_factory=list)
+    """Name, figures and style; the name of a group has no figures."""
+
+    def group(self, name: str) -> None:
+        """Start a group of rows."""
+        self.rows.append((name, (), "bold"))
+
+    def add(self, name: str, *figures: str, style: str = "") -> None:
+        """Add a row to the group."""
+        self.rows.append((f"{_GAP}{name}", figures, style))
+
+    def show(self, console: Console) -> None:
+        """Print it."""
+        for line, style in self.lines(console.width):
+            console.print(Text(line, style), soft_wrap=True)
+
+    def lines(self, width: int) -> Iterator[tuple[str, str]]:
+        """The lines and their styles; a name that does not fit beside its figures is above them."""
+        table = [self.columns, *(figures for _, figures, _ in self.rows if figures)]
+        widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+        room = width - sum(widths) - len(_GAP) * len(widths)
+        beside = [n for name, figures, _ in self.rows if figures and (n := cell_len(name)) <= room]
+        room = max(beside, default=len(_GAP))
+        yield from ((line, "bold") for line in _wrapped(self.title, width))
+        yield _row("", self.columns, room, widths), "italic"
+        for name, figures, style in self.rows:
+            if figures and cell_len(name) <= room:
+                yield _row(name, figures, room, widths), style
+                continue
+            yield from ((line, style) for line in _wrapped(name, width))
+            if figures:
+                yield _row("", figures, room, widths), style
+        yield from ((line, "dim") for line in _wrapped(self.caption, width))
+
+
+def _row(name: str, figures: Iterable[str], room: int, widths: Iterable[int]) -> str:
+    cells = (
+        " " * (width - cell_len(text)) + text for text, width in zip(figures, widths, strict=True)
+    )
+    return _GAP.join((name + " " * (room - cell_len(name)), *cells)).rstrip()
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of whole words, those after the first at the same depth."""
+    depth = text[: len(text) - len(text.lstrip())]
+    return textwrap.wrap(
+        text, width, subsequent_indent=depth, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def say(console: Console, lines: Iterable[str], kind: str = "note: ") -> None:
+    """Print lines as they are, wrapped between words alone."""
+    for line in lines:
+        console.print(f"{kind}{line}", markup=False, highlight=False, overflow="ignore", crop=False)

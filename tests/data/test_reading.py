@@ -1,0 +1,353 @@
+"""One way in: what people's files hold becomes items by one rule, and comes back as it came."""
+
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from slm_judge import Rubric
+from slm_judge.data.item import is_named
+from slm_judge.data.predictions import read_predictions
+from slm_judge.data.read import read_annotations
+from slm_judge.data.split import load_splits
+from slm_judge.data.tables import RAW, Overview, TableStream, read_table, typed
+from slm_judge.data.text import item_state, read_name, read_text
+from slm_judge.data.write import write_tables
+from slm_judge.errors import DataError
+from slm_judge.recipe import DataConfig
+from tests.conftest import ROOT
+
+CASES = ROOT.parent / "shared/cases"
+MOOD = Rubric.parse(
+    {
+        "name": "mood",
+        "instructions": "?",
+        "fields": ["text"],
+        "dimensions": [
+            {"name": "mood", "type": "choice", "instructions": "?",
+             "options": ["joy", "anger", "sadness", "neutral"]},
+            {"name": "strength", "type": "score", "instructions": "?", "options": [1, 2, 3]},
+        ],
+    },
+    "test",
+)  # fmt: skip
+
+
+@pytest.fixture
+def cases():
+    if not CASES.exists():
+        pytest.skip("the cases are not beside this checkout")
+    return CASES
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# --- tables ---
+
+
+def test_keys_that_appear_late_are_read(tmp_path):
+    rows = [{"item_id": k, "text": f"t{k}"} | ({"mood": "joy"} if k >= 11000 else {})
+            for k in range(12000)]  # fmt: skip
+    location = lines(tmp_path / "t.jsonl", rows)
+    assert TableStream(location).overview().columns == ["item_id", "text", "mood"]
+    items = read_annotations(location, MOOD).items
+    assert sum(bool(item.votes) for item in items) == 1000
+
+
+def carried(rows, tmp_path, name):
+    """Rows of JSON through pieces, with a column of the judge's, into a file."""
+    stream = TableStream(lines(tmp_path / "in.jsonl", rows))
+    overview = stream.overview()
+    pieces = [
+        piece.table.append_column("mood", pa.array(["joy"] * piece.table.num_rows))
+        for piece in stream.pieces(2)
+    ]
+    assert write_tables(iter(pieces), tmp_path / name, overview) == len(rows)
+    return tmp_path / name
+
+
+ODD = [
+    {"text": "a", "n": 42, "m": {}},
+    {"m": {"score": 0.5, "deep": [[1], {"k": None}]}, "text": "b", "n": None},
+    {"text": "c", "n": 2**70},
+    {"text": "half an emoji \ud83d", "n": 1.5, "late": "2024-01-01"},
+]
+
+
+def test_rows_of_json_come_back_as_they_came(tmp_path):
+    out = carried(ODD, tmp_path, "out.jsonl").read_text().splitlines()
+    given = (tmp_path / "in.jsonl").read_text().splitlines()
+    assert [line.rpartition(", ")[0] + "}" for line in out] == given  # the same text, key by key
+    assert all(json.loads(line)["mood"] == "joy" for line in out)
+
+
+def test_rows_of_json_as_csv_and_as_parquet(tmp_path):
+    table = pd.read_csv(carried(ODD, tmp_path, "o.csv"), dtype=str, keep_default_na=False)
+    assert list(table.columns) == ["text", "n", "m", "late", "mood"]
+    assert list(table.n) == ["42", "", str(2**70), "1.5"]
+    assert json.loads(table.m[1]) == ODD[1]["m"]
+    table = pq.read_table(carried(ODD, tmp_path, "o.parquet")).to_pydict()
+    assert table["n"] == ["42", None, str(2**70), "1.5"]  # no one type: its JSON
+    assert json.loads(table["m"][1]) == ODD[1]["m"]
+    whole = [{"text": "a", "n": 42}, {"text": "b"}]
+    assert pq.read_table(carried(whole, tmp_path, "w.parquet"))["n"].to_pylist() == [42, None]
+
+
+def test_a_sparse_row_costs_what_it_holds(tmp_path):
+    rows = [
+        {"text": "t", **{f"k{(500 * r + i) % 20000}": 1 for i in range(50)}} for r in range(200)
+    ]
+    out = carried(rows, tmp_path, "out.jsonl")
+    assert out.stat().st_size < 1.1 * (tmp_path / "in.jsonl").stat().st_size
+
+
+def test_pieces_of_a_folder_have_the_same_columns(tmp_path):
+    stream = TableStream(lines(tmp_path / "t.jsonl", [{"a": 1}, {"a": 2.5}, {"b": "x"}]))
+    overview = stream.overview()
+    schemas = {str(typed(piece.table, overview).schema) for piece in stream.pieces(1)}
+    assert len(schemas) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b'{"a": 1}\n{"a": \n', "line 2"),
+        (b"[1]\n", "line 1: expected an object"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "line 1"),
+        (b'{"a": ' + b"9" * 5000 + b"}\n", "line 1"),
+        (b'{"a": "b"}\n{"a": "\xff"}\n', "line 2 is not UTF-8"),
+    ],
+)
+def test_broken_json_lines_name_the_line(tmp_path, content, complaint):
+    (tmp_path / "t.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=complaint):
+        TableStream(str(tmp_path / "t.jsonl")).overview()
+
+
+def test_a_file_cut_short_is_a_sentence(tmp_path):
+    content = gzip.compress(b"text\n" + b"".join(b"row %d\n" % k for k in range(9999)))
+    (tmp_path / "t.csv.gz").write_bytes(content[:-500])
+    with pytest.raises(DataError, match="cannot be read as csv"):
+        TableStream(str(tmp_path / "t.csv.gz")).overview()
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_other_delimiters_are_recognised_and_said(tmp_path, mark):
+    rows = [mark.join(cells) for cells in (["id", "text"], ["1", "a, b"], ["2", "c"])]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    table = read_table(str(tmp_path / "t.csv"))
+    assert table.rows == [{"id": "1", "text": "a, b"}, {"id": "2", "text": "c"}]
+    assert "its fields are parted by" in table.notes[0]
+
+
+def test_commas_stay_commas(tmp_path):
+    (tmp_path / "t.csv").write_text('text\n"a; b"\nc; d\n')
+    table = read_table(str(tmp_path / "t.csv"))
+    assert [row["text"] for row in table.rows] == ["a; b", "c; d"]
+    assert not table.notes
+
+
+def test_a_row_without_text_is_no_header(tmp_path):
+    (tmp_path / "t.csv").write_text('text\na\n""\nb\n')
+    assert [row["text"] for row in read_table(str(tmp_path / "t.csv")).rows] == ["a", "", "b"]
+
+
+def test_a_stray_quote_is_refused_where_other_readers_change_the_text(tmp_path, cases):
+    quote = cases / "quote.csv"
+    assert pd.read_csv(quote).text[0] != 'He said "hello" to me'  # and says nothing
+    with pytest.raises(DataError, match=r"quote\.csv cannot be read as csv: line 2"):
+        read_table(str(quote))
+
+
+def test_a_lone_carriage_return_comes_back(tmp_path):
+    table = pa.table({"text": ["a\rb", "c\nd", 'e "f", g', ""], "n": ["1", "2", "3", "4"]})
+    write_tables(iter([table]), tmp_path / "t.csv", Overview(["text", "n"]))
+    assert [row["text"] for row in read_table(str(tmp_path / "t.csv")).rows] == table[
+        "text"
+    ].to_pylist()
+
+
+def test_an_empty_file_still_has_its_header(tmp_path):
+    table = pa.table({"text": pa.array([], pa.string())})
+    write_tables(iter([table, table]), tmp_path / "t.csv", Overview(["text"]))
+    assert (tmp_path / "t.csv").read_text() == "text\n"
+
+
+# --- texts, names, labels ---
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "problem"),
+    [
+        ("a", "a", ""),
+        (42, "42", ""),
+        (True, "true", ""),
+        (None, "", "missing field: {}"),
+        (float("nan"), "", "missing field: {}"),
+        (" \n", "", "empty field: {}"),
+        (b"a", "", "no text in field: {} holds a bytes"),
+        (["a"], "", "no text in field: {} holds a list"),
+        ([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
+         "user: hi\nassistant: hello", ""),
+    ],
+)  # fmt: skip
+def test_texts(value, text, problem):
+    assert read_text(value) == (text, problem)
+
+
+@pytest.mark.parametrize("value", [float("nan"), ["a"], b"a", {"a": 1}, None, ""])
+def test_the_api_refuses_what_is_no_text(value):
+    with pytest.raises(DataError, match="Row 7"):
+        item_state(MOOD, {"text": value}, "Row 7")
+
+
+def test_ids_have_one_form():
+    given = ["1", " 1 ", 1, 1.0, np.float64(1), 2**70, "007", None, float("nan"), " "]
+    assert [read_name(value) for value in given] == ["1"] * 5 + [str(2**70), "007", "", "", ""]
+
+
+def long(tmp_path, rows, columns="item_id,who,text,mood,strength"):
+    (tmp_path / "h.csv").write_text("\n".join([columns, *rows]) + "\n")
+    return str(tmp_path / "h.csv")
+
+
+def test_labels_are_what_they_plainly_mean_and_it_is_said(tmp_path):
+    location = long(tmp_path, ["a,x,t,Joy,1.0", "b,x,t, anger ,2", "c,x,t,rage,3"])
+    found = read_annotations(location, MOOD, annotator="who")
+    assert [item.votes.get("mood") for item in found.items] == [{"x": 0}, {"x": 1}, None]
+    notes = " ".join(found.notes)
+    assert "mood: read 'Joy' as joy (1 times)" in notes
+    assert "strength: read '1.0' as 1 (1 times)" in notes
+    assert "left out 1 x labels of mood outside the rubric, e.g. h.csv, line 4: 'rage'" in notes
+
+
+def test_the_first_label_of_an_annotator_counts_and_it_is_said(tmp_path):
+    location = long(tmp_path, ["a,x,t,joy,1", "a,x,t,anger,1", "b,x,t,joy,1"])
+    found = read_annotations(location, MOOD, annotator="who")
+    assert found.items[0].votes == {"mood": {"x": 0}, "strength": {"x": 0}}
+    notes = " ".join(found.notes)
+    assert "the same item and annotator twice with different labels" in notes
+    assert "1 labels repeat what the same annotator said" in notes
+    with pytest.raises(DataError, match="the same item and annotator twice"):
+        load_splits(DataConfig(train=location, annotator="who"), MOOD, 0)
+
+
+def test_nobody_becomes_somebody(tmp_path):
+    location = long(tmp_path, ["a,x,t,joy,1", "a,,t,anger,1", "a,,t,joy,1", "b,x,u,joy,2"])
+    votes = read_annotations(location, MOOD, annotator="who").items[0].votes["mood"]
+    assert len(votes) == 3
+    assert [name for name in votes if is_named(name)] == ["x"]
+    found = read_annotations(location, MOOD)
+    assert not any(is_named(name) for item in found.items for name in item.votes["mood"])
+    location = long(tmp_path, ["a,x,t,joy,1", "a,y,t,anger,1", "b,x,u,joy,2"])
+    assert "--annotator who" in " ".join(read_annotations(location, MOOD).notes)
+
+
+def test_predictions_are_matched_however_ids_are_written(tmp_path):
+    pd.DataFrame({"item_id": [1.0, 2.0], "mood": "joy", "strength": 1}).to_csv(
+        tmp_path / "p.csv", index=False
+    )
+    found = read_predictions(str(tmp_path / "p.csv"), MOOD, ["2", "1", "3"])
+    assert found.rows == [0, 1]
+    assert any("1.0 is read as 1" in n or "2.0 is read as 2" in n for n in found.notes)
+    lines(tmp_path / "p.jsonl", [{"item_id": 1.0, "mood": "joy", "strength": 1}])
+    assert read_predictions(str(tmp_path / "p.jsonl"), MOOD, ["1"]).rows == [0]
+
+
+def test_a_system_says_one_thing_about_an_item(tmp_path):
+    row = {"item_id": "a", "mood": "joy", "strength": 1}
+    same = lines(tmp_path / "s.jsonl", [row, row])
+    assert "1 rows repeat an item" in " ".join(read_predictions(same, MOOD, ["a"]).notes)
+    differ = lines(tmp_path / "d.jsonl", [row, row | {"mood": "anger"}])
+    with pytest.raises(DataError, match=r"d\.jsonl, line 2: item_id a stands there twice"):
+        read_predictions(differ, MOOD, ["a"])
+
+
+@pytest.mark.parametrize("shares", [[7, 1, 1, 1], [0.5, 0.5], [-0.5, 0.5, 0.5, 0.5], "joy", None])
+def test_probabilities_are_probabilities(tmp_path, shares):
+    row = {"item_id": "a", "mood": "joy", "strength": 1, "mood_probabilities": [0.4, 0.3, 0.2, 0.1]}
+    wrong = row | {"item_id": "b", "mood_probabilities": shares}
+    location = lines(tmp_path / "p.jsonl", [row, wrong])
+    with pytest.raises(DataError, match="line 2: mood_probabilities must be a list of 4"):
+        read_predictions(location, MOOD, ["a", "b"])
+
+
+# --- the cases ---
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "complaint"),
+    [
+        ("mixed_jsonl.jsonl", {"annotator": "annotator_id"},
+         "labels of strength outside the rubric\n      mixed_jsonl.jsonl, line 4: 'N/A'"),
+        ("p_binary.parquet", {}, "holds a bytes"),
+        ("doccano2.jsonl", {"item_id": "id", "columns": {"mood": "label"}}, "slm-judge import"),
+        ("prodigy.jsonl", {"item_id": "_input_hash", "annotator": "_annotator_id",
+                           "columns": {"mood": "accept"}}, "an export of Prodigy"),
+        ("wide.csv", {}, "mood_ann1, mood_ann2 look like a column an annotator"),
+        ("multi.csv", {}, "`type: multi`"),
+        ("ls_min.json", {}, "slm-judge import"),
+    ],
+)  # fmt: skip
+def test_cases_that_are_refused_say_how_to_go_on(cases, name, config, complaint):
+    rubric = MOOD if "columns" not in config else MOOD.model_copy(
+        update={"dimensions": MOOD.dimensions[:1]})  # fmt: skip
+    with pytest.raises(DataError) as error:
+        load_splits(DataConfig(train=str(cases / name), **config), rubric, 0)
+    assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "n_items", "note"),
+    [
+        ("firstrow.jsonl", {"annotator": "annotator_id"}, 30, ""),
+        ("noid.csv", {"item_id": None, "test": "noid_test.csv"}, 55, ""),
+        ("semi.csv", {}, 40, "parted by semicolons"),
+        ("qualtrics.csv", {"item_id": "ResponseId",
+                           "columns": {"text": "item", "mood": "Q1", "strength": "Q2"}}, 30,
+         "headers of Qualtrics, left out"),
+    ],
+)  # fmt: skip
+def test_cases_that_are_read(cases, name, config, n_items, note):
+    given = {k: str(cases / v) if k == "test" else v for k, v in config.items()}
+    notes = []
+    splits = load_splits(DataConfig(train=str(cases / name), **given), MOOD, 0, notes)
+    assert sum(map(len, splits.values())) == n_items
+    assert note in " ".join(notes)
+
+
+def test_cases_of_an_evaluation(cases):
+    def votes(name, **options):
+        found = read_annotations(str(cases / name), MOOD, **options)
+        return [item.votes for item in found.items], " ".join(found.notes)
+
+    plain, _ = votes("e_h.csv", annotator="annotator_id")
+    case, notes = votes("e_h_case.csv", annotator="annotator_id")
+    assert case == plain
+    assert "read 'Anger' as anger" in notes
+    first, _ = votes("e_h_first.jsonl", annotator="annotator_id")
+    assert {"mood", "strength"} <= set(first[0])
+    double, notes = votes("e_h_dup.csv", annotator="annotator_id")
+    assert double == plain
+    assert "twice with different labels" in notes
+    ids = [f"m{k}" for k in range(40)]
+    spaced = read_predictions(str(cases / "e_p_space.csv"), MOOD, ids)
+    assert len(spaced.rows) == 40
+    assert "have spaces around them: trimmed" in " ".join(spaced.notes)
+    for name, complaint in (
+        ("e_p_dup.csv", "stands there twice"),
+        ("e_p_prob_bad.jsonl", "line 1"),
+    ):
+        with pytest.raises(DataError, match=complaint):
+            read_predictions(str(cases / name), MOOD, ids)
+
+
+def test_the_text_of_a_row_of_json_is_no_column_of_anybody():
+    assert " " in RAW

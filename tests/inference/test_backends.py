@@ -1,0 +1,342 @@
+"""The engines: what they load, how they compute, and what they refuse."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from slm_judge import Judge
+from slm_judge.artefact.base import Base, base_commit, load_base
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.artefact.locate import choose_gguf
+from slm_judge.backends.transformers import TransformersBackend
+from slm_judge.errors import ModelError
+
+SHAPE = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 151936,
+    "max_position_embeddings": 2048,
+}  # fmt: skip
+TEXTS = [f"Parcel {n} has not arrived. " * (1 + n % 4) for n in range(12)]
+
+
+@pytest.fixture(scope="module")
+def contract(support, tokenizer):
+    return Contract.build(support, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folder(contract, tokenizer, tmp_path_factory):
+    """A judge that was never trained, as a folder of transformers."""
+    path = tmp_path_factory.mktemp("judge")
+    random_model("Qwen3").save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    contract.save(path)
+    return path
+
+
+def random_model(name, cls=None, **settings):
+    """Random weights, large enough that logits are far from rounding."""
+    kind = "Gemma3Text" if name == "Gemma3" else name
+    config = getattr(transformers, f"{kind}Config")(**SHAPE | {"initializer_range": 0.2} | settings)
+    torch.manual_seed(0)
+    return (cls or getattr(transformers, f"{name}ForCausalLM"))(config).eval()
+
+
+def adapter(base, path, contract, tokenizer):
+    """An adapter with weights that change every answer."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(load_base(base, "cpu"), LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    contract.save(path)
+    base.save(path)
+    return path
+
+
+def one_row_at_a_time(backend, texts):
+    """Label logits of plain forward passes of whole prompts, through the model's own head."""
+    ids, rows = backend._label_ids, []
+    for prompt in backend.reader.encode([{"text": text} for text in texts]):
+        with torch.inference_mode():
+            output = backend.model(
+                input_ids=torch.tensor([prompt.input_ids]),
+                logits_to_keep=torch.tensor(prompt.slots),
+                use_cache=False,
+            )
+        rows.append(output.logits[0][:, ids].float().numpy())
+    return rows
+
+
+def packed(backend, texts):
+    prompts = backend.reader.encode([{"text": text} for text in texts])
+    found = dict(backend.run(prompts))
+    return [found[index] for index in range(len(texts))]
+
+
+def labels(judge, texts=TEXTS):
+    return [annotation.labels for annotation in judge.annotate(texts)]
+
+
+def assert_equal_logits(backend, atol=1e-3):
+    whole = one_row_at_a_time(backend, TEXTS)
+    for ours, theirs in zip(packed(backend, TEXTS), whole, strict=True):
+        for k, logits in enumerate(ours):
+            assert logits.dtype == np.float32
+            assert np.allclose(logits, theirs[k, : len(logits)], atol=atol)
+
+
+# --- logits of the labels ---
+
+
+class NamedAsBefore(transformers.Qwen3Model):
+    """As before transformers 5.24."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None,
+                past_key_values=None, use_cache=None):  # fmt: skip
+        return super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            cache=past_key_values, use_cache=use_cache,
+        )  # fmt: skip
+
+
+class OldQwen3(transformers.Qwen3ForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = NamedAsBefore(config)
+        self.post_init()
+
+    def forward(self, input_ids=None, logits_to_keep=0, use_cache=None):
+        hidden = self.model(input_ids=input_ids, use_cache=use_cache).last_hidden_state
+        kept = hidden if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
+        return transformers.modeling_outputs.CausalLMOutputWithPast(logits=self.lm_head(kept))
+
+
+def test_label_rows_alone_give_the_model_s_logits(contract, tokenizer, tmp_path):
+    for model in (random_model("Qwen3"), random_model("Qwen3", tie_word_embeddings=True)):
+        backend = TransformersBackend(model, tokenizer, contract, tmp_path)
+        assert backend._label_rows[0].shape == (5, 64)  # as many as the longest dimension has
+        assert backend._cache_argument == "cache"
+        assert_equal_logits(backend)
+
+
+def test_a_bias_counts(contract, tokenizer, tmp_path):
+    model = random_model("Qwen3")
+    model.lm_head.bias = torch.nn.Parameter(torch.randn(SHAPE["vocab_size"]))
+    backend = TransformersBackend(model, tokenizer, contract, tmp_path)
+    assert backend._label_rows[1].shape == (5,)
+    assert_equal_logits(backend)
+
+
+def test_the_older_name_of_the_cache(contract, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    model = OldQwen3(transformers.Qwen3Config(**SHAPE)).eval()
+    backend = TransformersBackend(model, tokenizer, contract, tmp_path)
+    assert backend._cache_argument == "past_key_values"
+    assert backend._label_rows is not None
+    assert_equal_logits(backend)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Gemma3", {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 32}),
+        ("Granite", {"logits_scaling": 4.0}),
+        ("Cohere", {"logit_scale": 0.25}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_models_that_change_their_logits_keep_their_own_head(
+    contract, tokenizer, tmp_path, name, settings, dtype
+):
+    model = random_model(name, **settings).to(getattr(torch, dtype))
+    backend = TransformersBackend(model, tokenizer, contract, tmp_path)
+    assert backend._label_rows is None
+    assert_equal_logits(backend, 1e-3 if dtype == "float32" else 0.5)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_adapter_and_merged_give_the_same_logits(contract, tokenizer, tmp_path, quantization):
+    base = Base("tiny", quantization=quantization)
+    backend = TransformersBackend.load(adapter(base, tmp_path, contract, tokenizer))
+    assert backend._label_rows is not None
+    assert_equal_logits(backend)
+    before = packed(backend, TEXTS)
+    merged = backend.model.merge_and_unload() if quantization == "none" else None
+    if merged is not None:
+        after = packed(TransformersBackend(merged, tokenizer, contract, tmp_path), TEXTS)
+        for ours, theirs in zip(after, before, strict=True):
+            assert all(np.allclose(a, b, atol=1e-3) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_trained_output_layer_is_not_passed_over(contract, tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    model = get_peft_model(random_model("Qwen3", tie_word_embeddings=False), lora)
+    backend = TransformersBackend(model, tokenizer, contract, tmp_path)
+    assert backend._label_rows is None
+    assert_equal_logits(backend)
+
+
+# --- attention ---
+
+
+def test_files_that_ask_for_eager_attention_are_loaded_with_sdpa(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attn_implementation": "eager"}))
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert plain.config._attn_implementation == "eager"  # else this test tests nothing
+    with Judge.from_pretrained(tmp_path) as judge, Judge.from_pretrained(folder) as usual:
+        assert judge.backend.model.config._attn_implementation == "sdpa"
+        assert_equal_logits(judge.backend)
+        assert labels(judge) == labels(usual)
+        judge.exact = True
+        assert labels(judge) == labels(usual)
+
+
+def test_a_model_with_eager_attention_is_refused(contract, tokenizer, tmp_path):
+    model = random_model("Qwen3")
+    model.set_attn_implementation("eager")
+    with pytest.raises(ModelError, match=r'eager attention, which .* attn_implementation="sdpa"'):
+        TransformersBackend(model, tokenizer, contract, tmp_path)
+
+
+# --- options ---
+
+
+def test_an_unknown_option_is_refused(folder):
+    with pytest.raises(ModelError, match=r"no option d_type, threads; it has quantization, device, dtype"):  # fmt: skip
+        Judge.from_pretrained(folder, threads=2, d_type="float32")
+    with pytest.raises(ModelError, match="dtype is float32, bfloat16, float16 or auto, not 'f32'"):
+        Judge.from_pretrained(folder, dtype="f32")
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_dtype_is_that_of_an_adapter_s_base(contract, tokenizer, tmp_path, quantization):
+    base = Base("tiny", quantization=quantization)
+    path = adapter(base, tmp_path, contract, tokenizer)
+    given = {}
+    for dtype in (None, "auto", "bfloat16", "float16"):
+        with Judge.from_pretrained(path, dtype=dtype) as judge:
+            embeddings = judge.backend.model.get_input_embeddings().weight
+            assert str(embeddings.dtype) == f"torch.{dtype if dtype in ('bfloat16', 'float16') else 'float32'}"  # fmt: skip
+            given[dtype] = packed(judge.backend, TEXTS)
+    for half, bound in (("bfloat16", 0.5), ("float16", 0.1)):
+        pairs = zip(given[half], given[None], strict=True)
+        noise = max(np.abs(a - b).max() for x, y in pairs for a, b in zip(x, y, strict=True))
+        assert 0 < noise < bound
+
+
+def test_sixteen_bits_pack_as_one_row_at_a_time(folder):
+    """The arithmetic of a GPU, on the CPU."""
+    with Judge.from_pretrained(folder, dtype="bfloat16") as judge:
+        together = labels(judge)
+        judge.exact = True
+        assert labels(judge) == together
+
+
+def test_quantizations_are_whole_names():
+    files = ["judge-BF16.gguf", "judge-F16.gguf", "judge-Q4_K_M.gguf", "README.md"]
+    assert choose_gguf(files, "F16", "x") == "judge-F16.gguf"
+    assert choose_gguf(files, "bf16", "x") == "judge-BF16.gguf"
+    assert choose_gguf(files, None, "x") == "judge-Q4_K_M.gguf"
+    for name in ("F16.gguf", "judge.F16.gguf", "judge_f16.gguf", "F16/F16.gguf"):
+        assert choose_gguf(["BF16.gguf", "judge-BF16.gguf", name], "F16", "x") == name
+    with pytest.raises(ModelError, match="has no F16 file; choose one"):
+        choose_gguf(["judge-BF16.gguf"], "F16", "x")
+
+
+# --- out of memory ---
+
+LIMITED = """
+import resource, sys
+from slm_judge import Judge
+from slm_judge.errors import ModelError
+judge = Judge.from_pretrained(sys.argv[1], tokens_per_pack=10**7)
+print(judge.annotate(["first"])[0].labels)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+try:
+    judge.annotate([f"{n} The parcel has not arrived. " * 10 for n in range(400)])
+except ModelError as error:
+    print(error)
+print(judge.annotate(["first"])[0].labels)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's limits")
+def test_running_out_of_memory_is_a_sentence(folder):
+    """Under a real limit of the address space; afterwards the judge answers as before."""
+    command = [sys.executable, "-c", LIMITED, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    before, message, after = done.stdout.strip().splitlines()
+    assert message.startswith("Out of memory. Lower tokens_per_pack (now 10000000) or compute each")
+    assert after == before
+
+
+# --- base.json ---
+
+
+def test_base_settings_come_back(tmp_path):
+    base = Base("me/base", "a" * 40, "main", "nf4", "bfloat16", "cuda")
+    base.save(tmp_path)
+    assert Base.load(tmp_path) == base
+    old = {
+        "base": "b",
+        "revision": None,
+        "quantization": "nf4",
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    (tmp_path / "base.json").write_text(json.dumps(old))
+    assert Base.load(tmp_path) == Base("b", quantization="nf4")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", r"base.json says what .* cannot be read. Copy it .* or train again.\n.*Invalid JSON"),
+        ('{"base": "b", "dtype"', "Invalid JSON"),
+        ("{}", "base: "),
+        ('{"base": "b", "dtype": "int8"}', "dtype: Input should be 'float32'"),
+        (None, "No such file"),
+    ],
+)
+def test_a_damaged_base_file_is_a_sentence(tmp_path, text, complaint):
+    if text is not None:
+        (tmp_path / "base.json").write_text(text)
+    with pytest.raises(ModelError, match=complaint):
+        Base.load(tmp_path)
+
+
+def test_what_is_no_repository_has_no_commit(hub, tmp_path):
+    assert base_commit("tiny", None) is None
+    assert base_commit(str(tmp_path), "main") is None
+    with pytest.raises(ModelError, match="no repository me/nothing on the Hub"):
+        base_commit("me/nothing", None)
+    with pytest.raises(ModelError, match="a/repository could not be loaded: Repo id must"):
+        base_commit("not/a/repository", None)
+
+
+def test_a_base_that_is_gone_is_a_sentence(hub, contract, tokenizer, tmp_path):
+    from dataclasses import replace
+
+    base = Base("tiny")
+    path = adapter(base, tmp_path, contract, tokenizer)
+    replace(base, base="me/gone", revision="b" * 40).save(path)
+    with pytest.raises(ModelError, match="no repository me/gone on the Hub"):
+        Judge.from_pretrained(path)
