@@ -13,6 +13,7 @@ of the turns, and of each turn's ratio; above 1, this tree is faster.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -73,13 +74,14 @@ def python(site: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def recipe(folder: Path, **training: Any) -> Path:
-    """The demo's recipe with its output in `folder`."""
+def recipe(folder: Path, epochs: int) -> Path:
+    """The demo's recipe on 240 items, with its output in `folder`."""
     source = ROOT / "recipes" / "tiny.yaml"
     raw = yaml.safe_load(source.read_text(encoding="utf-8")) | {"output": str(folder / "run")}
     for part, key in ((raw, "rubric"), (raw["data"], "train"), (raw["data"], "gold")):
         part[key] = str((source.parent / part[key]).resolve())
-    raw["training"] |= training
+    raw["training"]["epochs"] = epochs
+    raw["data"]["limit"] = 240
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     return path
@@ -97,11 +99,10 @@ def workloads(arguments: argparse.Namespace, folder: Path, sites: list[Path]) ->
     """Name -> a function of a site that gives rows a second."""
     judges = arguments.run
     if judges is None:
-        path = recipe(folder, epochs=2)
+        path = recipe(folder, epochs=8)
         python(sites[1], "-m", "slm_judge", "train", str(path))
         python(sites[1], "-m", "slm_judge", "export", str(folder / "run"))
-        judges = folder / "run"
-        judges = judges.rename(folder / "judges")
+        judges = (folder / "run").rename(folder / "judges")
     rows = folder / "rows.json"
     states = [" ".join(item.state.values()) for item in make_items("goemotions", arguments.rows)]
     rows.write_text(json.dumps(states), encoding="utf-8")
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="the work whose name holds this, e.g. gguf")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree is removed
     with (
         tempfile.TemporaryDirectory() as name,
         installed(arguments.revision, Path(name)) as before,

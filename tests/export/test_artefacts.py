@@ -435,15 +435,16 @@ def test_stages_out_of_order(tmp_path):
 
 
 def test_gold_is_read_against_the_rubric(run, items, tmp_path):
-    from slm_judge.data.predictions import read_labels
+    from slm_judge.data.predictions import read_predictions
     from slm_judge.errors import DataError
 
-    rubric = Contract.load(run.adapter).rubric
+    rubric, ids = Contract.load(run.adapter).rubric, [item.item_id for item in items]
     path = ROOT / "samples/support-messages-gold.csv"
-    gold = read_labels(str(path), rubric, items)
+    gold = read_predictions(str(path), rubric, ids)
     with path.open(newline="") as file:
         rows = {row["item_id"]: row for row in csv.DictReader(file)}
-    assert gold["urgency"] == [int(rows[i.item_id]["urgency"]) - 1 for i in items]
+    expected = [int(rows[name]["urgency"]) - 1 for name in ids]
+    assert gold.answers["urgency"].labels.tolist() == expected
     (tmp_path / "g.csv").write_text("item_id,urgency,topic,refund\nother,1,billing,true\n")
-    with pytest.raises(DataError, match="lacks 40 of 40 items"):
-        read_labels(str(tmp_path / "g.csv"), rubric, items)
+    with pytest.raises(DataError, match="no predictions for the annotated items"):
+        read_predictions(str(tmp_path / "g.csv"), rubric, ids)

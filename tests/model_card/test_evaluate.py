@@ -225,7 +225,7 @@ def test_partial_overlap_and_unknown_labels_are_counted(tmp_path, rubric):
     notes = " ".join(report["notes"])
     assert "left out 1 x labels of grade outside the rubric, e.g. a.csv, line 5: '9'" in notes
     assert "lacks 1 of 4 items (e.g. d)" in notes
-    assert "has 1 items without annotations" in notes
+    assert "has 1 items that were not asked about" in notes
     assert "left out 1 x labels of grade that are empty or not in the rubric" in notes
     assert report["items"] == 2
     assert report["dimensions"]["grade"]["systems"]["judge"]["accuracy"]["estimate"] == 1.0

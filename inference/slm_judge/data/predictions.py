@@ -79,7 +79,7 @@ def read_predictions(
             f"{', '.join(absent[:3])}): left out."
         )
     if extra := len(by_id) - len(known):
-        findings.notes.append(f"{location} has {extra} items without annotations: left out.")
+        findings.notes.append(f"{location} has {extra} items that were not asked about: left out.")
     labels = [[_label(d, table, found[i], findings) for d in rubric.dimensions] for i in known]
     usable = [k for k, row in enumerate(labels) if None not in row]
     if not usable:

@@ -74,10 +74,11 @@ def baselines(
     """
     console = console or Console()
     rubric, run = Rubric.from_file(recipe.rubric), Run(recipe.run_folder)
+    read: list[str] = []
     if run.recipe_file.exists():
         splits = {name: load_split(run.data, name) for name in ("train", "test")}
     else:
-        splits = load_splits(recipe.data, rubric, recipe.training.seed)
+        splits = load_splits(recipe.data, rubric, recipe.training.seed, read)
     train, test = splits["train"], splits["test"]
     systems: dict[str, dict[str, list[int]]] = {
         name: labels_of(location, rubric, test) for name, location in (predictions or {}).items()
@@ -86,7 +87,7 @@ def baselines(
         fitted, notes = fit_systems(train, test, rubric)
     judged, partial_ones = judge_predictions(run, test, rubric)
     systems |= fitted | judged
-    notes += partial_ones
+    notes += [*partial_ones, *read]
     bootstrap = Bootstrap(len(test), n_resamples, recipe.training.seed)
     results = {}
     for dimension in rubric.dimensions:
