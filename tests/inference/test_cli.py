@@ -192,7 +192,7 @@ def test_a_full_disk_loses_nothing(run, tmp_path):
         mount -t tmpfs -o size=64k tmpfs {folder}
         echo old > {folder}/out.csv
         set +e
-        {sys.executable} -m slm_judge annotate {tmp_path}/in.csv --model {run.gguf} --output {folder}/out.csv
+        {sys.executable} -m slm_judge annotate {tmp_path}/in.csv --model {run.gguf} --output {folder}/out.csv --overwrite
         echo "code $?, files $(ls -A {folder} | tr '\\n' ' '), content $(cat {folder}/out.csv)"
     """
     unshare = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.getuid() else [])]

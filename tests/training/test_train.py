@@ -181,7 +181,7 @@ def test_what_fails_before_the_first_step_leaves_no_folder(tmp_path, hub):
     sample = (ROOT / "samples/support-messages.csv").read_text().splitlines()
     long.write_text("\n".join([*sample, f"long,ann_1,{'word ' * 5000},1,billing,true"]))
     recipe = small_recipe(folder)
-    data = recipe.data.model_copy(update={"train": str(long)})
+    data = recipe.data.model_copy(update={"train": str(long), "limit": None})
     with pytest.raises(JudgeError, match=r"1 of .* prompts are longer .* long of"):
         train(recipe.model_copy(update={"data": data}))
     assert not folder.exists()

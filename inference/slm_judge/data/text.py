@@ -110,5 +110,5 @@ def item_state(rubric: Rubric, row: State, where: str = "The row") -> dict[str, 
         )
     state, problem = read_state({name: row[name] for name in rubric.fields})
     if problem:
-        raise DataError(f"{where} cannot be judged: {problem}.")
+        raise DataError(f"{where} has no text to judge: {problem}.")
     return state
