@@ -51,6 +51,19 @@ def check_splits(run: Run, splits: dict[str, list[Item]]) -> None:
         )
 
 
+def give_back(run: Run) -> None:
+    """Put the earlier run back where its successor was killed before its first checkpoint."""
+    earlier = _earlier(run)
+    if earlier.exists() and last_checkpoint(run.checkpoints) is None and not run.adapter.exists():
+        shutil.rmtree(run.folder, ignore_errors=True)
+        earlier.rename(run.folder)
+
+
+def _earlier(run: Run) -> Path:
+    """Where the run that is being overwritten waits for its successor's first checkpoint."""
+    return run.folder.with_name(f".{run.folder.name}-earlier")
+
+
 @contextmanager
 def claimed(run: Run, overwrite: bool) -> Iterator[None]:
     """The run's folder while it is trained.
@@ -58,7 +71,7 @@ def claimed(run: Run, overwrite: bool) -> Iterator[None]:
     Where training breaks off before its first checkpoint, the folder is as it was before: none, or
     the earlier run that was to be overwritten.
     """
-    earlier = run.folder.with_name(f".{run.folder.name}-earlier")
+    earlier = _earlier(run)
     fresh = overwrite or not run.folder.exists()
     if overwrite and run.folder.exists():
         shutil.rmtree(earlier, ignore_errors=True)
@@ -68,8 +81,7 @@ def claimed(run: Run, overwrite: bool) -> Iterator[None]:
     except BaseException:
         if fresh and last_checkpoint(run.checkpoints) is None:
             shutil.rmtree(run.folder, ignore_errors=True)
-            if earlier.exists():
-                earlier.rename(run.folder)
+            give_back(run)
         raise
     finally:
         if run.folder.exists():

@@ -27,7 +27,14 @@ from .facts import base_settings, print_settings, versions
 from .memory import memory_advice
 from .model import Learner
 from .progress import TrainingProgress
-from .run_folder import check_folder, check_splits, claimed, last_checkpoint, save_adapter
+from .run_folder import (
+    check_folder,
+    check_splits,
+    claimed,
+    give_back,
+    last_checkpoint,
+    save_adapter,
+)
 from .targets import Targets
 from .trainer import per_dimension
 
@@ -61,6 +68,9 @@ def train(
     run = Run(recipe.run_folder)
     rubric = Rubric.from_file(recipe.rubric)
     _check_augmentation(recipe, rubric)
+    with process.main_process_first():
+        if process.is_main_process:
+            give_back(run)
     check_folder(run, recipe, resume, overwrite)
     print_settings(recipe, console)
     notes = rubric.warnings()

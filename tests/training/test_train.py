@@ -64,7 +64,21 @@ def test_resuming_with_other_data_is_refused(run, tmp_path):
         train(recipe, resume=True)
 
 
-def test_a_run_is_found_by_its_recipe(run):
+def test_a_run_that_was_to_be_overwritten_survives_a_kill(run, tmp_path):
+    """Killed before the first checkpoint, the successor is a folder with its recipe alone."""
+    old = Run(tmp_path / "old")
+    shutil.copytree(run.folder, tmp_path / ".old-earlier")
+    old.data.mkdir(parents=True)
+    recipe = run.recipe().model_copy(update={"output": str(old.folder)})
+    write_text(old.recipe_file, recipe.model_dump_json())
+    write_text(tmp_path / ".old-earlier" / "recipe.json", recipe.model_dump_json())
+    train(recipe, resume=True)
+    assert (old.adapter / "adapter_model.safetensors").exists()
+    assert not (tmp_path / ".old-earlier").exists()
+
+
+def test_a_run_is_found_by_its_recipe(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert Run.find(run.folder) == run
     assert Run.find(ROOT / "recipes/tiny.yaml").folder == Path("runs/demo")
 
