@@ -9,45 +9,67 @@ from typing import Any
 
 from slm_judge.artefact.base import Base
 from slm_judge.artefact.judge_files import Contract
-from slm_judge.data.item import Item, load_split
+from slm_judge.data.item import Item, load_split, save_splits
 from slm_judge.errors import JudgeError
-from slm_judge.files import atomic_folder, write_json
+from slm_judge.files import atomic_folder, write_json, write_text
 from slm_judge.recipe import Recipe
+from slm_judge.rubric import RUBRIC_FILE, Rubric
 from slm_judge.run import Run
+
+Splits = dict[str, list[Item]]
 
 
 def check_folder(run: Run, recipe: Recipe, resume: bool, overwrite: bool) -> None:
-    """Refuse to start where an earlier run would be lost, or to resume with other settings.
+    """Refuse to start where something would be lost, or to resume with other settings.
+
+    `slm-judge baselines` may have made the folder, with a report in it.
 
     Raises:
         JudgeError: says what to choose.
     """
     if resume and overwrite:
         raise JudgeError("--resume goes on with a run, --overwrite throws it away: choose one.")
-    if resume and run.recipe_file.exists():
+    if not run.recipe_file.exists():
+        if run.folder.is_file() or any(path != run.report for path in run.folder.glob("*")):
+            raise JudgeError(
+                f"{run.folder} is not a run (it has no recipe.json), but it holds something. Move "
+                "it away, or give the recipe another name or output."
+            )
+    elif resume:
         run.check_recipe(recipe)
-    elif run.folder.exists() and overwrite and not run.recipe_file.exists():
-        raise JudgeError(
-            f"{run.folder} is not a run (it has no recipe.json), so --overwrite leaves it alone. "
-            "Move it away, or give the recipe another name or output."
-        )
-    elif run.folder.exists() and not (resume or overwrite):
+    elif not overwrite:
         raise JudgeError(
             f"{run.folder} exists. Continue it with --resume, throw it away with --overwrite, or "
             "give the recipe another name or output."
         )
 
 
-def check_splits(run: Run, splits: dict[str, list[Item]]) -> None:
-    """Refuse to resume a run with other data.
+def keep(run: Run, recipe: Recipe, base: Base, rubric: Rubric, splits: Splits) -> None:
+    """Write what a resumed run, and every later stage, goes by; the recipe, which makes it a run,
+    last.
+    """
+    save_splits(splits, run.data)
+    base.save(run.folder)
+    write_text(run.folder / RUBRIC_FILE, rubric.to_json())
+    run.keep_recipe(recipe)
+
+
+def check_same(run: Run, rubric: Rubric, splits: Splits) -> None:
+    """Refuse to resume a run with another rubric or other data.
 
     Raises:
-        JudgeError: the splits differ.
+        JudgeError: says which.
     """
-    if {name: load_split(run.data, name) for name in splits} != splits:
+    kept = run.folder / RUBRIC_FILE  # absent in runs of earlier versions
+    changed = ""
+    if kept.exists() and kept.read_text(encoding="utf-8") != rubric.to_json():
+        changed = "rubric"
+    elif {name: load_split(run.data, name) for name in splits} != splits:
+        changed = "data"
+    if changed:
         raise JudgeError(
-            f"The data changed since {run.folder} was started. Put the old data back, or start "
-            "over with --overwrite."
+            f"The {changed} changed since {run.folder} was started. Put the old {changed} back, "
+            "or start over with --overwrite."
         )
 
 
@@ -72,20 +94,28 @@ def claimed(run: Run, overwrite: bool) -> Iterator[None]:
     the earlier run that was to be overwritten.
     """
     earlier = _earlier(run)
-    fresh = overwrite or not run.folder.exists()
-    if overwrite and run.folder.exists():
+    fresh = overwrite or not run.recipe_file.exists()
+    if overwrite and run.recipe_file.exists():
         shutil.rmtree(earlier, ignore_errors=True)
         run.folder.rename(earlier)
     try:
         yield
     except BaseException:
         if fresh and last_checkpoint(run.checkpoints) is None:
-            shutil.rmtree(run.folder, ignore_errors=True)
+            _clear(run)
             give_back(run)
         raise
     finally:
         if run.folder.exists():
             shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _clear(run: Run) -> None:
+    """Remove the folder, but for a report that was there before training."""
+    if not run.report.exists():
+        shutil.rmtree(run.folder, ignore_errors=True)
+    for path in set(run.folder.glob("*")) - {run.report}:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def last_checkpoint(folder: Path) -> str | None:

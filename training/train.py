@@ -12,7 +12,7 @@ from rich.console import Console
 from slm_judge.artefact.base import load_tokenizer
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends import memory_errors
-from slm_judge.data.item import Item, save_splits
+from slm_judge.data.item import Item
 from slm_judge.data.predictions import write_predictions
 from slm_judge.data.split import file_hash, load_splits
 from slm_judge.judge.answer import softmax
@@ -29,9 +29,10 @@ from .model import Learner
 from .progress import TrainingProgress
 from .run_folder import (
     check_folder,
-    check_splits,
+    check_same,
     claimed,
     give_back,
+    keep,
     last_checkpoint,
     save_adapter,
 )
@@ -81,7 +82,7 @@ def train(
     console.print(f"Items: {counts}")
     going_on = resume and run.recipe_file.exists()
     if going_on:
-        check_splits(run, splits)
+        check_same(run, rubric, splits)
     if going_on and run.adapter.exists():
         run.keep_recipe(recipe)
         console.print(f"{run.folder} is trained already; --overwrite trains it again")
@@ -92,7 +93,7 @@ def train(
         process.wait_for_everyone()  # before the first one makes the folder that others look for
         with claimed(run, overwrite) if process.is_main_process else nullcontext():
             if process.is_main_process:
-                _keep(learner)
+                keep(run, recipe, learner.base, rubric, splits)
             _train(learner, console)
     return run
 
@@ -122,13 +123,6 @@ def _prepare(
     contract = Contract.build(rubric, tokenizer)
     targets = Targets(splits["train"], rubric, recipe.training.targets)
     return Learner(recipe, run, base, contract, tokenizer, splits, targets)
-
-
-def _keep(learner: Learner) -> None:
-    """Write what a resumed run, and every later stage, goes by."""
-    save_splits(learner.splits, learner.run.data)
-    learner.base.save(learner.run.folder)
-    learner.run.keep_recipe(learner.recipe)
 
 
 def _train(learner: Learner, console: Console) -> None:

@@ -1,12 +1,14 @@
 """The recipe: every setting of a run, with its default. A recipe file is YAML with these keys."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import JudgeError
 from .rubric import explain, read_yaml
+
+Whole = Annotated[int, Field(lt=2**31)]
 
 
 class RecipeError(JudgeError):
@@ -46,7 +48,7 @@ class DataConfig(_Section):
     drop_leaks: bool = False
     """Where the splits are given and share texts: drop these items from `train` (and validation
     items whose text is in test) instead of refusing the data."""
-    limit: int | None = Field(default=None, ge=10)
+    limit: Whole | None = Field(default=None, ge=10)
     """Use a seeded subset of this many training items."""
     gold: str | None = None
     """CSV of known right labels (item_id and the dimensions), for synthetic or expert data; used
@@ -64,13 +66,13 @@ class DataConfig(_Section):
 class LoraConfig(_Section):
     """The adapter (PEFT)."""
 
-    r: int = Field(default=16, ge=1)
+    r: Whole = Field(default=16, ge=1)
     """Rank."""
-    alpha: int = Field(default=32, ge=1)
+    alpha: Whole = Field(default=32, ge=1)
     """Scale; the update is multiplied by alpha / r."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout on the adapter's input."""
-    embedding_r: int = Field(default=0, ge=0)
+    embedding_r: Whole = Field(default=0, ge=0)
     """Rank of an adapter on the input embeddings, scaled by 1, for a base that does not know the
     language; 0 means none. The base's output embeddings must be its own (not tied)."""
 
@@ -90,7 +92,7 @@ class AugmentationConfig(_Section):
     """Draw which option stands behind which label, for choice dimensions or for all."""
     token_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the tokens of the item's texts that are left out."""
-    variants: int = Field(default=1, ge=1)
+    variants: Whole = Field(default=1, ge=1)
     """Wordings of the rubric in a batch; each costs the rubric's tokens once more."""
 
     @property
@@ -105,9 +107,9 @@ class TrainingConfig(_Section):
 
     epochs: float = Field(default=5, gt=0)
     """Passes over the training items."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: Whole = Field(default=32, ge=1)
     """Items an optimiser step."""
-    tokens_per_pack: int | None = Field(default=None, ge=64)
+    tokens_per_pack: Whole | None = Field(default=None, ge=64)
     """Tokens of a forward and backward pass, which bounds memory; lower it when memory runs out,
     the result stays the same. By default 1024 on a CPU, 2048 to 8192 by the memory of a GPU."""
     targets: Literal["auto", "soft", "sampled", "majority", "dawid_skene"] = "auto"
@@ -130,11 +132,11 @@ class TrainingConfig(_Section):
     """auto: 8-bit AdamW of bitsandbytes on a GPU, PyTorch's AdamW on a CPU."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient clipping."""
-    max_length: int = Field(default=4096, ge=32)
+    max_length: Whole = Field(default=4096, ge=32)
     """Longest prompt in tokens; longer items are an error, nothing is cut."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    seed: int = 0
+    seed: Whole = Field(default=0, ge=0)
     """Of the split, the adapter's first weights and the order of the items."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
@@ -162,7 +164,7 @@ class VerifyConfig(_Section):
     (agreement), and lose less than is visible in a paper's table (alpha, to one decimal).
     """
 
-    max_rows: int | None = Field(default=None, ge=1)
+    max_rows: Whole | None = Field(default=None, ge=1)
     """Verify on at most this many of the held-out items."""
     min_agreement: float = Field(default=0.9, ge=0, le=1)
     """Share of equal labels between an artefact and the adapter, per dimension."""

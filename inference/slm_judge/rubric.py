@@ -238,6 +238,7 @@ class Noul(_Dimension):
     @classmethod
     def _false_then_true(cls, options: list[Option]) -> list[Option]:
         words = {word: key for key, others in cls.synonyms.items() for word in (key, *others)}
+        words |= {"off": "false", "on": "true"}  # as YAML 1.1 read them
         keys = [format_value(option.value).casefold() for option in options]
         found = {words.get(key): o.description for key, o in zip(keys, options, strict=True)}
         if len(options) != 2 or found.keys() != {"false", "true"}:
@@ -437,7 +438,8 @@ def read_yaml(path: str | Path, error_type: type[Exception]) -> object:
         raise error_type(f"Cannot read {path}: {error}") from error
     except RecursionError as error:
         raise error_type(f"{path} is nested too deeply to be read.") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:
+        # The latter are what PyYAML raises at thousands of digits, and at `!!bool x` and the like.
         raise error_type(f"{path} is not valid YAML: {error}") from error
 
 

@@ -182,7 +182,8 @@ def test_options_stay_what_was_typed(tmp_path):
     typed = "[007, 12:30, 2020-01-01, 0x1F, 0o7, 1_000, yes, No, on]"
     assert options(tmp_path, "choice", typed) == typed[1:-1].split(", ")
     assert options(tmp_path, "score", "[-1, 2e-3, .5, 1.5, +2]") == [-1, 0.002, 0.5, 1.5, 2]
-    for pair in ("[yes, no]", "[No, YES]", "{n: '', y: sure}", "[true, FALSE]", "[0, 1]"):
+    pairs = ("[yes, no]", "[No, YES]", "{n: '', y: sure}", "[true, FALSE]", "[0, 1]", "[Off, on]")
+    for pair in pairs:
         assert options(tmp_path, "noul", pair) == [False, True]
 
 
@@ -194,6 +195,8 @@ def test_options_stay_what_was_typed(tmp_path):
         ("  - <<: {name: d}\n    name: d\n    name: d\n", "key 'name' of line 6"),
         ("  - " + "[" * 5000, "nested too deeply"),
         ("  - " + "9" * 5000, "not valid YAML"),
+        ("  - !!bool perhaps", "not valid YAML"),
+        ("  - !!timestamp soon", "not valid YAML"),
     ],
 )
 def test_a_file_that_says_two_things_or_too_much_is_refused(tmp_path, text, complaint):

@@ -64,6 +64,20 @@ def test_resuming_with_other_data_is_refused(run, tmp_path):
         train(recipe, resume=True)
 
 
+def test_resuming_with_another_rubric_is_refused(run, tmp_path):
+    rubric = tmp_path / "support-messages.yaml"
+    text = Path(run.recipe().rubric).read_text()
+    rubric.write_text(text)
+    shutil.copytree(run.folder, tmp_path / "run")
+    changes = {"rubric": str(rubric), "output": str(tmp_path / "run")}
+    recipe = run.recipe().model_copy(update=changes)
+    write_text(tmp_path / "run" / "recipe.json", recipe.model_dump_json())
+    train(recipe, resume=True)  # the same rubric, elsewhere
+    rubric.write_text(text.replace("rate it", "judge it", 1))
+    with pytest.raises(JudgeError, match="The rubric changed since"):
+        train(recipe, resume=True)
+
+
 def test_a_run_that_was_to_be_overwritten_survives_a_kill(run, tmp_path):
     """Killed before the first checkpoint, the successor is a folder with its recipe alone."""
     old = Run(tmp_path / "old")
@@ -151,6 +165,14 @@ def test_recipe_errors_list_every_problem(tmp_path):
         assert complaint in str(error.value)
 
 
+@pytest.mark.parametrize("value", ["9" * 400, -1, ".inf", 2**31, "!!bool maybe"])
+def test_a_seed_that_no_library_takes_is_refused(tmp_path, value):
+    path = tmp_path / "r.yaml"
+    path.write_text(f"name: x\nrubric: r\ndata: {{train: d}}\ntraining: {{seed: {value}}}\n")
+    with pytest.raises(RecipeError):
+        Recipe.from_file(path)
+
+
 def test_bad_data_is_reported_before_a_model_loads(tmp_path, monkeypatch):
     (tmp_path / "d.csv").write_text("item_id,text,urgency,topic,refund\n1,,9,billing,true\n")
     recipe = small_recipe(tmp_path / "run")
@@ -207,9 +229,10 @@ def test_overwrite_takes_a_run_alone_and_gives_it_back(run, tmp_path, monkeypatc
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with pytest.raises(JudgeError, match="is not a run"):
-        train(small_recipe(mine), overwrite=True)
-    assert (mine / "notes.txt").exists()
+    for choice in ("resume", "overwrite"):
+        with pytest.raises(JudgeError, match="is not a run"):
+            train(small_recipe(mine), **{choice: True})
+    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
     old = Run(tmp_path / "old")
     shutil.copytree(run.folder, old.folder)
     recipe = run.recipe().model_copy(update={"output": str(old.folder)})
@@ -220,6 +243,13 @@ def test_overwrite_takes_a_run_alone_and_gives_it_back(run, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SlotTrainer, "training_step", broken)
+    measured = tmp_path / "measured" / "report" / "baselines.json"  # before training
+    measured.parent.mkdir(parents=True)
+    measured.write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        train(small_recipe(tmp_path / "measured"), resume=True)
+    assert [path.name for path in (tmp_path / "measured").iterdir()] == ["report"]
+    assert measured.exists()
     with pytest.raises(KeyboardInterrupt):
         train(recipe, overwrite=True)
     assert (old.adapter / "adapter_model.safetensors").exists()
