@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a trained and exported run whose judges annotate")
     parser.add_argument("--model", choices=MODELS, help="also annotate with this shape")
     parser.add_argument("--rows", type=int, default=600, help="short ones, to annotate")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default="", help="the work whose name holds this, e.g. gguf")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worktree is removed
