@@ -28,7 +28,7 @@ from slm_judge.evaluation.baselines import (
     score,
     score_annotators,
 )
-from slm_judge.files import write_text
+from slm_judge.files import write_json
 from slm_judge.recipe import Recipe
 from slm_judge.rubric import Rubric
 
@@ -52,7 +52,7 @@ def judge_fold(recipe: Recipe, splits: dict[str, list[Item]], folder: Path) -> d
             annotations = judge.annotate([item.state for item in splits["test"]])
             dimensions = judge.rubric.dimensions
         labels = {d.name: [d.index(a.labels[d.name]) for a in annotations] for d in dimensions}
-        write_text(result, json.dumps(labels))
+        write_json(result, labels)
     found: dict[str, list[int]] = json.loads(result.read_text(encoding="utf-8"))
     return found
 
@@ -82,7 +82,7 @@ def main() -> None:
             for dimension, options in labels.items():
                 pooled[name][dimension] += options
     order = [item for fold in folds for item in fold]
-    bootstrap = Bootstrap(len(order), 2000, recipe.training.seed)
+    bootstrap = Bootstrap(len(order), seed=recipe.training.seed)
     results = {}
     for dimension in rubric.dimensions:
         votes = votes_of(order, dimension.name)
@@ -94,7 +94,7 @@ def main() -> None:
         }
         results[dimension.name] = rows
         results_table(dimension, rows, len(order)).show(Console(width=110))
-    write_text(arguments.output / f"{recipe.name}.json", json.dumps(as_json(results), indent=2))
+    write_json(arguments.output / f"{recipe.name}.json", as_json(results))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from slm_judge.model_card.page import FIGURES, NUMBERS
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
 from slm_judge.run import Run
-from slm_judge.screen import Sheet
+from slm_judge.screen import Sheet, say
 
 from .settings import training_facts
 from .verify import REPORT, artefacts, read_report
@@ -122,7 +122,7 @@ def push(
         commits = []
         for repository in repositories:
             commits.append(_push_one(api, repository, private, revision))
-            console.print(f"pushed {repository.name}: {commits[-1]}", highlight=False)
+            say(console, [f"{repository.name}: {commits[-1]}"], "pushed ")
     except LocalTokenNotFoundError as error:
         raise JudgeError(
             "Not logged in to the Hub: run `hf auth login` or set HF_TOKEN."

@@ -25,9 +25,14 @@ from slm_judge.agreement.alpha import (
 from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.agreement.compare import difference
 from slm_judge.agreement.scores import pair_accuracy
+from slm_judge.annotate.rows import EXACT_DIGITS
 from slm_judge.data.item import Item, load_split, votes_of
-from slm_judge.data.predictions import Answers as Given
-from slm_judge.data.predictions import Predictions, read_predictions, write_predictions
+from slm_judge.data.predictions import (
+    Answers,
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
 from slm_judge.data.read import Annotations
 from slm_judge.errors import DataError
 from slm_judge.evaluation.evaluate import PROBES, Evaluation, evaluate, systems_of
@@ -38,7 +43,7 @@ from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.prompt.readers import EncodedPrompt
 from slm_judge.recipe import VerifyConfig
-from slm_judge.rubric import Dimension
+from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet
 
@@ -47,8 +52,8 @@ ADAPTER = "adapter"
 
 
 @dataclass
-class Answers:
-    """What one artefact said about N items."""
+class Heard:
+    """What one artefact said about N items, and the prompts that it read."""
 
     probabilities: dict[str, npt.NDArray[np.float64]]
     """Per dimension, N x options."""
@@ -58,9 +63,12 @@ class Answers:
         """Option indices."""
         return self.probabilities[dimension].argmax(axis=1).tolist()  # type: ignore[no-any-return]
 
-    def given(self) -> dict[str, Given]:
-        """As an evaluation takes it: dimension -> answers."""
-        return {name: Given(p.argmax(axis=1), p) for name, p in self.probabilities.items()}
+    def answers(self) -> dict[str, Answers]:
+        """As an evaluation reads them from the file that is kept: dimension -> answers."""
+        return {
+            name: Answers(p.argmax(axis=1), p.round(EXACT_DIGITS))
+            for name, p in self.probabilities.items()
+        }
 
 
 def artefacts(run: Run) -> dict[str, Path]:
@@ -87,58 +95,77 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
         JudgeError: the run is not exported yet.
     """
     console = console or Console()
-    recipe, rubric = run.recipe(), run.rubric()
-    paths = artefacts(run)
+    recipe, rubric, paths = run.recipe(), run.rubric(), artefacts(run)
     items = load_split(run.data, "test")[: recipe.verify.max_rows]
-    answers: dict[str, Answers] = {}
-    probes: dict[str, Any] = {}
-    for name, path in paths.items():
-        with (
-            progress_bar("rows", console=console) as progress,
-            Judge.from_pretrained(path) as judge,
-        ):
-            task = progress.add_task(f"verifying {name}", total=len(items))
-            answers[name] = ask(judge, items, partial(progress.advance, task))
-            if name == recipe.export.gguf[0]:
-                labels = [answers[name].labels(d.name) for d in rubric.dimensions]
-                order = option_order(judge, items[:PROBED_ITEMS], np.array(labels).T[:PROBED_ITEMS])
-                probes["option_order"] = order
+    gold, notes = _gold(recipe.data.gold, rubric, items)
+    heard, probes = _ask_all(run, items, console)
     with console.status("statistics and figures"):
-        report = _report(run, items, answers, paths)
-        for name, given in answers.items():
-            path = run.predictions / f"{name}.jsonl"
-            write_predictions(path, items, rubric, given.probabilities)
+        report = _report(run, items, heard, gold)
+        report["notes"] = [*notes, *report["notes"]]
+        report["sha256"] = {name: content_hash(path) for name, path in paths.items()}
+        for name, one in heard.items():
+            write_predictions(run.predictions / f"{name}.jsonl", items, rubric, one.probabilities)
         write_json(run.report / PROBES, probes)
-        systems = {name: answers[name].given() for name in systems_of(recipe)}
+        systems = {name: heard[name].answers() for name in systems_of(recipe)}
         evaluation = Evaluation(recipe.name, rubric, Annotations(items), systems, probes=probes)
         write_report(evaluate(evaluation), run.report)
     write_json(run.report / REPORT, report)
     return report
 
 
+def _ask_all(
+    run: Run, items: list[Item], console: Console
+) -> tuple[dict[str, Heard], dict[str, Any]]:
+    """What each artefact says, and what probes find of the one that people get."""
+    heard, probes = {}, {}
+    for name, path in artefacts(run).items():
+        with (
+            progress_bar("rows", console=console) as progress,
+            Judge.from_pretrained(path) as judge,
+        ):
+            task = progress.add_task(f"verifying {name}", total=len(items))
+            heard[name] = ask(judge, items, partial(progress.advance, task))
+            if name == systems_of(run.recipe())[0]:
+                probed, labels = items[:PROBED_ITEMS], heard[name].labels
+                given = {d.name: labels(d.name)[:PROBED_ITEMS] for d in judge.rubric.dimensions}
+                task = progress.add_task("with the options in reverse", total=len(probed))
+                advance = partial(progress.advance, task)
+                probes["option_order"] = option_order(judge, probed, given, advance)
+    return heard, probes
+
+
+def _gold(
+    location: str | None, rubric: Rubric, items: Sequence[Item]
+) -> tuple[Predictions | None, list[str]]:
+    """The right answers, of the items that have one; and what is to be said about them."""
+    if not location:
+        return None, []
+    try:
+        gold = read_predictions(location, rubric, [item.item_id for item in items])
+    except DataError as error:  # a yardstick: nothing that is verified depends on it
+        return None, [f"The right answers are left out: {error}"]
+    if len(gold.rows) == len(items):
+        return gold, []
+    known = f"known for {len(gold.rows)} of the {len(items)} test items"
+    return gold, [f"The right answers are {known}; their figures are of those."]
+
+
 def _report(
-    run: Run, items: list[Item], answers: Mapping[str, Answers], paths: Mapping[str, Path]
+    run: Run, items: list[Item], heard: Mapping[str, Heard], gold: Predictions | None
 ) -> dict[str, Any]:
-    recipe, rubric, gold = run.recipe(), run.rubric(), None
-    if recipe.data.gold:
-        gold = read_predictions(recipe.data.gold, rubric, [item.item_id for item in items])
+    recipe, rubric = run.recipe(), run.rubric()
     train, margin = load_split(run.data, "train"), recipe.verify.max_alpha_loss
     report: dict[str, Any] = {
         "items": len(items),
         "thresholds": recipe.verify.model_dump(),
         "dimensions": {
-            dimension.name: _dimension_report(dimension, items, train, answers, gold, margin)
+            dimension.name: _dimension_report(dimension, items, train, heard, gold, margin)
             for dimension in rubric.dimensions
         },
-        "different_prompts": _different_prompts(answers),
-        "sha256": {name: content_hash(path) for name, path in paths.items()},
+        "different_prompts": _different_prompts(heard),
     }
     report = finite(report)
-    report["notes"] = []
-    if gold and len(gold.rows) < len(items):
-        known = f"known for {len(gold.rows)} of the {len(items)} test items"
-        report["notes"].append(f"The right answers are {known}; their figures are of those.")
-    report["notes"] += [
+    report["notes"] = [
         f"{name} has no annotations among the {len(items)} test items: nothing is said about how "
         "the artefacts agree with annotators, only with each other."
         for name, dimension in report["dimensions"].items()
@@ -149,15 +176,13 @@ def _report(
     return report
 
 
-def run_artefact(path: Path, items: Sequence[Item]) -> Answers:
+def run_artefact(path: Path, items: Sequence[Item]) -> Heard:
     """Annotate items with a judge's file or folder, in this process."""
     with Judge.from_pretrained(path) as judge:
         return ask(judge, items)
 
 
-def ask(
-    judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lambda: None
-) -> Answers:
+def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lambda: None) -> Heard:
     """Annotate items, and keep their prompts; `advance` after each.
 
     Raises:
@@ -181,14 +206,14 @@ def ask(
         )
         for k, dimension in enumerate(contract.rubric.dimensions)
     }
-    return Answers(probabilities, prompts)
+    return Heard(probabilities, prompts)
 
 
 def _dimension_report(
     dimension: Dimension,
     items: Sequence[Item],
     train: Sequence[Item],
-    answers: Mapping[str, Answers],
+    heard: Mapping[str, Heard],
     gold: Predictions | None,
     margin: float,
 ) -> dict[str, Any]:
@@ -196,7 +221,7 @@ def _dimension_report(
     votes = votes_of(items, name)
     train_votes = vote_counts(votes_of(train, name), len(dimension.options)).sum(axis=0)
     majority = [int(train_votes.argmax())] * len(items)
-    judged = {artefact: given.labels(name) for artefact, given in answers.items()}
+    judged = {artefact: one.labels(name) for artefact, one in heard.items()}
     report: dict[str, Any] = {
         "annotations": sum(map(len, votes)),
         "annotators_alpha": annotators_alpha(votes, dimension),
@@ -207,8 +232,8 @@ def _dimension_report(
         },
         "loss": _losses(judged, votes, dimension, margin),
         "between": {
-            f"{first} / {second}": _between(dimension, answers[first], answers[second])
-            for first, second in combinations(answers, 2)
+            f"{first} / {second}": _between(dimension, heard[first], heard[second])
+            for first, second in combinations(heard, 2)
         },
     }
     if gold:
@@ -243,7 +268,7 @@ def _against_annotators(
     }
 
 
-def _between(dimension: Dimension, first: Answers, second: Answers) -> dict[str, float]:
+def _between(dimension: Dimension, first: Heard, second: Heard) -> dict[str, float]:
     one, two = first.labels(dimension.name), second.labels(dimension.name)
     counts = vote_counts(list(zip(one, two, strict=True)), len(dimension.options))
     difference = np.abs(first.probabilities[dimension.name] - second.probabilities[dimension.name])
@@ -255,11 +280,11 @@ def _between(dimension: Dimension, first: Answers, second: Answers) -> dict[str,
     }
 
 
-def _different_prompts(answers: Mapping[str, Answers]) -> int:
+def _different_prompts(heard: Mapping[str, Heard]) -> int:
     """Items whose token ids or slots differ between any two artefacts."""
     return sum(
         any(prompt != prompts[0] for prompt in prompts)
-        for prompts in zip(*(given.prompts for given in answers.values()), strict=True)
+        for prompts in zip(*(one.prompts for one in heard.values()), strict=True)
     )
 
 

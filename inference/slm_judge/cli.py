@@ -169,7 +169,7 @@ def evaluate(
     console = Console()
     say(console, report["notes"])
     page.table(report).show(console)
-    console.print(f"Report: {page.write(report, folder)}", highlight=False)
+    say(console, [str(page.write(report, folder))], "Report: ")
 
 
 @app.command()
@@ -332,12 +332,12 @@ def annotate(
         summary = annotate_table(judge, data, output, options, overwrite, engine=pool)
     console = Console()
     say(console, summary.notes)
-    for outcome, count in summary.outcomes.most_common():
-        console.print(f"{count:>9,} {outcome}", highlight=False)
     done = summary.rows - summary.not_annotated
-    console.print(f"{done:,} of {summary.rows:,} rows annotated: {output}", highlight=False)
+    counts = [f"{count:>9,} {outcome}" for outcome, count in summary.outcomes.most_common()]
+    counts.append(f"{done:,} of {summary.rows:,} rows annotated: {output}")
     if review_below is not None:
-        console.print(f"{summary.reviewed:,} rows to review", highlight=False)
+        counts.append(f"{summary.reviewed:,} rows to review")
+    say(console, counts, "")
     if summary.not_annotated:
         raise typer.Exit(3)
 
@@ -392,5 +392,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+    say(Console(stderr=True), [message], "error: ", "red")
     sys.exit(code)

@@ -69,7 +69,9 @@ def _wrapped(text: str, width: int) -> list[str]:
     )
 
 
-def say(console: Console, lines: Iterable[str], kind: str = "note: ") -> None:
-    """Print lines as they are, wrapped between words alone."""
-    for line in lines:
-        console.print(f"{kind}{line}", markup=False, highlight=False, overflow="ignore", crop=False)
+def say(console: Console, texts: Iterable[str], kind: str = "note: ", style: str = "") -> None:
+    """Print texts as they are, wrapped between words alone."""
+    for text in texts:
+        for part in f"{kind}{text}".split("\n"):
+            for line in _wrapped(part, console.width) or [""]:
+                console.print(Text(line, style), soft_wrap=True)

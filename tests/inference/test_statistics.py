@@ -7,7 +7,12 @@ from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from slm_judge import Rubric
 from slm_judge.agreement.aggregate import aggregate, level_values, mean_levels, ratings_of
-from slm_judge.agreement.alpha import alpha_of_coincidences, judge_coincidences, judge_confusions
+from slm_judge.agreement.alpha import (
+    alpha_of_coincidences,
+    annotator_coincidences,
+    judge_coincidences,
+    judge_confusions,
+)
 from slm_judge.agreement.alt_test import _p_value, alt_test
 from slm_judge.agreement.bias import adjusted, probe_groups, quarters
 from slm_judge.agreement.bootstrap import Bootstrap, Interval, percentile_interval
@@ -358,17 +363,46 @@ def test_prediction_powered_means_are_valid_and_narrow():
         corpus_mean(np.ones(1), np.ones(1), np.ones(5))
 
 
-def test_an_interval_never_leaves_out_its_own_estimate():
-    """With 60 options, resamples lack some, and macro-F1 falls in nearly all of them."""
+@pytest.mark.parametrize("seed", range(5))
+def test_an_interval_never_leaves_out_its_own_estimate(seed):
+    """With 60 options and 10 annotators an item, macro-F1 falls in nearly all resamples, since they
+    lack some options: plain percentiles leave the estimate out."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 60, 150)
+    said = np.where(rng.random((150, 11)) < 0.7, truth[:, None], rng.integers(0, 60, (150, 11)))
+    votes, bootstrap = said[:, 1:].tolist(), Bootstrap(150, 300)
+    for per_item in (
+        judge_confusions(said[:, 0].tolist(), votes, 60),
+        annotator_coincidences(votes, 60),
+    ):
+        totals = bootstrap.totals(per_item)
+        assert np.quantile(macro_f1(totals)[1:], 0.975) < macro_f1(totals)[0]
+        for statistic in (macro_f1, accuracy, cohen_kappa):
+            found = percentile_interval(statistic(totals))
+            assert 0 < found.low < found.estimate < found.high < 1
+    falling = np.array([0.98, *np.linspace(0.9, 0.97, 100)])
+    assert percentile_interval(falling).high > 1 == percentile_interval(falling, bounds=(0, 1)).high
+
+
+def test_intervals_of_many_options_cover_better_than_plain_percentiles():
+    """The truth is the macro-F1 of two million items; it is above what few items show."""
     rng = np.random.default_rng(0)
-    said = rng.integers(0, 60, 150)
-    judged = np.where(rng.random(150) < 0.5, said, rng.integers(0, 60, 150))
-    votes = [[int(option)] for option in said]
-    totals = Bootstrap(150, 500).totals(judge_confusions(judged.tolist(), votes, 60))
-    for statistic in (macro_f1, accuracy, cohen_kappa):
-        found = percentile_interval(statistic(totals))
-        assert found.low < found.estimate < found.high
-        assert 0 <= found.low <= found.high <= 1
+    chances = 1 / np.arange(1, 61) ** 0.5
+
+    def draw(n):
+        said = rng.choice(60, n, p=chances / chances.sum())
+        return said, np.where(rng.random(n) < 0.8, said, rng.integers(0, 60, n))
+
+    truth = float(macro_f1(confusion_of(*draw(2_000_000), 60)))
+    ours = plain = 0
+    for seed in range(100):
+        said, judged = draw(200)
+        confusions = judge_confusions(judged.tolist(), said[:, None].tolist(), 60)
+        values = macro_f1(Bootstrap(200, 300, seed).totals(confusions))
+        found, (low, high) = percentile_interval(values), np.quantile(values[1:], [0.025, 0.975])
+        ours += found.low <= truth <= found.high
+        plain += low <= truth <= high
+    assert ours > plain + 10
 
 
 def test_intervals_cover_a_mean():

@@ -25,6 +25,7 @@ from slm_judge.evaluation.baselines import Scores, results_table
 from slm_judge.evaluation.dimension import evaluate_dimension
 from slm_judge.evaluation.evaluate import evaluate, find, of_files
 from slm_judge.evaluation.metrics import metric_path
+from slm_judge.screen import say
 
 RUBRIC = {
     "name": "r",
@@ -279,6 +280,19 @@ def test_tables_are_legible_at_80_columns(tmp_path, rubric, terminal):
         for name, figures, _ in sheet.rows:
             assert all(word in plain.split() for word in name.split())
             assert all(figure in plain for figure in figures)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_notes_are_printed_as_they_are(terminal):
+    path = f"/{'folder/' * 20}x.csv"
+    texts = [f"{path} has [bold]no[/bold] [/b] label :smile: of the rubric", "first\n  second"]
+    output = io.StringIO()
+    say(Console(file=output, width=80, force_terminal=terminal), texts)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", output.getvalue()).splitlines()
+    assert " ".join(" ".join(lines).split()) == " ".join(f"note: {' note: '.join(texts)}".split())
+    assert path in lines
+    assert lines[-2:] == ["note: first", "  second"]
+    assert all(len(line) <= 80 for line in lines if line != path)
 
 
 def test_a_dimension_without_annotations_is_left_out(tmp_path, rubric):

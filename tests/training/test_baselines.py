@@ -100,6 +100,21 @@ def test_what_cannot_be_fitted_is_left_out_with_a_reason(run, test_items):
 
 
 @pytest.mark.parametrize(
+    "texts", [["hello"], ["abc", "xyz"], ["👍", "👎", "👍"], ["a", "b"], ["good", "bad", "good so"]]
+)
+def test_a_few_short_texts_are_enough(support, texts):
+    kinds = range(len(texts))
+    items = [Item(f"{k}", {"text": texts[k]}, {"topic": {"a": k}}, f"{k}") for k in kinds]
+    rubric = support.model_copy(update={"dimensions": [support.dimension("topic")]})
+    found, notes = fit_systems(items, items, rubric)
+    assert len(notes) == (2 if len(texts) == 1 else 0)  # regression needs two labels
+    assert all(set(labels["topic"]) <= set(kinds) for labels in found.values() if labels)
+    scores = score(found["majority label"]["topic"], [[k] for k in kinds],
+                   rubric.dimensions[0], Bootstrap(len(texts), 100))  # fmt: skip
+    assert scores.accuracy.low <= scores.accuracy.estimate <= scores.accuracy.high
+
+
+@pytest.mark.parametrize(
     ("change", "complaint"),
     [
         (lambda t: t.iloc[1:], "lacks 1 of 58 items"),

@@ -80,13 +80,19 @@ class Bootstrap:
         return percentile_interval(statistic(self.totals(per_item)), confidence)
 
 
-def percentile_interval(values: Floats, confidence: float = 0.95) -> Interval:
+def percentile_interval(
+    values: Floats, confidence: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> Interval:
     """The interval of a statistic of `Bootstrap.totals`: the estimate, then resampled values.
 
-    Percentiles, moved by the median bias (Efron, "Better Bootstrap Confidence Intervals", 1987,
-    measures it so too): a resample lacks some of the rare options, which moves a macro-F1 of many
-    options so far that plain percentiles may leave out their own estimate. Limits stay within the
-    values that occurred, so that none is beyond what the statistic can be.
+    Percentiles, moved by the median bias of the resamples (Efron, "Better Bootstrap Confidence
+    Intervals", 1987, on why it matters): they lack some of the rare options, which moves a macro-F1
+    of many options so far that plain percentiles may leave out their own estimate.
+
+    Args:
+        values: 1 + n_resamples.
+        confidence: coverage of the interval.
+        bounds: what the statistic can be, at least and at most.
     """
     estimate, resampled = float(values[0]), values[1:]
     defined = resampled[np.isfinite(resampled)]
@@ -94,6 +100,5 @@ def percentile_interval(values: Floats, confidence: float = 0.95) -> Interval:
         return Interval(estimate, float("nan"), float("nan"))
     tail = (1 - confidence) / 2
     low, middle, high = np.quantile(defined, [tail, 0.5, 1 - tail])
-    bias, seen = middle - estimate, np.append(defined, estimate)
-    low, high = np.clip([low - bias, high - bias], seen.min(), seen.max())
+    low, high = np.clip(np.array([low, high]) + estimate - middle, *bounds)
     return Interval(estimate, min(float(low), estimate), max(float(high), estimate))

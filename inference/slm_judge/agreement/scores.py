@@ -13,6 +13,16 @@ import numpy.typing as npt
 
 from .alpha import Floats, Votes, vote_counts
 
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "macro_f1": (0.0, 1.0),
+    "alpha": (-np.inf, 1.0),
+    "kappa": (-np.inf, 1.0),
+    "weighted_kappa": (-np.inf, 1.0),
+    "mean_absolute_error": (0.0, np.inf),
+    "mean_shift": (-np.inf, np.inf),
+}
+"""What statistics can be, at least and at most."""
 Weights = Literal["none", "linear", "quadratic"]
 
 

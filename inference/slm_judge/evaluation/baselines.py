@@ -1,5 +1,6 @@
 """`slm-judge baselines`: what else annotates the same items, scored in the same way."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from slm_judge.agreement.alpha import (
     judge_confusions,
 )
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
-from slm_judge.agreement.scores import accuracy, macro_f1
+from slm_judge.agreement.scores import BOUNDS, accuracy, macro_f1
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import read_predictions
 from slm_judge.data.split import load_splits
@@ -33,6 +34,7 @@ from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
 NEIGHBOURS = 15
+_MANY = 50  # items, from which on what stands in one of them alone is left out
 REPORT = "baselines.json"
 
 Shares = npt.NDArray[np.float64]
@@ -99,6 +101,7 @@ def baselines(
             rows[name] = score(labels[dimension.name], votes, dimension, bootstrap)
         results[dimension.name] = rows
         results_table(dimension, rows, len(test)).show(console)
+        console.print()
     say(console, notes)
     write_json(run.report / REPORT, as_json(results))
     return results
@@ -114,11 +117,9 @@ def fit_systems(
 
     A method that cannot be fitted has no labels of that dimension; the second part says why.
     """
-    features = make_union(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=2),
-    )
-    known = features.fit_transform([_text(item) for item in train])
+    texts = [_text(item) for item in train]
+    features = _features(texts)
+    known = features.fit_transform(texts)
     new = features.transform([_text(item) for item in test])
     methods: dict[str, Callable[..., Shares]] = {
         "majority label": _majority,
@@ -143,6 +144,17 @@ def fit_systems(
             guessed = method(known[answered], shares, new)
             found[name][dimension.name] = guessed.argmax(axis=1).tolist()
     return found, notes
+
+
+def _features(texts: Sequence[str]) -> Any:
+    """TF-IDF of words, where there are any, and of characters; of few texts all count."""
+    worded = sum(bool(re.search(r"\b\w\w+\b", text)) for text in texts)
+    least = 2 if worded >= _MANY else 1
+    characters = TfidfVectorizer(
+        analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=least
+    )
+    words = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)] if worded else []
+    return make_union(*words, characters)
 
 
 def _text(item: Item) -> str:
@@ -229,10 +241,13 @@ def _scores(
 ) -> Scores:
     values, level = dimension.values, dimension.level_of_measurement
     totals = bootstrap.totals(confusions)
+    found = {
+        "alpha": alpha_of_coincidences(bootstrap.totals(coincidences), values, level),
+        "accuracy": accuracy(totals),
+        "macro_f1": macro_f1(totals),
+    }
     return Scores(
-        bootstrap.interval(coincidences, lambda sums: alpha_of_coincidences(sums, values, level)),
-        percentile_interval(accuracy(totals)),
-        percentile_interval(macro_f1(totals)),
+        **{name: percentile_interval(v, bounds=BOUNDS[name]) for name, v in found.items()}
     )
 
 

@@ -177,7 +177,7 @@ def _intervals(
 ) -> dict[str, Any]:
     """Statistics of `Bootstrap.totals`."""
     return {
-        name: percentile_interval(statistic(totals)).as_dict()
+        name: percentile_interval(statistic(totals), bounds=scores.BOUNDS[name]).as_dict()
         for name, statistic in statistics.items()
     }
 
@@ -202,8 +202,8 @@ def _system(
     with_judge = annotator_coincidences(
         [[*row, label] for row, label in zip(plain, labels, strict=True)], n_options
     )
-    among = _confusion_statistics(dimension, symmetric=True)["alpha"]
-    report["alpha_as_one_more"] = bootstrap.interval(with_judge, among).as_dict()
+    among = {"alpha": _confusion_statistics(dimension, symmetric=True)["alpha"]}
+    report["alpha_as_one_more"] = _intervals(bootstrap.totals(with_judge), among)["alpha"]
     if dimension.level_of_measurement != "nominal":
         levels = level_values(dimension)
         report |= scores.rank_correlations(levels[answers.labels], mean_levels(plain, dimension))

@@ -1,10 +1,9 @@
 """Bias probes that run the judge: does it answer by what an option says, or by where it stands?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap
 from slm_judge.agreement.scores import agreeing_share
@@ -17,7 +16,8 @@ PROBED_ITEMS = 300  # with another order of options; each reads the whole rubric
 def option_order(
     judge: Judge,
     items: Sequence[Item],
-    given: npt.NDArray[np.int64],
+    given: Mapping[str, Sequence[int]],
+    advance: Callable[[], object] = lambda: None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -29,7 +29,8 @@ def option_order(
     Args:
         judge: the judge.
         items: N items.
-        given: what it said about them, option indices, N x dimensions.
+        given: what it said about them, per dimension N option indices.
+        advance: called after each item.
         resamples: of the bootstrap over items.
         seed: of it.
 
@@ -46,12 +47,12 @@ def option_order(
         }
     )
     states = [item.state for item in items]
-    reverse = _labels(judge, backend.reader_of(turned).encode(states))
+    reverse = _labels(judge, backend.reader_of(turned).encode(states), advance)
     bootstrap = Bootstrap(len(items), resamples, seed)
     found = {}
     for k, dimension in enumerate(rubric.dimensions):
         n_options = len(dimension.options)
-        before = given[:, k]
+        before = np.asarray(given[dimension.name])
         after = n_options - 1 - reverse[:, k]
         votes = votes_of(items, dimension.name)
         agree = [agreeing_share(labels, votes, n_options) for labels in (before, after)]
@@ -67,10 +68,11 @@ def option_order(
     return found
 
 
-def _labels(judge: Judge, prompts: Sequence[Any]) -> Any:
+def _labels(judge: Judge, prompts: Sequence[Any], advance: Callable[[], object]) -> Any:
     labels = np.zeros((len(prompts), len(judge.rubric.dimensions)), dtype=int)
     for index, logits in judge.decide(prompts):
         labels[index] = [int(np.argmax(row)) for row in logits]
+        advance()
     return labels
 
 
