@@ -86,7 +86,7 @@ def artefacts(run: Run) -> dict[str, Path]:
 
 def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
     """Run every artefact on the test items and write `report/verify.json`, and the page
-    `report/report.html` with figures and every number (see `slm_judge.model_card.evaluate`).
+    `report/report.html` with figures and every number (see `slm_judge.evaluation.evaluate`).
 
     Returns:
         The report; `report["failures"]` is empty where all thresholds hold.
@@ -98,7 +98,7 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
     recipe, rubric, paths = run.recipe(), run.rubric(), artefacts(run)
     items = load_split(run.data, "test")[: recipe.verify.max_rows]
     gold, notes = _gold(recipe.data.gold, rubric, items)
-    heard, probes = _ask_all(run, items, console)
+    heard, probes = _ask_all(paths, systems_of(recipe)[0], items, console)
     with console.status("statistics and figures"):
         report = _report(run, items, heard, gold)
         report["notes"] = [*notes, *report["notes"]]
@@ -114,18 +114,18 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
 
 
 def _ask_all(
-    run: Run, items: list[Item], console: Console
+    paths: Mapping[str, Path], main: str, items: list[Item], console: Console
 ) -> tuple[dict[str, Heard], dict[str, Any]]:
-    """What each artefact says, and what probes find of the one that people get."""
+    """What each artefact says, and what probes find of the main one."""
     heard, probes = {}, {}
-    for name, path in artefacts(run).items():
+    for name, path in paths.items():
         with (
             progress_bar("rows", console=console) as progress,
             Judge.from_pretrained(path) as judge,
         ):
             task = progress.add_task(f"verifying {name}", total=len(items))
             heard[name] = ask(judge, items, partial(progress.advance, task))
-            if name == systems_of(run.recipe())[0]:
+            if name == main:
                 probed, labels = items[:PROBED_ITEMS], heard[name].labels
                 given = {d.name: labels(d.name)[:PROBED_ITEMS] for d in judge.rubric.dimensions}
                 task = progress.add_task("with the options in reverse", total=len(probed))
@@ -174,12 +174,6 @@ def _report(
     report["failures"] = failures(report, recipe.verify)
     report["undecided"] = undecided(report)
     return report
-
-
-def run_artefact(path: Path, items: Sequence[Item]) -> Heard:
-    """Annotate items with a judge's file or folder, in this process."""
-    with Judge.from_pretrained(path) as judge:
-        return ask(judge, items)
 
 
 def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lambda: None) -> Heard:

@@ -23,7 +23,7 @@ def draw(report: Report) -> dict[str, Figure]:
     """All figures of a report, by file name.
 
     Args:
-        report: of `slm_judge.model_card.evaluate`.
+        report: of `slm_judge.evaluation.evaluate`.
     """
     with _style():
         figures = {"alpha": alpha_by_dimension(report)}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from slm_judge.export.gguf import quantization_type
-from slm_judge.export.verify import failures, read_report, run_artefact, verify
+from slm_judge.export.verify import ask, failures, read_report, verify
 
 from slm_judge import Judge
 from slm_judge.artefact.judge_files import Contract
@@ -336,7 +336,8 @@ def test_verify_writes_its_report(run):
 
 
 def test_verify_measures_what_it_says(run, items):
-    answers = run_artefact(run.gguf_file("Q8_0"), items)
+    with Judge.from_pretrained(run.gguf_file("Q8_0")) as judge:
+        answers = ask(judge, items)
     judge = Judge.from_pretrained(run.gguf, quantization="Q8_0")
     labels = [a.labels["topic"] for a in judge.annotate([item.state for item in items])]
     values = judge.rubric.dimension("topic").values

@@ -1,6 +1,5 @@
 """The base under an adapter: what is kept about it, where it is, and how models are loaded."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -9,7 +8,7 @@ from huggingface_hub import hf_hub_download
 from pydantic import TypeAdapter, ValidationError
 
 from slm_judge.errors import ModelError, require
-from slm_judge.files import write_text
+from slm_judge.files import write_json
 from slm_judge.hub import hub_message
 from slm_judge.rubric import explain
 
@@ -32,7 +31,7 @@ class Base:
 
     def save(self, folder: Path) -> None:
         """Write `base.json`."""
-        write_text(folder / BASE_FILE, json.dumps(asdict(self), indent=2) + "\n")
+        write_json(folder / BASE_FILE, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -146,16 +146,13 @@ def _spelled_like(
 def _label(dimension: Dimension, table: Rows, index: int | None, findings: Findings) -> int | None:
     assert index is not None
     raw = table.rows[index].get(dimension.name)
-    found = None if is_blank(raw) else dimension.read(raw)
-    if found is None:
+    option = None if is_blank(raw) else findings.read(dimension, raw)
+    if option is None:
         findings.add(
             f"labels of {dimension.name} that are empty or not in the rubric",
             f"{table.where(index)}: {raw!r}",
         )
-        return None
-    if not found[1]:
-        findings.read_as[dimension.name][f"{raw!r} as {dimension.key(found[0])}"] += 1
-    return found[0]
+    return option
 
 
 def _probabilities(

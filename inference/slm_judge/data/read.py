@@ -46,6 +46,16 @@ class Findings:
         if len(self.problems[kind]) < _EXAMPLES:
             self.problems[kind].append(example)
 
+    def read(self, dimension: Dimension, raw: object) -> int | None:
+        """The option that a label means, noted where it is written otherwise; None for none."""
+        found = dimension.read(raw)
+        if found is None:
+            return None
+        option, exact = found
+        if not exact:
+            self.read_as[dimension.name][f"{raw!r} as {dimension.key(option)}"] += 1
+        return option
+
     def said(self, location: str) -> list[str]:
         """Lines for people: what was read as what, and what was left out (lenient)."""
         lines = list(self.notes)
@@ -212,16 +222,12 @@ class _Reader:
         """The option that a cell means; None where it holds none."""
         if is_blank(raw):
             return None
-        found = dimension.read(raw)
-        if found is None:
+        option = self.findings.read(dimension, raw)
+        if option is None:
             self.findings.add(
                 f"labels of {dimension.name} outside the rubric",
                 f"{where}: {raw!r} ({_allowed(dimension)}{_several(dimension, raw)})",
             )
-            return None
-        option, exact = found
-        if not exact:
-            self.findings.read_as[dimension.name][f"{raw!r} as {dimension.key(option)}"] += 1
         return option
 
 

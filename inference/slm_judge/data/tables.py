@@ -29,6 +29,8 @@ from fsspec.utils import infer_compression
 from slm_judge.errors import DataError
 from slm_judge.hub import hub_message, missing_message
 
+from .text import to_utf8
+
 csv.field_size_limit(2**31 - 1)
 
 _FORMATS = {
@@ -122,9 +124,13 @@ class Piece:
     """The rows as they came: with their columns, or with the one column `RAW`."""
     lines: list[int] | None = None
     """Of a text file, the line where each row starts."""
+    parsed: list[dict[str, Any]] | None = None
+    """Rows of JSON, where they were parsed already."""
 
     def rows(self) -> list[dict[str, Any]]:
         """Each row as column -> value; a row of JSON has the keys that it has."""
+        if self.parsed is not None:
+            return self.parsed
         if is_raw(self.table):
             return [json.loads(text) for text in self.table[RAW].to_pylist()]
         found: list[dict[str, Any]] = self.table.to_pylist()
@@ -356,15 +362,17 @@ class TableStream:
     def _separator(self) -> str:
         """The suffix's delimiter, or the one with which the first records are a table."""
         usual, widths = delimiter(Path(self.location)), {}
-        for separator in _DELIMITERS:
+        for separator in (usual, *(mark for mark in _DELIMITERS if mark != usual)):
             with self._text("") as file:
                 try:
                     sizes = {len(row) for _, row in islice(_records(file, separator), _SAMPLE)}
                 except csv.Error:
                     continue
             if len(sizes) == 1 and sizes != {1}:
+                if separator == usual:
+                    return usual
                 widths[separator] = sizes.pop()
-        if usual in widths or not widths:
+        if not widths:
             return usual
         found = max(widths, key=widths.__getitem__)
         self.notes.append(f"{self.location}: its fields are parted by {_DELIMITERS[found]}.")
@@ -374,12 +382,11 @@ class TableStream:
         with self._text("\n") as file:
             lines = ((n, line) for n, line in enumerate(file, start=1) if line.strip())
             while batch := list(islice(lines, n_rows)):
-                for number, line in batch:
-                    self._check_json(number, line)
+                parsed = [self._parse(number, line) for number, line in batch]
                 texts = pa.array([line.strip() for _, line in batch], pa.string())
-                yield Piece(pa.table({RAW: texts}), [number for number, _ in batch])
+                yield Piece(pa.table({RAW: texts}), [number for number, _ in batch], parsed)
 
-    def _check_json(self, number: int, line: str) -> None:
+    def _parse(self, number: int, line: str) -> dict[str, Any]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -388,6 +395,7 @@ class TableStream:
             ) from error
         if not isinstance(row, dict):
             raise DataError(f"{self.location}, line {number}: expected an object.")
+        return row
 
     # --- Parquet and the Hub ---
 
@@ -499,8 +507,3 @@ def plain_type(kinds: set[str]) -> pa.DataType | None:
     if kinds <= {"whole number", "number"} and "number" in kinds:
         return pa.float64()
     return types.get(next(iter(kinds), "text")) if len(kinds) < 2 else None
-
-
-def to_utf8(text: str) -> str:
-    """Text as UTF-8 can hold it: half a surrogate pair becomes the replacement character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

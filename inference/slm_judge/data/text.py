@@ -16,13 +16,18 @@ State = str | Mapping[str, Any]
 _PLAIN = (str, bool, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
 
 
+def to_utf8(text: str) -> str:
+    """Text as UTF-8 can hold it: half a surrogate pair becomes the replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def normalise(text: str) -> str:
     """Item text as every reader sees it: valid UTF-8, without the sentinels of transformers, NFC.
 
     `pipeline("decision")` drops the sentinels from requests, and the tokenizers of transformers
     apply NFC, which llama.cpp does not; so both happen here for all.
     """
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = to_utf8(text)
     while MARK in text or SPLIT in text:
         text = text.replace(MARK, "").replace(SPLIT, "")
     return unicodedata.normalize("NFC", text)  # last: what was dropped may have parted marks

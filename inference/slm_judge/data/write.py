@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from slm_judge.files import atomic_file
 
-from .tables import RAW, Overview, Piece, delimiter, file_format, is_raw, to_utf8, typed
+from .tables import RAW, Overview, Piece, delimiter, file_format, is_raw, typed
+from .text import to_utf8
 
 
 def write_tables(tables: Iterator[pa.Table], output: Path, overview: Overview) -> int:
