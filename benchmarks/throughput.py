@@ -24,8 +24,8 @@ from shapes import DATA, MODELS, judge_folder, judge_gguf, make_items, rubric_of
 
 from slm_judge import Judge
 from slm_judge.backends.gguf import GgufBackend
-from slm_judge.data.text import MARK
 from slm_judge.prompt.readers import DecisionReader
+from slm_judge.text import MARK
 
 _LONG_ROWS = 1 / 16  # rows of the long shape for each of the short one
 

@@ -25,11 +25,11 @@ from transformers import TrainerCallback
 
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.item import Item
-from slm_judge.data.text import MARK
 from slm_judge.offline.tiny import tiny_base
 from slm_judge.prompt.readers import DecisionReader
 from slm_judge.recipe import DataConfig, LoraConfig, Recipe, TrainingConfig
 from slm_judge.run import Run
+from slm_judge.text import MARK
 
 
 class StepTimes(TrainerCallback):

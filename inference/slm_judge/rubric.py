@@ -7,7 +7,7 @@ labels. Its dimensions are System One questions: `score`, `choice` and `noul` (t
 import datetime
 import json
 import re
-import unicodedata
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from functools import cached_property
 from numbers import Number
@@ -23,21 +23,36 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from .errors import RubricError
+from .text import nfc, normalise
 
-Value = bool | int | float | str
-NonEmpty = Annotated[str, Field(min_length=1)]
+
+def _normalised(value: object, info: ValidationInfo) -> object:
+    """Each text of a rubric; where more than NFC changed it, the context, if any, takes a note."""
+    if not isinstance(value, str):
+        return value
+    text = normalise(value)
+    if info.context is not None and text != nfc(value):
+        info.context.append(f"{value!r} is read as {text!r}: engines do not read all of it alike")
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_normalised)]
+Value = Annotated[bool | int | float | str, BeforeValidator(_normalised)]
+NonEmpty = Annotated[Text, Field(min_length=1)]
 LevelOfMeasurement = Literal["nominal", "ordinal", "interval", "ratio"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?")
 _LARGEST = 2**53  # of the levels of a score: up to here floats count whole numbers exactly
 # The server of llama.cpp refuses score questions outside these bounds.
 LLAMA_SERVER_MAX_LEVELS = 10
+_PROBLEMS = 20  # that are said at once
 RUBRIC_FILE = "rubric.json"
 """Name of the rubric in the folder of a judge."""
 
@@ -49,7 +64,7 @@ class Option(BaseModel):
 
     value: Value
     """As it stands in the annotators' data, e.g. -2 or "joy"."""
-    description: str = ""
+    description: Text = ""
     """What the annotators were told about it."""
 
 
@@ -72,7 +87,7 @@ class _Dimension(BaseModel):
 
     name: str
     """Column in the data and name of the question."""
-    instructions: str = Field(min_length=1)
+    instructions: NonEmpty
     """The question, as the annotators read it."""
     options: Options
     """The answers, in display order; those of a score from the lowest level to the highest."""
@@ -93,7 +108,7 @@ class _Dimension(BaseModel):
     @model_validator(mode="after")
     def _valid_options(self) -> Self:
         keys = [self.key(index) for index in range(len(self.options))]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        repeated = sorted(key for key, times in Counter(keys).items() if times > 1)
         if repeated:
             raise ValueError(f"{self.name}: options listed twice: {', '.join(repeated)}")
         if len(self.options) < 2:
@@ -264,7 +279,7 @@ class Rubric(BaseModel):
 
     name: str
     """Short name, used in reports and for the files of the judge."""
-    instructions: str = Field(min_length=1)
+    instructions: NonEmpty
     """What the annotators were told about the task as a whole."""
     fields: list[str] = Field(min_length=1)
     """Input columns in display order."""
@@ -272,6 +287,7 @@ class Rubric(BaseModel):
     """The questions, in the order in which they are answered."""
     paraphrases: list[NonEmpty] = []
     """Other wordings of the instructions; training can use them, annotation never does."""
+    _changed: list[str] = PrivateAttr(default_factory=list)
 
     @field_validator("name")
     @classmethod
@@ -294,7 +310,7 @@ class Rubric(BaseModel):
     @model_validator(mode="after")
     def _distinct_names(self) -> Self:
         names = [*self.fields, *(dimension.name for dimension in self.dimensions)]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = sorted(name for name, times in Counter(names).items() if times > 1)
         if repeated:
             raise ValueError(f"fields and dimensions need distinct names, repeated: {repeated}")
         return self
@@ -321,6 +337,7 @@ class Rubric(BaseModel):
             f"field {name}: annotation writes a column of this name, so it will need --prefix"
             for name in self._written(self.fields)
         ]
+        found += self._changed
         for score in (d for d in self.dimensions if isinstance(d, Score)):
             if score.reordered:
                 found.append(
@@ -346,8 +363,8 @@ class Rubric(BaseModel):
         return self.model_dump_json()
 
     @classmethod
-    def from_json(cls, text: str) -> "Rubric":
-        """Read what `to_json` wrote.
+    def from_json(cls, text: str | bytes, origin: str = "The rubric") -> "Rubric":
+        """Read what `to_json` wrote; `origin` is named in errors.
 
         Raises:
             RubricError: `text` is not a valid rubric.
@@ -355,8 +372,8 @@ class Rubric(BaseModel):
         try:
             raw = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise RubricError(f"The rubric is not valid JSON: {error}") from error
-        return cls.parse(raw, "the rubric")
+            raise RubricError(f"{origin} is not valid JSON: {error}") from error
+        return cls.parse(raw, origin)
 
     @classmethod
     def parse(cls, raw: object, origin: str) -> "Rubric":
@@ -371,7 +388,9 @@ class Rubric(BaseModel):
                 f"got {type(raw).__name__}."
             )
         try:
-            return cls.model_validate(raw)
+            rubric = cls.model_validate(raw, context=(changed := list[str]()))
+            rubric._changed.extend(dict.fromkeys(changed))
+            return rubric
         except ValidationError as error:
             raise RubricError(f"{origin} is not a valid rubric:\n{explain(error)}") from error
 
@@ -445,11 +464,13 @@ def read_yaml(path: str | Path, error_type: type[Exception]) -> object:
 
 def explain(error: ValidationError) -> str:
     """One line a problem: where it is and what is wrong."""
-    lines = []
-    for problem in error.errors():
+    problems, lines = error.errors(), []
+    for problem in problems[:_PROBLEMS]:
         where = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
         message = problem["msg"].removeprefix("Value error, ")
-        lines.append(f"  {where}: {message}")
+        lines.append(f"  {where[:200]}: {message[:2000]}")
+    if more := len(problems[_PROBLEMS:]):
+        lines.append(f"  and {more} more")
     return "\n".join(lines)
 
 
@@ -464,5 +485,6 @@ def format_value(value: object) -> str:
 
 def _forms(text: str) -> list[str | float]:
     """What a text plainly says, whatever its letter case, spaces and way of writing a number."""
-    plain = unicodedata.normalize("NFC", " ".join(text.replace("\u2212", "-").split()).casefold())
+    text = normalise(text).replace("\u2212", "-")
+    plain = nfc(" ".join(text.split()).casefold())
     return [plain, float(plain)] if _NUMBER.fullmatch(plain) else [plain]

@@ -11,9 +11,10 @@ import pytest
 
 from slm_judge import Rubric
 from slm_judge.artefact.judge_files import Contract
-from slm_judge.data.text import item_state, normalise
+from slm_judge.data.text import item_state
 from slm_judge.offline.llama_source import cache_folder, llama_cpp_source
 from slm_judge.prompt.templates import compile_template, systemone_questions
+from slm_judge.text import normalise
 from tests.conftest import LIMIT, ROOT
 from tests.inference.test_prompt import random_text
 

@@ -5,11 +5,12 @@ import pytest
 
 from slm_judge import Rubric
 from slm_judge.artefact.judge_files import Contract
-from slm_judge.data.text import MARK, item_state, normalise
+from slm_judge.data.text import item_state
 from slm_judge.errors import DataError, ModelError, RubricError
 from slm_judge.prompt.labels import label_codes, single_token_labels
 from slm_judge.prompt.layout import build_layout, control_escapes
 from slm_judge.prompt.readers import DecisionReader, SystemoneReader
+from slm_judge.text import MARK, normalise
 from tests.conftest import ROOT
 
 CONTROL = [

@@ -9,9 +9,10 @@ from slm_judge.training.augment import VariantReader, draw_variant, identity
 
 from slm_judge import Rubric
 from slm_judge.artefact.judge_files import Contract
-from slm_judge.data.text import MARK, item_state
+from slm_judge.data.text import item_state
 from slm_judge.prompt.readers import DecisionReader
 from slm_judge.recipe import AugmentationConfig
+from slm_judge.text import MARK
 from tests.conftest import ROOT
 from tests.inference.test_prompt import random_text
 

@@ -15,7 +15,7 @@ from slm_judge.rubric import Dimension, Rubric
 
 from .item import ITEM_ID, Item, unnamed
 from .tables import IMPORTER, Rows, names, read_table, require_columns
-from .text import is_blank, read_name, read_state
+from .text import is_blank, is_replaced_in, read_name, read_state
 
 _EXAMPLES = 3
 _MOST_LISTED = 8  # options in a message
@@ -145,6 +145,11 @@ def read_items(
             f"{table.location}: {reader.trimmed} names of items or annotators have spaces around "
             "them: trimmed."
         )
+    if reader.replaced:
+        findings.notes.append(
+            f"{table.location}: {reader.replaced} rows have characters that the engines do not "
+            "all read alike (letters of Unicode 16, some controls): read as U+FFFD."
+        )
     if reader.repeated:
         findings.notes.append(
             f"{table.location}: {reader.repeated} labels repeat what the same annotator said about "
@@ -165,7 +170,7 @@ class _Reader:
         ]
         self.items: dict[str, Item] = {}
         self.further: dict[str, list[str]] = {name: [] for name in columns.further}
-        self.trimmed = self.repeated = 0
+        self.trimmed = self.repeated = self.replaced = 0
         self._rows: Counter[str] = Counter()  # rows of each item without an annotator's name
 
     def read(self, row: Mapping[str, Any], where: str, number: str) -> None:
@@ -175,7 +180,9 @@ class _Reader:
         if not item_id:
             self.findings.add("rows without an item", where)
             return
-        state, problem = read_state({name: row.get(c) for name, c in self.fields.items()})
+        cells = {name: row.get(c) for name, c in self.fields.items()}
+        state, problem = read_state(cells)
+        self.replaced += is_replaced_in(cells.values())
         if problem and strict:
             self.findings.add(f"rows with {problem}", where)
         item = self.items.get(item_id)

@@ -3,34 +3,20 @@
 import datetime
 import decimal
 import math
-import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from slm_judge.errors import DataError
 from slm_judge.rubric import Rubric, format_value
+from slm_judge.text import is_replaced, normalise
 
-MARK, SPLIT = "<|mark|>", "<|split|>"
+MOST_CHARACTERS = 1_000_000
+"""Of a field. Tokenizers take a few seconds for such a text, and no model here reads as much; a
+longer one is too long, for training as for annotation, without a look at it."""
+TOO_LONG = "too long"
 State = str | Mapping[str, Any]
 
 _PLAIN = (str, bool, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
-
-
-def to_utf8(text: str) -> str:
-    """Text as UTF-8 can hold it: half a surrogate pair becomes the replacement character."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def normalise(text: str) -> str:
-    """Item text as every reader sees it: valid UTF-8, without the sentinels of transformers, NFC.
-
-    `pipeline("decision")` drops the sentinels from requests, and the tokenizers of transformers
-    apply NFC, which llama.cpp does not; so both happen here for all.
-    """
-    text = to_utf8(text)
-    while MARK in text or SPLIT in text:
-        text = text.replace(MARK, "").replace(SPLIT, "")
-    return unicodedata.normalize("NFC", text)  # last: what was dropped may have parted marks
 
 
 def is_blank(value: object) -> bool:
@@ -52,16 +38,29 @@ def read_text(value: object) -> tuple[str, str]:
 
     Numbers and dates are texts; a list of chat messages is the conversation, a line a message.
     """
+    text, problem = _as_written(value)
+    if len(text) > MOST_CHARACTERS:
+        problem = f"{TOO_LONG}: {len(text)} characters in {{}}, room for {MOST_CHARACTERS}"
+    if problem:
+        return "", problem
+    text = normalise(text)
+    return (text, "") if text.strip() else ("", "empty field: {}")
+
+
+def is_replaced_in(values: Iterable[object]) -> bool:
+    """Whether a cell has characters that `normalise` replaces."""
+    return any(is_replaced(_as_written(value)[0]) for value in values)
+
+
+def _as_written(value: object) -> tuple[str, str]:
+    """`read_text` before anything is done to the text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "", "missing field: {}"
     if isinstance(value, list) and value and all(map(_is_message, value)):
-        text = "\n".join(f"{message['role']}: {message['content']}" for message in value)
-    elif isinstance(value, _PLAIN):
-        text = format_value(value)
-    else:
-        return "", f"no text in field: {{}} holds a {type(value).__name__}"
-    text = normalise(text)
-    return (text, "") if text.strip() else ("", "empty field: {}")
+        return "\n".join(f"{message['role']}: {message['content']}" for message in value), ""
+    if isinstance(value, _PLAIN):
+        return format_value(value), ""
+    return "", f"no text in field: {{}} holds a {type(value).__name__}"
 
 
 def _is_message(value: object) -> bool:
@@ -97,7 +96,7 @@ def item_state(rubric: Rubric, row: State, where: str = "The row") -> dict[str, 
         where: names the row in errors.
 
     Raises:
-        DataError: a field is missing or has no text.
+        DataError: a field is missing, has no text, or is too long.
     """
     if isinstance(row, str):
         if len(rubric.fields) != 1:
@@ -115,5 +114,5 @@ def item_state(rubric: Rubric, row: State, where: str = "The row") -> dict[str, 
         )
     state, problem = read_state({name: row[name] for name in rubric.fields})
     if problem:
-        raise DataError(f"{where} has no text to judge: {problem}.")
+        raise DataError(f"{where} has no text that can be judged: {problem}.")
     return state

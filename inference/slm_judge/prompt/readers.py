@@ -1,17 +1,24 @@
 """The readers: items as token ids with the positions of their answers, one reader a template."""
 
 import copy
+import re
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from slm_judge.data.text import MARK, SPLIT, State
+from slm_judge.data.text import State
 from slm_judge.errors import ModelError
 from slm_judge.rubric import Rubric
+from slm_judge.text import MARK, SPLIT
 
 from .labels import Tokenize, check_label_count
 from .templates import compile_template, decision_questions, systemone_questions
+
+_DEEP = 4000  # characters without a change of kind, which get a stack of their own
+_RUN = re.compile(r"\w+|\s+|[^\w\s]+")
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,32 @@ class SystemoneReader:
         return prompts
 
     def _ids(self, state: State, question_id: str | None = None) -> list[int]:
-        return list(self._tokenize(self.render(state, question_id)))
+        text = self.render(state, question_id)
+        longest = max(map(len, _RUN.findall(text))) if len(text) > _DEEP else 0
+        if longest > _DEEP:
+            return list(on_deep_stack(self._tokenize, text, longest))
+        return list(self._tokenize(text))
+
+
+def on_deep_stack(tokenize: Tokenize, text: str, longest: int) -> Sequence[int]:
+    """Tokenize in a thread whose stack grows with the longest word, number or gap of the text.
+
+    For many bases (not Qwen's) llama.cpp parts words with `std::regex`, which calls itself for
+    each character of one: about 320 bytes, so that the usual stack of 8 MiB ends after 26,000 of
+    them, and the process with it.
+
+    Raises:
+        MemoryError: there is no room for the stack.
+    """
+    # Some systems want whole pages.
+    usual = threading.stack_size(2**24 + 2**16 * (longest // 64 + 1))
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            return executor.submit(tokenize, text).result()
+    except RuntimeError as error:
+        raise MemoryError(f"for the stack of a run of {longest} characters") from error
+    finally:
+        threading.stack_size(usual)
 
 
 def _probes(rubric: Rubric) -> list[dict[str, str]]:
