@@ -198,7 +198,8 @@ class Recipe(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the judge; folder of the run and repositories on the Hub."""
     base: str = "Qwen/Qwen3-1.7B"
-    """Base model: Hub repository, folder, or "tiny" (random weights, built offline)."""
+    """Base model: Hub repository, folder, "smollm2" (SmolLM2-135M-Instruct, from the package index)
+    or "tiny" (random weights, built offline)."""
     base_revision: str | None = None
     """Branch, tag or commit of the base."""
     rubric: str
@@ -226,10 +227,13 @@ class Recipe(_Section):
         if not isinstance(raw, dict):
             raise RecipeError(f"{path}: expected the keys of a recipe, e.g. name, rubric, data.")
         try:
-            recipe = cls.model_validate(raw)
+            return cls.model_validate(raw)._resolved(Path(path).resolve().parent)
         except ValidationError as error:
             raise RecipeError(f"{path} is not a valid recipe:\n{explain(error)}") from error
-        return recipe._resolved(Path(path).resolve().parent)
+        except OSError as error:
+            raise RecipeError(
+                f"{path} names what no file can be called: {error.strerror}."
+            ) from error
 
     @property
     def run_folder(self) -> Path:

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from slm_judge import Judge
-from slm_judge.artefact.base import Base, base_commit, load_base
+from slm_judge.artefact.base import Base, base_commit, load_base, locate_base
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.artefact.locate import choose_gguf
 from slm_judge.backends.transformers import TransformersBackend
@@ -328,8 +328,10 @@ def test_what_is_no_repository_has_no_commit(hub, tmp_path):
     assert base_commit(str(tmp_path), "main") is None
     with pytest.raises(ModelError, match="no repository me/nothing on the Hub"):
         base_commit("me/nothing", None)
-    with pytest.raises(ModelError, match="a/repository could not be loaded: Repo id must"):
+    with pytest.raises(ModelError, match="is not the name of a Hub repository: Repo id must"):
         base_commit("not/a/repository", None)
+    with pytest.raises(ModelError, match="is not the name of a Hub repository"):
+        locate_base("not/a/repository", "0" * 40)
 
 
 def test_a_base_that_is_gone_is_a_sentence(hub, contract, tokenizer, tmp_path):

@@ -8,21 +8,44 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from slm_judge.errors import ModelError
 from slm_judge.files import write_text
 from slm_judge.prompt.labels import check_label_count, single_token_labels
 from slm_judge.prompt.layout import build_layout
-from slm_judge.prompt.templates import decision_template, systemone_template
-from slm_judge.rubric import RUBRIC_FILE, Rubric
+from slm_judge.prompt.templates import compile_template, decision_template, systemone_template
+from slm_judge.rubric import RUBRIC_FILE, Rubric, explain
 from slm_judge.version import __version__
 
 DECISION = "decision.json"
 QUESTIONS = "questions.json"  # the rubric as `pipeline("decision")` takes it, for people to use
 DECISION_TEMPLATE, SYSTEMONE_TEMPLATE = "decision_template.jinja", "systemone_template.jinja"
 FILES = (RUBRIC_FILE, DECISION, DECISION_TEMPLATE, SYSTEMONE_TEMPLATE)
-QUESTION_TYPES = ("score", "choice", "noul")
+QuestionType = Literal["score", "choice", "noul"]
+QUESTION_TYPES: tuple[QuestionType, ...] = get_args(QuestionType)
+_LARGEST_FILE = 2**24  # bytes of a file of the contract
+
+# Fitted ones are between 0.5 and 5 (slm_judge.training.calibration).
+Temperatures = dict[QuestionType, Annotated[float, Field(ge=0.01, le=100)]]
+
+
+class _Decision(BaseModel):
+    """What is read of `decision.json`; transformers reads more."""
+
+    labels: dict[QuestionType, list[Annotated[str, Field(pattern="^[A-Z]{1,2}$")]]]
+    temperature: Temperatures
+
+    @model_validator(mode="after")
+    def _one_list(self) -> Self:
+        labels = self.labels.get("choice", [])
+        if not labels or len(set(labels)) < len(labels):
+            raise ValueError("labels.choice: needs distinct labels, the same for every question")
+        if any(other != labels[: len(other)] for other in self.labels.values()):
+            raise ValueError("labels: those of score and noul are not the first of choice")
+        return self
 
 
 @dataclass(frozen=True)
@@ -96,15 +119,36 @@ class Contract:
                 f"{folder} is not a judge: it has no {', '.join(missing)}. A judge is made by "
                 "`slm-judge train` and `slm-judge export`."
             )
+        texts = {name: _read(folder / name) for name in FILES}
         try:
-            decision = json.loads((folder / DECISION).read_text(encoding="utf-8"))
-            labels, temperatures = decision["labels"]["choice"], decision["temperature"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ModelError(f"{folder / DECISION} cannot be read: {error!r}") from error
-        return cls(
-            Rubric.from_json((folder / RUBRIC_FILE).read_text(encoding="utf-8")),
-            (folder / DECISION_TEMPLATE).read_text(encoding="utf-8"),
-            (folder / SYSTEMONE_TEMPLATE).read_text(encoding="utf-8"),
-            tuple(labels),
-            temperatures,
-        )
+            decision = _Decision.model_validate_json(texts[DECISION], strict=True)
+        except ValidationError as error:
+            raise ModelError(f"{folder / DECISION} cannot be read:\n{explain(error)}") from error
+        rubric = Rubric.from_json(texts[RUBRIC_FILE], str(folder / RUBRIC_FILE))
+        check_label_count(rubric, decision.labels["choice"])
+        templates = texts[DECISION_TEMPLATE], texts[SYSTEMONE_TEMPLATE]
+        compile_template(templates[0], str(folder / DECISION_TEMPLATE))
+        compile_template(templates[1], str(folder / SYSTEMONE_TEMPLATE))
+        labels = tuple(decision.labels["choice"])
+        return cls(rubric, *templates, labels, dict(decision.temperature.items()))
+
+
+def read_temperatures(texts: Mapping[QuestionType, str], origin: str) -> dict[str, float]:
+    """Temperatures per question type, from texts.
+
+    Raises:
+        ModelError: one is no number between 0.01 and 100; `origin` is named.
+    """
+    try:
+        return dict(TypeAdapter(Temperatures).validate_python(texts).items())
+    except ValidationError as error:
+        raise ModelError(f"{origin}: the temperatures cannot be used:\n{explain(error)}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        if (size := path.stat().st_size) > _LARGEST_FILE:
+            raise ModelError(f"{path} has {size} bytes, more than any rubric or template needs.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error

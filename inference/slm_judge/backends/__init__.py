@@ -68,6 +68,19 @@ class Backend(Protocol):
         ...
 
 
+def check_finite(logits: Logits, path: Path) -> None:
+    """Refuse what is no number, which would become a label all the same.
+
+    Raises:
+        ModelError: `path` is named, whose weights are damaged.
+    """
+    if not all(np.isfinite(row).all() for row in logits):
+        raise ModelError(
+            f"{path} gives logits that are not finite: its weights are damaged, or too large for "
+            "the dtype. Download or export it again."
+        )
+
+
 @contextmanager
 def memory_errors(advice: str) -> Iterator[None]:
     """Give `advice` where memory runs out in the block, of the machine or of a GPU.

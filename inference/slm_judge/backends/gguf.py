@@ -1,7 +1,9 @@
 """The llama.cpp engine: one GGUF file, the rubric decoded once, many rows a batch."""
 
 import ctypes
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from slm_judge.artefact.judge_files import QUESTION_TYPES, Contract
+from slm_judge.artefact.judge_files import QUESTION_TYPES, Contract, read_temperatures
 from slm_judge.errors import ModelError, require
 from slm_judge.prompt.labels import check_label_count, single_token_labels
 from slm_judge.prompt.readers import EncodedPrompt, SystemoneReader
+from slm_judge.prompt.templates import compile_template
 from slm_judge.rubric import Rubric
 
 from . import Logits
@@ -82,11 +85,21 @@ class GgufBackend:
         quiet(llama)
         if not path.is_file():
             raise ModelError(f"There is no file {path}.")
+        self._n_sequences, self._n_threads = n_sequences, n_threads or os.cpu_count() or 1
+        self._flash_attention, self.near_tie = flash_attention, _NEAR_TIE
+        try:
+            self._load(max_memory)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, max_memory: float | None) -> None:
+        llama, path = self._llama, self.path
         self._model = llama.llama_model_load_from_file(
-            str(path).encode(), llama.llama_model_default_params()
+            os.fsencode(path), llama.llama_model_default_params()
         )
         if not self._model:
-            raise ModelError(f"{path} is not a GGUF file that llama.cpp can load.")
+            raise ModelError(f"{path} is not a GGUF file that llama.cpp can load{_reason()}.")
         self._vocab = llama.llama_model_get_vocab(self._model)
         self._n_vocab = llama.llama_vocab_n_tokens(self._vocab)
         labels = single_token_labels(lambda text: self._tokenize(text, special=False))
@@ -94,15 +107,20 @@ class GgufBackend:
         self.contract = self._read_contract(tuple(labels))
         self.reader = self.reader_of(self.contract.rubric)
         self._prefix = self.reader.prefix
-        self.near_tie = _NEAR_TIE
-        self._n_sequences, self._n_threads = n_sequences, n_threads or os.cpu_count() or 1
-        self._flash_attention = flash_attention
-        self._room = self._most_cells(max_memory)
-        self.max_tokens = min(self._room, llama.llama_model_n_ctx_train(self._model))
-        if self.max_tokens < len(self._prefix) + _SMALLEST_ROW:
+        self._cell_size = self._bytes_of_a_cell()
+        free = (max_memory or math.inf) * 2**30 - llama.llama_model_size(self._model)
+        self._room = 2**31 - 1 if max_memory is None else int(free // self._cell_size)
+        readable, needed = llama.llama_model_n_ctx_train(self._model), len(self._prefix)
+        if readable < needed + _SMALLEST_ROW:
             raise ModelError(
-                f"The rubric alone has {len(self._prefix)} tokens, but there is room for "
-                f"{self.max_tokens}. Raise max_memory, or shorten the rubric."
+                f"{path} can read {readable} tokens (its context_length), but the rubric alone has "
+                f"{needed}. Shorten the rubric, or take another base."
+            )
+        self.max_tokens = min(self._room, readable)
+        if self.max_tokens < needed + _SMALLEST_ROW:
+            raise ModelError(
+                f"The rubric alone has {needed} tokens, but there is room for {self.max_tokens}. "
+                "Raise max_memory, or shorten the rubric."
             )
         self._open_context(min(max(4096, 2 * len(self._prefix)), self._room))
 
@@ -112,19 +130,16 @@ class GgufBackend:
             self._tokenize, self.contract.systemone_template, rubric, self.contract.labels
         )
 
-    def _most_cells(self, max_memory: float | None) -> int:
-        """Cells of the key-value cache that fit the memory beside the weights."""
-        llama = self._llama
-        if max_memory is None:
-            return 2**31 - 1
-        per_head = llama.llama_model_n_embd(self._model) // llama.llama_model_n_head(self._model)
-        architecture = self._metadata("general.architecture")
-        key = int(self._metadata(f"{architecture}.attention.key_length") or per_head)
-        value = int(self._metadata(f"{architecture}.attention.value_length") or per_head)
-        heads = llama.llama_model_n_head_kv(self._model) * llama.llama_model_n_layer(self._model)
-        cell = 2 * heads * (key + value)  # 16 bits a number
-        free = max_memory * 2**30 - llama.llama_model_size(self._model)
-        return int(free // cell)
+    def _bytes_of_a_cell(self) -> int:
+        """Of the key-value cache, for one token."""
+        llama, model = self._llama, self._model
+        per_head = llama.llama_model_n_embd(model) // max(llama.llama_model_n_head(model), 1)
+        prefix = f"{self._metadata('general.architecture')}.attention"
+        numbers = [
+            int(self._metadata(f"{prefix}.{name}_length") or per_head) for name in ("key", "value")
+        ]
+        heads = llama.llama_model_n_head_kv(model) * llama.llama_model_n_layer(model)
+        return max(2 * int(heads) * sum(numbers), 1)  # 16 bits a number
 
     # --- what the file says ---
 
@@ -134,8 +149,12 @@ class GgufBackend:
             buffer = ctypes.create_string_buffer(size)
             length = llama.llama_model_meta_val_str(self._model, key.encode(), buffer, size)
             if length < size:
-                return None if length < 0 else buffer.value.decode()
+                break
             size = length + 1
+        try:
+            return None if length < 0 else buffer.value.decode()
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{self.path}: {key} is not UTF-8: {error}") from error
 
     def _read_contract(self, labels: tuple[str, ...]) -> Contract:
         template = self._llama.llama_model_chat_template(self._model, TEMPLATE_NAME.encode())
@@ -145,12 +164,15 @@ class GgufBackend:
                 f"{self.path} has no {RUBRIC_KEY} or tokenizer.chat_template.{TEMPLATE_NAME}: it "
                 "is a language model, not a judge. Make one with `slm-judge export`."
             )
-        parsed = Rubric.from_json(rubric)
+        parsed = Rubric.from_json(rubric, f"{self.path}: {RUBRIC_KEY}")
         check_label_count(parsed, labels)
-        prefix = f"{self._metadata('general.architecture')}.decision.temperature."
-        found = {kind: self._metadata(prefix + kind) for kind in QUESTION_TYPES}
-        temperatures = {kind: float(text) for kind, text in found.items() if text is not None}
-        return Contract(parsed, "", template.decode(), labels, temperatures)
+        text = template.decode("utf-8", "replace")
+        compile_template(text, f"{self.path}: tokenizer.chat_template.{TEMPLATE_NAME}")
+        prefix = f"{self._metadata('general.architecture')}.decision.temperature"
+        found = {kind: self._metadata(f"{prefix}.{kind}") for kind in QUESTION_TYPES}
+        given = {kind: text for kind, text in found.items() if text is not None}
+        temperatures = read_temperatures(given, f"{self.path}: {prefix}")
+        return Contract(parsed, "", text, labels, temperatures)
 
     def _tokenize(self, text: str, special: bool = True) -> list[int]:
         data = text.encode()
@@ -168,7 +190,9 @@ class GgufBackend:
         llama = self._llama
         if self._context:
             llama.llama_free(self._context)
-        self._n_ctx = 0  # until there is one
+        self._context, self._n_ctx = None, 0  # until there is one
+        if n_ctx * self._cell_size > _free_memory(llama):  # llama.cpp would take it, and be killed
+            raise ModelError(f"Out of memory for a context of {n_ctx} tokens. {_LESS_MEMORY}")
         params = llama.llama_context_default_params()
         params.n_ctx = params.n_batch = n_ctx
         params.n_ubatch = min(512, n_ctx)
@@ -178,7 +202,9 @@ class GgufBackend:
         params.n_threads = params.n_threads_batch = self._n_threads
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
-            raise ModelError(f"Out of memory for a context of {n_ctx} tokens. {_LESS_MEMORY}")
+            raise ModelError(
+                f"Out of memory for a context of {n_ctx} tokens{_reason()}. {_LESS_MEMORY}"
+            )
         self._n_ctx = n_ctx
         self._memory = llama.llama_get_memory(self._context)
         self._decode([_Part(0, 0, self._prefix, [])])
@@ -296,11 +322,30 @@ class GgufBackend:
 
 
 _LOG_CALLBACK: Any = None
+_ERRORS: list[str] = []
 
 
 def quiet(llama: Any) -> None:
     """Keep llama.cpp's log out of the progress bars (`SLM_JUDGE_LLAMA_LOG=1` shows it)."""
     global _LOG_CALLBACK
     if _LOG_CALLBACK is None and not os.environ.get("SLM_JUDGE_LLAMA_LOG"):
-        _LOG_CALLBACK = llama.llama_log_callback(lambda level, text, data: None)
+        _LOG_CALLBACK = llama.llama_log_callback(_listen)
         llama.llama_log_set(_LOG_CALLBACK, None)
+
+
+def _listen(level: int, text: bytes, data: Any) -> None:
+    if level == 4 and len(_ERRORS) < 8:  # GGML_LOG_LEVEL_ERROR
+        _ERRORS.append("".join(filter(str.isprintable, text.decode("utf-8", "replace")))[:300])
+
+
+def _reason() -> str:
+    """What llama.cpp has said against the file: the first error since the last time."""
+    said, _ERRORS[:] = _ERRORS[:1], []
+    return f" ({said[0].strip()})" if said else ""
+
+
+def _free_memory(llama: Any) -> float:
+    """Bytes, where Linux says so and no GPU holds the cache."""
+    memory = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: *(\d+)", memory.read_text()) if memory.exists() else None
+    return int(found[1]) * 1024 if found and not llama.llama_supports_gpu_offload() else math.inf

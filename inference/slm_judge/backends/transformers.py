@@ -1,12 +1,20 @@
 """The transformers engine: a merged, a 4-bit or an adapter folder, on CPU or GPU."""
 
 import inspect
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm_judge.artefact.base import Base, load_base, load_model, load_tokenizer
+from slm_judge.artefact.base import (
+    ADAPTER_CONFIG,
+    Base,
+    load_adapter,
+    load_base,
+    load_config,
+    load_model,
+    load_tokenizer,
+    loading,
+)
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.errors import ModelError, require
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
@@ -45,7 +53,7 @@ class TransformersBackend:
                 alone).
 
         Raises:
-            ModelError: the model has another attention.
+            ModelError: the model has another attention, or does not belong to its other files.
         """
         require("torch", "transformers")
         self.model, self.contract, self.path = model.eval(), contract, path
@@ -58,12 +66,19 @@ class TransformersBackend:
         self.tokens_per_pack = tokens_per_pack or pack_budget(model.device)
         self._tokenizer = tokenizer
         self.reader = self.reader_of(contract.rubric)
-        self.max_tokens = int(config.max_position_embeddings)
-        self.near_tie = _NEAR_TIE[str(model.dtype).removeprefix("torch.")]
+        self.max_tokens = _longest(config.max_position_embeddings, self.reader.prefix, path)
+        dtype = str(model.dtype).removeprefix("torch.")
+        if dtype not in _NEAR_TIE:
+            raise ModelError(
+                f"{path} computes in {dtype}; dtype is {', '.join(_NEAR_TIE)} or auto."
+            )
+        self.near_tie = _NEAR_TIE[dtype]
         self._cache: Any = None
         width = max(len(dimension.options) for dimension in contract.rubric.dimensions)
-        ids = tokenizer(list(contract.labels[:width]), add_special_tokens=False)["input_ids"]
-        self._label_ids = [token for (token,) in ids]
+        self._label_ids = _label_ids(tokenizer, contract.labels[:width], path)
+        known = model.get_input_embeddings().weight.shape[0]
+        if max(*self._label_ids, *self.reader.prefix) >= known:
+            raise ModelError(f"{path}: the tokenizer has more tokens than the model, {known}.")
         # An adapter's wrapper hides the names of the arguments.
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._label_rows = _label_rows(model, plain, self._label_ids)
@@ -102,13 +117,12 @@ class TransformersBackend:
         if dtype not in (None, "auto", *_NEAR_TIE):
             raise ModelError(f"dtype is {', '.join(_NEAR_TIE)} or auto, not {dtype!r}.")
         contract = Contract.load(folder)
-        try:
-            tokenizer = load_tokenizer(folder)
-            with memory_errors("Take the 4-bit or a GGUF file of the judge, or dtype=bfloat16."):
-                model = _load_model(folder, device, dtype)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{folder} cannot be loaded as a model: {error}") from error
-        return cls(model, tokenizer, contract, folder, tokens_per_pack)
+        with (
+            memory_errors("Take the 4-bit or a GGUF file of the judge, or dtype=bfloat16."),
+            loading(folder),
+        ):
+            model, tokenizer = _load_model(folder, device, dtype), load_tokenizer(folder)
+            return cls(model, tokenizer, contract, folder, tokens_per_pack)
 
     def run(
         self, prompts: Sequence[EncodedPrompt], alone: bool = False
@@ -171,6 +185,26 @@ class TransformersBackend:
         del self.model, self._body
 
 
+def _label_ids(tokenizer: Any, labels: Sequence[str], path: Path) -> list[int]:
+    found = tokenizer(list(labels), add_special_tokens=False)["input_ids"]
+    if odd := [label for label, ids in zip(labels, found, strict=True) if len(ids) != 1]:
+        raise ModelError(
+            f"{path}: the labels {', '.join(odd)} of decision.json are not one token each of this "
+            "tokenizer; they belong to another model."
+        )
+    return [token for (token,) in found]
+
+
+def _longest(given: object, prefix: Sequence[int], path: Path) -> int:
+    """Tokens that the model can read, from its config.json."""
+    if not isinstance(given, int) or not len(prefix) < given < 2**31:
+        raise ModelError(
+            f"{path / 'config.json'}: max_position_embeddings is {given!r}; it is the number of "
+            f"tokens that the model can read, of which the rubric alone has {len(prefix)}."
+        )
+    return given
+
+
 def _label_rows(model: Any, plain: Any, label_ids: Sequence[int]) -> tuple[Any, Any] | None:
     """The labels' rows of the output layer and their biases, in float32.
 
@@ -212,15 +246,14 @@ def _load_model(folder: Path, device: str | None, dtype: str | None) -> Any:
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if (folder / "adapter_config.json").exists():
-        peft = require("peft", "train")
+    if (folder / ADAPTER_CONFIG).exists():
+        require("peft", "train")
         base = Base.load(folder)
         dtype = base.dtype if dtype == "auto" else dtype
-        return peft.PeftModel.from_pretrained(load_base(base, device, dtype), folder)
+        return load_adapter(load_base(base, device, dtype), folder)
     # Few CPUs compute in 16 bits at a useful speed; float32 holds every 16-bit weight exactly.
     dtype = dtype or ("float32" if device == "cpu" else "auto")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" not in config:
+    if not hasattr(load_config(folder), "quantization_config"):
         return load_model(folder, device, dtype)
     require("bitsandbytes", "transformers")
     model = load_model(folder, device, dtype)

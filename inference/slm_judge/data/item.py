@@ -5,7 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from slm_judge.errors import DataError
 from slm_judge.files import atomic_file
+from slm_judge.rubric import explain
 
 ITEM_ID = "item_id"
 """Column that names the item, where nobody says otherwise."""
@@ -23,6 +27,9 @@ class Item:
     annotators, they are `unnamed`."""
     group: str
     """Items of one group stay in one split."""
+
+
+_ITEM = TypeAdapter(Item)
 
 
 def unnamed(number: int) -> str:
@@ -49,9 +56,18 @@ def save_splits(splits: Mapping[str, Sequence[Item]], folder: Path) -> None:
 
 
 def load_split(folder: Path, name: str) -> list[Item]:
-    """Read one of the splits that `save_splits` wrote."""
-    with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
-        return [Item(**json.loads(line)) for line in file]
+    """Read one of the splits that `save_splits` wrote.
+
+    Raises:
+        DataError: it is damaged; the line is named.
+    """
+    path, items = folder / f"{name}.jsonl", []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            items.append(_ITEM.validate_json(line, strict=True))
+        except ValidationError as error:
+            raise DataError(f"{path}, line {number} is damaged:\n{explain(error)}") from error
+    return items
 
 
 def votes_of(items: Iterable[Item], dimension: str) -> list[list[int]]:

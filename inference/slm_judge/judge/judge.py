@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack
 
 from slm_judge.artefact.locate import locate
-from slm_judge.backends import Backend, Logits
+from slm_judge.backends import Backend, Logits, check_finite
 from slm_judge.data.text import item_state
 from slm_judge.errors import DataError, ModelError
 from slm_judge.prompt.readers import EncodedPrompt
@@ -37,6 +37,9 @@ class LoadOptions(TypedDict, total=False):
     exact: bool
     """Compute each row by itself, so that probabilities too do not depend on the rows beside it,
     to the last bit (labels never do); about 1.4 times the time."""
+    trust: bool
+    """llama.cpp only: load a file without trying it in a process of its own first, once a file; a
+    damaged one can end this process."""
 
 
 class Judge:
@@ -61,7 +64,7 @@ class Judge:
             revision: branch, tag or commit of the repository.
             backend: "gguf" (llama.cpp), "transformers", or "auto": what the files are for.
             options: `LoadOptions`: quantization, device, dtype, tokens_per_pack, n_threads,
-                max_memory, exact.
+                max_memory, exact, trust.
 
         Raises:
             ModelError: there is no such judge or option, or it cannot be loaded.
@@ -81,8 +84,11 @@ class Judge:
         exact = options.get("exact", False)
         if found == "gguf":
             from slm_judge.backends.gguf import GgufBackend
+            from slm_judge.backends.probe import check_gguf
 
             threads, memory = options.get("n_threads"), options.get("max_memory")
+            if not options.get("trust"):
+                check_gguf(path, memory, threads)
             return cls(GgufBackend(path, memory, n_threads=threads), exact)
         from slm_judge.backends.transformers import TransformersBackend
 
@@ -127,6 +133,7 @@ class Judge:
 
         Raises:
             DataError: a row lacks a field or its text, or is longer than the model can read.
+            ModelError: the model's weights are damaged.
         """
         states = [item_state(self.rubric, row, f"Row {i + 1}") for i, row in enumerate(rows)]
         prompts = self.backend.reader.encode(states)
@@ -146,16 +153,23 @@ class Judge:
         the row is computed again alone.
         """
         if self.exact:
-            yield from self.backend.run(prompts, alone=True)
+            yield from self._run(prompts, alone=True)
             return
         close = []
-        for index, logits in self.backend.run(prompts):
+        for index, logits in self._run(prompts):
             if any(gap(row) < self.backend.near_tie for row in logits):
                 close.append(index)
             else:
                 yield index, logits
-        for k, logits in self.backend.run([prompts[index] for index in close], alone=True):
+        for k, logits in self._run([prompts[index] for index in close], alone=True):
             yield close[k], logits
+
+    def _run(
+        self, prompts: Sequence[EncodedPrompt], alone: bool = False
+    ) -> Iterator[tuple[int, Logits]]:
+        for index, logits in self.backend.run(prompts, alone):
+            check_finite(logits, self.backend.path)
+            yield index, logits
 
     def close(self) -> None:
         """Free the model."""

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
-from slm_judge.data.text import MARK, SPLIT
 from slm_judge.errors import ModelError
 from slm_judge.rubric import Rubric
+from slm_judge.text import MARK, SPLIT
+
+from .chat_template import render_chats
 
 ESCAPE = "¦"
 ANSWER_HINT = "Answer each line with the letter of one option."
@@ -52,20 +52,16 @@ def _split_chat_template(tokenizer: Any) -> tuple[str, str, str]:
         raise ModelError("The base has no chat template; choose an instruction-tuned base.")
     with_system = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}]
     user_only = [{"role": "user", "content": f"{_SYSTEM}\n\n{_USER}"}]  # bases without the role
-    for messages in (with_system, user_only):
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        except (TemplateError, ValueError):
-            continue
+    rendered = render_chats(tokenizer, (with_system, user_only))
+    for text, _ in rendered:
         head, found_system, rest = text.partition(_SYSTEM)
         middle, found_user, tail = rest.partition(_USER)
         if found_system and found_user and tail:
             return head, middle, tail
+    said = "; ".join(dict.fromkeys(reason for _, reason in rendered if reason))
     raise ModelError(
         "The base's chat template prints neither a system and a user message nor a user message "
-        "followed by a generation prompt; choose another base."
+        f"followed by a generation prompt; choose another base.{said and ' It says: '}{said}"
     )
 
 

@@ -6,18 +6,19 @@
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
-from jinja2 import Template, TemplateError
+from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from slm_judge.data.text import MARK, SPLIT, normalise
 from slm_judge.errors import ModelError
 from slm_judge.rubric import Rubric
+from slm_judge.text import MARK, SPLIT
 
-from .layout import ANSWER_HINT, Layout, escape
+from .layout import ANSWER_HINT, ESCAPE, Layout, escape
 
 
 def _quote(text: str) -> str:
@@ -59,7 +60,7 @@ def _item(rubric: Rubric) -> str:
 
 def _system(rubric: Rubric, layout: Layout, name: str, option: str) -> str:
     """The system's turn. `name` and `option` are the template code that differs per reader."""
-    instructions = escape(normalise(rubric.instructions.strip()), layout.escapes)
+    instructions = escape(rubric.instructions.strip(), layout.escapes)
     intro = f"{layout.head}{instructions}\n\n{ANSWER_HINT}"
     return (
         _out(_quote(intro))
@@ -168,12 +169,72 @@ def systemone_questions(rubric: Rubric, labels: Sequence[str]) -> list[dict[str,
     ]
 
 
+class PromptTemplate:
+    """A template that is one of ours.
+
+    Templates come with the files of strangers, and Jinja can loop and grow without end. Ours
+    cannot: each text of the item and of the rubric is written once or twice, and escaping at most
+    doubles it.
+    """
+
+    def __init__(self, source: str, origin: str) -> None:
+        """Compile `source` with the settings of transformers and llama.cpp, in a sandbox."""
+        self._origin = origin
+        if len(source) > _LONGEST or not _is_ours(source):
+            raise ModelError(
+                f"{origin} is no template that slm-judge writes: it is damaged or was changed by "
+                "hand, or a later version made it. Export the judge again, or install the version "
+                "that made it (`slm_judge_version` in decision.json, `slm_judge.version` in GGUF)."
+            )
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        )
+        # What is not there says its name when it is made a text.
+        environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False, default=str)
+        self._template = environment.from_string(source)
+
+    def render(self, **values: object) -> str:
+        """The prompt.
+
+        Raises:
+            ModelError: the template reads a field that the rubric does not have.
+        """
+        try:
+            return self._template.render(**values)
+        except TemplateError as error:
+            raise ModelError(f"{self._origin} does not fit the rubric: {error}") from error
+
+
 @lru_cache(maxsize=32)
-def compile_template(source: str) -> Template:
-    """Compile a template in a sandbox, with the settings of transformers and llama.cpp."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise ModelError(f"The judge's prompt template is not valid: {error}") from error
+def compile_template(source: str, origin: str = "The prompt's template") -> PromptTemplate:
+    """Compile a template; `origin` is named in errors.
+
+    Raises:
+        ModelError: it is not one of ours.
+    """
+    return PromptTemplate(source, origin)
+
+
+_LONGEST = 2**20  # characters of a template
+_CHARACTER = rf'(?:[^"\\{ESCAPE}]|\\["\\nrt])'  # in a string that `_quote` wrote
+_ANY_TEXT = rf'"(?:{_CHARACTER}|{ESCAPE})*+"'
+# Up to 64 escapes (see `control_escapes`). Each parts two characters that nothing parted before,
+# so all together at most double a text.
+_ESCAPES = rf'(?:\|replace\("({_CHARACTER})((?:{_CHARACTER})++)", "\1{ESCAPE}\2"\)){{0,64}}'
+
+
+def _is_ours(source: str) -> bool:
+    """Whether some rubric and some layout make `source`."""
+    fields = re.findall(r't\(state\["([A-Za-z][A-Za-z0-9_]*)"\]\)', source)
+    if not fields or len(fields) != len(set(fields)):
+        fields = ["text"]  # that of no template, or of `decision_head`
+    rubric = Rubric.model_construct(instructions="*", fields=fields)
+    layout = Layout("*", "*", "*", "+", (("*", "*"),))
+    for build in (decision_template, systemone_template, decision_head):
+        form = re.escape(build(rubric, layout))
+        form = form.replace(re.escape('|replace("*", "*")'), _ESCAPES)
+        form = re.sub(r'"(?:\\\*)[^"]*"', lambda _: _ANY_TEXT, form)
+        form = form.replace(re.escape('"+"'), r'"(?:[ ;]|\\n){1,8}"')
+        if re.fullmatch(form, source):
+            return True
+    return False
