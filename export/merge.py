@@ -1,6 +1,6 @@
 """Adapter and base in one model."""
 
-from slm_judge.artefact.base import Base, load_base, load_tokenizer
+from slm_judge.artefact.base import Base, load_adapter, load_base, load_tokenizer
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.errors import require
 from slm_judge.files import atomic_folder
@@ -17,13 +17,13 @@ def merge(run: Run) -> None:
         JudgeError: the run has no adapter.
     """
     torch = require("torch", "export")
-    peft = require("peft", "export")
+    require("peft", "export")
     adapter = run.require(run.adapter, f"train {run.recipe_file}")
     tokenizer, contract = load_tokenizer(adapter), Contract.load(adapter)
     model = load_base(Base.load(adapter), "cpu")
     if getattr(model, "is_quantized", False):
         model = model.dequantize()
-    model = peft.PeftModel.from_pretrained(model.float(), adapter).merge_and_unload()
+    model = load_adapter(model.float(), adapter).merge_and_unload()
     model = model.to(getattr(torch, run.recipe().export.dtype))
     with atomic_folder(run.merged) as work:
         model.save_pretrained(work)

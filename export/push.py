@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from rich.console import Console
 from rich.filesize import decimal
 from slm_judge.model_card.card import render_card, repository_names
@@ -15,11 +15,17 @@ from slm_judge.model_card.page import FIGURES, NUMBERS
 
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
+from slm_judge.hub import hub_errors, repeated
+from slm_judge.recipe import VerifyConfig
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
+from .gguf import contents
 from .settings import training_facts
-from .verify import REPORT, artefacts, read_report
+from .verify import REPORT, artefacts, parts, read_report
+
+CARD = "README.md"
+_FINISH = "\nPush again to finish; what is there already is not uploaded twice."
 
 
 @dataclass(frozen=True)
@@ -43,46 +49,59 @@ def check_verified(run: Run) -> dict[str, Any]:
 
     Raises:
         VerificationError: thresholds do not hold.
-        JudgeError: there is no report, or the files changed since.
+        JudgeError: there is no report, or files or thresholds changed since, or a file is empty.
     """
-    report = read_report(run)
-    if report["failures"]:
-        reasons = "\n".join(f"  {reason}" for reason in report["failures"])
+    report, again = read_report(run), f"run `slm-judge verify {run.folder}` again."
+    try:
+        hashes, thresholds = report["sha256"], VerifyConfig.model_validate(report["thresholds"])
+        failures = list(report["failures"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise JudgeError(f"{run.report / REPORT} is damaged; {again}") from error
+    if failures:
+        reasons = "\n".join(f"  {reason}" for reason in failures)
         raise VerificationError(f"{run.folder} did not pass verification:\n{reasons}")
+    if thresholds != run.recipe().verify:
+        raise JudgeError(f"The recipe's section `verify` changed since the verification; {again}")
     for name, path in artefacts(run).items():
-        if content_hash(path) != report["sha256"][name]:
-            raise JudgeError(
-                f"{path} changed after it was verified; run `slm-judge verify {run.folder}` again."
-            )
+        if empty := [part for part in parts(path) if not part.stat().st_size]:
+            raise JudgeError(f"{empty[0]} is empty; run `slm-judge export {run.folder}` again.")
+        if content_hash(path, parts(path)) != hashes.get(name):
+            raise JudgeError(f"{path} changed after it was verified; {again}")
     return report
+
+
+def left_out(run: Run) -> list[Path]:
+    """What lies in the folders of a run's artefacts and is not part of them."""
+    known = {part for path in artefacts(run).values() for part in parts(path)}
+    folders = (run.adapter, run.merged, run.bnb, run.gguf)
+    found = {path for folder in folders for path in folder.iterdir()} - known
+    return sorted(path for path in found if path.name != CARD)
 
 
 def plan(run: Run, user: str, report: Mapping[str, Any]) -> list[Repository]:
     """The four repositories of a verified run."""
     recipe, facts = run.recipe(), training_facts(run.adapter)
     evaluation = json.loads((run.report / NUMBERS).read_text(encoding="utf-8"))
-    figures = {
-        f"{FIGURES}/{path.name}": path for path in sorted((run.report / FIGURES).glob("*.png"))
-    }
     rubric = run.rubric()
+    drawn = ("alpha", "reliability", "risk-coverage", "confusion-*")
+    pictures = sorted((run.report / FIGURES).glob("*.png"))
+    pictures = [path for path in pictures if any(map(Path(path.stem).match, drawn))]
+    figures = {f"{FIGURES}/{path.name}": path for path in pictures}
     sources = {
-        "": _files(run.merged),
-        "lora": _files(run.adapter),
-        "bnb-4bit": _files(run.bnb),
-        "GGUF": {path.name: path for path in (run.gguf_file(name) for name in recipe.export.gguf)},
+        "": parts(run.merged),
+        "lora": parts(run.adapter),
+        "bnb-4bit": parts(run.bnb),
+        "GGUF": [run.gguf_file(name) for name in recipe.export.gguf],
     }
+    holds = {name: contents(run.gguf_file(name)) for name in recipe.export.gguf}
     repositories = []
     for kind, name in repository_names(user, recipe.name).items():
-        card = render_card(kind, user, recipe, rubric, facts, report, evaluation)
-        files: dict[str, Path | bytes] = {**sources[kind], "README.md": card.encode(), **figures}
+        card = render_card(kind, user, recipe, rubric, facts, report, evaluation, holds)
+        files: dict[str, Path | bytes] = {path.name: path for path in sources[kind]}
+        files |= {CARD: card.encode(), **figures}
         files[REPORT] = run.report / REPORT
         repositories.append(Repository(name, files))
     return repositories
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """A folder's files; the card takes the place of a README."""
-    return {path.name: path for path in sorted(folder.iterdir()) if path.name != "README.md"}
 
 
 def push(
@@ -108,34 +127,40 @@ def push(
 
     Raises:
         VerificationError: the run did not pass `slm-judge verify`.
-        JudgeError: not verified, not logged in, or the Hub refused.
+        JudgeError: not verified, not logged in, the Hub refused, or another process is at work on
+            the run.
     """
-    console = console or Console()
-    report = check_verified(run)
-    api = HfApi()
-    try:
-        owner = user or (api.whoami()["name"] if not dry_run else "me")
-        repositories = plan(run, owner, report)
-        if dry_run:
-            plan_table(repositories).show(console)
-            return []
-        commits = []
-        for repository in repositories:
-            commits.append(_push_one(api, repository, private, revision))
-            say(console, [f"{repository.name}: {commits[-1]}"], "pushed ")
-    except LocalTokenNotFoundError as error:
-        raise JudgeError(
-            "Not logged in to the Hub: run `hf auth login` or set HF_TOKEN."
-        ) from error
-    except (HfHubHTTPError, ConnectionError, OSError) as error:
-        raise JudgeError(
-            f"The Hub refused or broke off: {error}\nPush again to finish; what is there already "
-            "is not uploaded twice."
-        ) from error
+    with run.alone():
+        return _push(run, user, private, revision, dry_run, console or Console())
+
+
+def _push(
+    run: Run, user: str | None, private: bool, revision: str | None, dry_run: bool, console: Console
+) -> list[str]:
+    report, api = check_verified(run), HfApi()
+    say(console, [f"{path} is not part of the judge and stays here." for path in left_out(run)])
+
+    def told(text: str) -> None:
+        say(console, [text])
+
+    if not (owner := user or ("me" if dry_run else "")):
+        with hub_errors("Your account", kind=JudgeError):
+            owner = str(repeated(api.whoami, told)["name"])
+    repositories = plan(run, owner, report)
+    if dry_run:
+        plan_table(repositories).show(console)
+        return []
+    commits = []
+    for repository in repositories:
+        with hub_errors(repository.name, revision, JudgeError, _FINISH):
+            work = partial(_push_one, api, repository, private, revision)
+            commits.append(repeated(work, told))
+        say(console, [f"{repository.name}: {commits[-1]}"], "pushed ")
     return commits
 
 
 def _push_one(api: HfApi, repository: Repository, private: bool, revision: str | None) -> str:
+    """Make what is not there yet; what is there already is neither sent nor committed again."""
     api.create_repo(repository.name, private=private, exist_ok=True)
     if revision:
         api.create_branch(repository.name, branch=revision, exist_ok=True)

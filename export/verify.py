@@ -26,6 +26,8 @@ from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.agreement.compare import difference
 from slm_judge.agreement.scores import pair_accuracy
 from slm_judge.annotate.rows import EXACT_DIGITS
+from slm_judge.artefact.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE
+from slm_judge.artefact.judge_files import FILES, QUESTIONS
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import (
     Answers,
@@ -34,7 +36,7 @@ from slm_judge.data.predictions import (
     write_predictions,
 )
 from slm_judge.data.read import Annotations
-from slm_judge.errors import DataError
+from slm_judge.errors import DataError, JudgeError
 from slm_judge.evaluation.evaluate import PROBES, Evaluation, evaluate, systems_of
 from slm_judge.evaluation.probes import PROBED_ITEMS, option_order
 from slm_judge.files import content_hash, finite, write_json
@@ -47,8 +49,18 @@ from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet
 
+from .settings import FACTS
+
 REPORT = "verify.json"
 ADAPTER = "adapter"
+# Weights, configuration, tokenizer and contract, by the names that libraries and slm-judge write.
+_PARTS = (
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "tekken.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", ADAPTER_CONFIG, ADAPTER_WEIGHTS),
+    *(BASE_FILE, FACTS, QUESTIONS, *FILES),
+)
 
 
 @dataclass
@@ -84,6 +96,14 @@ def artefacts(run: Run) -> dict[str, Path]:
     return found
 
 
+def parts(path: Path) -> list[Path]:
+    """The files of an artefact; what else lies in its folder, somebody put there."""
+    if path.is_file():
+        return [path]
+    found = (file for file in path.iterdir() if any(map(file.match, _PARTS)) and file.is_file())
+    return sorted(found)
+
+
 def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
     """Run every artefact on the test items and write `report/verify.json`, and the page
     `report/report.html` with figures and every number (see `slm_judge.evaluation.evaluate`).
@@ -92,9 +112,13 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
         The report; `report["failures"]` is empty where all thresholds hold.
 
     Raises:
-        JudgeError: the run is not exported yet.
+        JudgeError: the run is not exported yet, or another process is at work on it.
     """
-    console = console or Console()
+    with run.alone():
+        return _verify(run, console or Console())
+
+
+def _verify(run: Run, console: Console) -> dict[str, Any]:
     recipe, rubric, paths = run.recipe(), run.rubric(), artefacts(run)
     items = load_split(run.data, "test")[: recipe.verify.max_rows]
     gold, notes = _gold(recipe.data.gold, rubric, items)
@@ -102,7 +126,7 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
     with console.status("statistics and figures"):
         report = _report(run, items, heard, gold)
         report["notes"] = [*notes, *report["notes"]]
-        report["sha256"] = {name: content_hash(path) for name, path in paths.items()}
+        report["sha256"] = {name: content_hash(path, parts(path)) for name, path in paths.items()}
         for name, one in heard.items():
             write_predictions(run.predictions / f"{name}.jsonl", items, rubric, one.probabilities)
         write_json(run.report / PROBES, probes)
@@ -121,7 +145,7 @@ def _ask_all(
     for name, path in paths.items():
         with (
             progress_bar("rows", console=console) as progress,
-            Judge.from_pretrained(path) as judge,
+            Judge.from_pretrained(path, trust=True) as judge,
         ):
             task = progress.add_task(f"verifying {name}", total=len(items))
             heard[name] = ask(judge, items, partial(progress.advance, task))
@@ -345,11 +369,16 @@ def read_report(run: Run) -> dict[str, Any]:
     """The report of the last verification.
 
     Raises:
-        JudgeError: there is none.
+        JudgeError: there is none, or it is damaged.
     """
     path = run.require(run.report / REPORT, f"verify {run.folder}")
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return dict(report)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise JudgeError(
+            f"{path} is damaged; run `slm-judge verify {run.folder}` again: {error}"
+        ) from error
 
 
 def agreement_table(report: Mapping[str, Any]) -> Sheet:

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from slm_judge.artefact.base import BASE_FILE, Base, base_commit, locate_base
+from slm_judge.artefact.base import BASE_FILE, Base, base_commit, load_config, locate_base
 from slm_judge.errors import ModelError
-from slm_judge.hub import hub_message
 from slm_judge.recipe import Recipe
+from slm_judge.screen import say
 from slm_judge.version import __version__
 
 _PACKAGES = (
@@ -48,12 +48,7 @@ def context_length(base: Base) -> int:
     Raises:
         ModelError: its configuration cannot be read.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(locate_base(base.base), revision=base.revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(hub_message(base.base, base.revision, error)) from error
+    config = load_config(locate_base(base.base, base.revision, weights=False))
     return getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
@@ -63,11 +58,11 @@ def print_settings(recipe: Recipe, console: Console) -> None:
         model = getattr(recipe, section)
         if not isinstance(values, dict):
             source = "recipe" if section in recipe.model_fields_set else "default"
-            console.print(f"  {section} = {values} ({source})", highlight=False)
+            say(console, [f"  {section} = {values} ({source})"], "")
             continue
         for key, value in values.items():
             source = "recipe" if key in model.model_fields_set else "default"
-            console.print(f"  {section}.{key} = {value} ({source})", highlight=False)
+            say(console, [f"  {section}.{key} = {value} ({source})"], "")
 
 
 def versions() -> dict[str, str]:

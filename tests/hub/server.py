@@ -9,6 +9,7 @@ with ETags and range requests.
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from base64 import b64decode
@@ -23,11 +24,28 @@ LFS_MIN_SIZE = 1 << 20
 
 
 class HubError(Exception):
-    """An HTTP error with the Hub's error code."""
+    """An HTTP error with the Hub's error code, and further headers."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
         super().__init__(message)
         self.status, self.code = status, code
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class OtherAnswerError(Exception):
+    """An answer in place of the right one."""
+
+    def __init__(self, content: bytes, content_type: str = "application/json") -> None:
+        super().__init__(content)
+        self.content, self.content_type = content, content_type
+
+
+class SilenceError(Exception):
+    """No answer for some seconds, and then the connection is cut."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 def git_blob_id(content: bytes) -> str:
@@ -114,20 +132,24 @@ class LoopbackHub:
         url: for `HF_ENDPOINT`.
         tokens: token -> user.
         requests: (method, path) of every request, in order.
-        fail: called with (method, path) before each request; may raise `HubError`.
+        fail: called with (method, path) before each request; may raise `HubError`, `OtherAnswerError` or
+            `SilenceError`, or say how much of the right answer to send before the connection is cut:
+            "none" or "half".
+        stored: digests of the files that were uploaded, in order.
     """
 
     def __init__(self, root: Path, tokens: dict[str, str]) -> None:
         self.root, self.tokens = root, tokens
         self.requests: list[tuple[str, str]] = []
-        self.fail: Callable[[str, str], None] | None = None
+        self.fail: Callable[[str, str], str | None] | None = None
+        self.stored: list[str] = []
         self.lock = threading.Lock()
         hub = self
 
         class Bound(_Handler):
             server_hub = hub
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
+        self.server = _Server(("127.0.0.1", 0), Bound)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -168,10 +190,18 @@ _ROUTES = [
 ]
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # of a client that was killed
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds that a connection may stay silent
+    disable_nagle_algorithm = True  # it would hold back each answer's content for 40 ms
     server_hub: LoopbackHub
+    sent: str | None = None
 
     def log_message(self, *args: object) -> None:
         pass
@@ -184,12 +214,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         address = urlsplit(self.path)
         self.query = parse_qs(address.query)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        hub = self.server_hub
+        hub, self.sent, fault = self.server_hub, None, None
         hub.requests.append((self.command, address.path))
         try:
-            if hub.fail:
-                hub.fail(self.command, address.path)
+            self.sent = hub.fail(self.command, address.path) if hub.fail else None
+        except (HubError, OtherAnswerError, SilenceError) as error:
+            fault = error
+        if not isinstance(fault, SilenceError):  # which does not listen either
+            self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        try:
+            if fault:
+                raise fault
             for method, pattern, name in _ROUTES:
                 match = re.fullmatch(pattern, address.path)
                 if method == self.command and match:
@@ -202,14 +237,23 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(
                 error.status,
                 json.dumps({"error": str(error)}).encode(),
-                {"X-Error-Code": error.code, "X-Error-Message": str(error)},
+                {"X-Error-Code": error.code, "X-Error-Message": str(error), **error.headers},
             )
+        except OtherAnswerError as answer:
+            self._send(200, answer.content, {"Content-Type": answer.content_type})
+        except SilenceError as silence:
+            threading.Event().wait(silence.seconds)
+            self.close_connection = True
 
     # --- helpers ---
 
     def _send(
         self, status: int, content: bytes = b"", headers: dict[str, str] | None = None
     ) -> None:
+        if self.sent:
+            self.close_connection = True
+        if self.sent == "none":
+            return
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
@@ -217,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if self.sent else content)
 
     def _json(self, value: object, status: int = 200) -> None:
         self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -310,6 +354,7 @@ class _Handler(BaseHTTPRequestHandler):
         if hashlib.sha256(self.body).hexdigest() != digest:
             raise HubError(400, "", "The content does not match its SHA-256.")
         self.server_hub.repo(name, kind).blob(digest).write_bytes(self.body)
+        self.server_hub.stored.append(digest)
         self._send(200)
 
     def _lfs_verify(self, kind: str, name: str, digest: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.utils import disable_progress_bars
 from slm_judge.export.push import push
 from slm_judge.export.verify import REPORT, agreement_table, failures, read_report, verify
 
@@ -21,17 +20,7 @@ from slm_judge.recipe import VerifyConfig
 from slm_judge.run import Run
 from tests.hub.server import HubError
 
-disable_progress_bars()
 KINDS = ("", "-lora", "-bnb-4bit", "-GGUF")
-
-
-@pytest.fixture(scope="module")
-def verified(run):
-    """The run with a verification that holds, whatever two epochs are worth."""
-    report = verify(run)
-    report["failures"] = []
-    write_text(run.report / REPORT, json.dumps(report))
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +305,56 @@ def test_push_refuses_what_failed_verification(verified, tmp_path, logged_in):
     with pytest.raises(JudgeError, match="run `slm-judge verify"):
         push(bad, user="me")
     assert logged_in.requests == []
+
+
+@pytest.fixture
+def mine(light, tmp_path):
+    """A run to damage."""
+    copy = Run(tmp_path / "run")
+    shutil.copytree(light.folder, copy.folder)
+    return copy
+
+
+def test_what_is_not_the_judge_s_stays_here(mine, logged_in, capsys):
+    strays = [mine.merged / "notes.txt", mine.merged / "optimizer.pt", mine.adapter / ".env",
+              mine.bnb / "model-old.safetensors", mine.gguf / "demo-Q2_K.gguf"]  # fmt: skip
+    for path in strays:
+        path.write_text("mine" if path.name != "notes.txt" else "")
+    (mine.merged / "private").mkdir()
+    (mine.merged / "private" / "key").write_text("mine")
+    (mine.report / "figures" / "holiday.png").write_text("mine")
+    push(mine, user="me", revision="strays")
+    said = "".join(capsys.readouterr().out.split())
+    for path in (*strays, mine.merged / "private"):
+        assert f"{path}isnotpartofthejudge" in said
+    for kind in KINDS:
+        files = logged_in.repo(f"me/demo{kind}").history("strays")[0]["files"]
+        assert not {"notes.txt", "optimizer.pt", ".env", "model-old.safetensors", "demo-Q2_K.gguf",
+                    "private/key", "figures/holiday.png"} & files.keys()  # fmt: skip
+        assert "README.md" in files
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda run: (run.bnb / "tokenizer.json").write_text(""), "tokenizer.json is empty; run"),
+        (lambda run: run.gguf_file("Q8_0").write_bytes(b""), "Q8_0.gguf is empty; run"),
+        (lambda run: (run.merged / "config.json").unlink(), "changed after it was verified"),
+        (lambda run: (run.report / REPORT).write_text("{}"), "verify.json is damaged; run"),
+        (lambda run: run.keep_recipe(run.recipe().model_copy(
+            update={"verify": VerifyConfig(min_agreement=0.99)})), "`verify` changed since"),
+    ],
+)  # fmt: skip
+def test_only_what_was_verified_as_it_is_now(mine, logged_in, damage, complaint):
+    damage(mine)
+    logged_in.requests.clear()
+    with pytest.raises(JudgeError, match=complaint):
+        push(mine, user="me")
+    assert logged_in.requests == []
+
+
+def test_offline_there_is_no_push(mine, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_loopback")
+    with pytest.raises(JudgeError, match=r"cannot be reached .*offline mode is enabled"):
+        push(mine)

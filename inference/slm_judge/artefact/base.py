@@ -1,18 +1,39 @@
-"""The base under an adapter: what is kept about it, where it is, and how models are loaded."""
+"""The base under an adapter: what is kept about it, where it is, and how models are loaded.
 
+Models come from strangers. Files are read that are nothing but data: code in a repository, kernels
+from the Hub and pickled weights are refused, and nobody is asked.
+"""
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from huggingface_hub import hf_hub_download
 from pydantic import TypeAdapter, ValidationError
 
-from slm_judge.errors import ModelError, require
+from slm_judge.errors import JudgeError, ModelError, require
 from slm_judge.files import write_json
-from slm_judge.hub import hub_message
 from slm_judge.rubric import explain
 
+from .locate import TEXTS, WEIGHTS, resolve, snapshot
+from .tokenizer import read_tokenizer
+
 BASE_FILE = "base.json"
+OFFLINE = ("tiny", "smollm2")
+"""Bases that need no Hub, by the names of their modules."""
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LORA_SETTINGS = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern"),
+    *("task_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    "auto_mapping",  # which loading does not follow
+}
+# Read by transformers when it is imported: it would download and run kernels where it has any.
+os.environ["USE_HUB_KERNELS"] = "NO"
 
 
 @dataclass(frozen=True)
@@ -20,7 +41,7 @@ class Base:
     """The base under an adapter, as training used it and as every later load takes it."""
 
     base: str
-    """Hub repository, folder, or "tiny"."""
+    """Hub repository, folder, or one of `OFFLINE`."""
     revision: str | None = None
     """The commit of a repository."""
     requested_revision: str | None = None
@@ -57,13 +78,9 @@ def base_commit(base: str, revision: str | None) -> str | None:
     Raises:
         ModelError: there is no such repository or revision, or it cannot be reached.
     """
-    if base == "tiny" or Path(base).is_dir():
+    if base in OFFLINE or Path(base).is_dir():
         return None
-    try:
-        config = hf_hub_download(base, "config.json", revision=revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(hub_message(base, revision, error)) from error
-    return Path(config).parent.name  # of the cache: snapshots/<commit>
+    return resolve(base, revision)
 
 
 def load_base(base: Base, device: str, dtype: str | None = None) -> Any:
@@ -74,10 +91,7 @@ def load_base(base: Base, device: str, dtype: str | None = None) -> Any:
     """
     dtype = dtype or ("float32" if device == "cpu" else base.dtype)
     options = {"quantization_config": nf4(dtype)} if base.quantization == "nf4" else {}
-    try:
-        return load_model(locate_base(base.base), device, dtype, revision=base.revision, **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(hub_message(base.base, base.revision, error)) from error
+    return load_model(locate_base(base.base, base.revision), device, dtype, **options)
 
 
 def nf4(dtype: str) -> Any:
@@ -94,20 +108,115 @@ def nf4(dtype: str) -> Any:
 
 
 def load_model(folder: str | Path, device: str, dtype: str, **options: Any) -> Any:
-    """Load a folder or a Hub repository, the one way for training, judging and export.
+    """Load a folder, the one way for training, judging and export.
 
     `options` are those of `from_pretrained`; `dtype` may be "auto", that of the files.
+
+    Raises:
+        ModelError: it cannot be loaded, or not without running what is not ours.
     """
     from transformers import AutoModelForCausalLM
 
     hide_bars()
+    _check_config(Path(folder))
     # Whatever the files ask for: eager attention would add the mask that keeps the rows of a pack
     # apart, which is true or false, to the scores.
-    options |= {"attn_implementation": "sdpa", "use_safetensors": True}
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, device_map={"": device}, **options
-    )
+    options |= {"attn_implementation": "sdpa", "use_safetensors": True, "trust_remote_code": False}
+    with loading(folder):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, output_loading_info=True, **options
+        )
+        if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
+            raise ModelError(f"{folder} has no weights {', '.join(missing[:3])} ({len(missing)}).")
     return in_float32(model) if device == "cpu" else model
+
+
+def _check_config(folder: Path) -> None:
+    if (folder / ADAPTER_CONFIG).exists():
+        raise ModelError(f"{folder} is an adapter; a model was expected.")
+    config = load_config(folder)
+    with loading(folder):
+        for part in (config, config.get_text_config()):
+            settings = getattr(part, "quantization_config", None) or {}
+            if (method := settings.get("quant_method", "bitsandbytes")) != "bitsandbytes":
+                raise ModelError(
+                    f"{folder} is quantized with {method!r}, for which code from elsewhere may be "
+                    "run. Take weights in 16 or 32 bits, or in those of bitsandbytes."
+                )
+
+
+def load_config(folder: str | Path) -> Any:
+    """The configuration of a model's folder.
+
+    Raises:
+        ModelError: it cannot be read, or needs code of its own.
+    """
+    from transformers import AutoConfig
+
+    with loading(folder):
+        path = Path(folder) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_check_counts)
+        if not isinstance(config, dict):
+            raise ModelError(f"{path} holds no settings, but {type(config).__name__}.")
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def _check_counts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of one object: transformers builds as many layers as it says, whatever the weights are."""
+    for key, value in pairs:
+        counts = re.search("(n|num)_.*(layer|expert|block)|depth", key)
+        if counts and isinstance(value, int) and value > 10_000:
+            raise ModelError(f"config.json: {key} is {value}, more than any model has.")
+    return dict(pairs)
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """Put the LoRA adapter in `folder` on its base.
+
+    Raises:
+        ModelError: it cannot be loaded, or is no plain LoRA adapter.
+    """
+    peft = require("peft", "train")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{folder} has no {ADAPTER_WEIGHTS}; no other format is read.")
+    with loading(folder):
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        names = [*(config.target_modules or ["*"])] if config.peft_type == "LORA" else ["*"]
+        names += [*getattr(config, "rank_pattern", ()), *getattr(config, "alpha_pattern", ())]
+        plain, given = peft.LoraConfig().to_dict(), config.to_dict()
+        odd = {key for key in given if given[key] != plain.get(key)} - _LORA_SETTINGS
+        # PEFT imports what `megatron_core` names, and takes a text for a pattern, which may match
+        # for ever.
+        if odd or not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+            raise ModelError(
+                f"{folder / ADAPTER_CONFIG} is not that of an adapter as `slm-judge train` makes "
+                f"them{': ' if odd else ''}{', '.join(sorted(odd))}."
+            )
+        return peft.PeftModel.from_pretrained(model, folder, config=config)
+
+
+@contextmanager
+def loading(what: str | Path) -> Iterator[None]:
+    """Turn what libraries raise over foreign or damaged files into one sentence.
+
+    Raises:
+        ModelError: something was raised, but not for want of memory.
+    """
+    try:
+        yield
+    except (JudgeError, MemoryError):
+        raise
+    except BaseException as error:
+        # The tokenizer's Rust code ends in an exception that is none of Python's `Exception`.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, RuntimeError) and "memory" in str(error).lower():
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        reason = reason if " " in reason else repr(error)[:300]  # the key of a KeyError
+        if "trust_remote_code" in str(error):
+            reason = "it needs Python code of its own (`auto_map`), and such code is never run"
+        raise ModelError(f"{what} cannot be loaded: {reason}") from error
 
 
 def hide_bars() -> None:
@@ -133,29 +242,32 @@ def in_float32(model: Any) -> Any:
     return model
 
 
-def locate_base(base: str) -> str:
-    """What `from_pretrained` can load: "tiny" stands for the offline base, built where needed."""
-    if base != "tiny":
-        return base
-    from slm_judge.offline.tiny import tiny_base
-
-    hide_bars()
-    return str(tiny_base())
-
-
-def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
-    """The tokenizer of a base or of a judge.
+def locate_base(base: str, revision: str | None = None, weights: bool = True) -> Path:
+    """The folder of a base, downloaded where it is a Hub repository.
 
     Args:
-        model: Hub repository, folder, or "tiny".
+        base: Hub repository, folder, or one of `OFFLINE`, which is built where needed.
         revision: branch, tag or commit of a repository.
+        weights: whether they are needed, or the configuration and the tokenizer alone.
 
     Raises:
         ModelError: there is none.
     """
-    from transformers import AutoTokenizer
+    if base in OFFLINE:
+        module = importlib.import_module(f"slm_judge.offline.{base}")
+        hide_bars()
+        return Path(getattr(module, f"{base}_base")())
+    if Path(base).is_dir():
+        return Path(base)
+    return snapshot(base, resolve(base, revision), *TEXTS, *(WEIGHTS if weights else ()))
 
-    try:
-        return AutoTokenizer.from_pretrained(locate_base(str(model)), revision=revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(hub_message(str(model), revision, error)) from error
+
+def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
+    """The tokenizer of a base or of a judge; see `locate_base`.
+
+    Raises:
+        ModelError: there is none, or it needs code of its own.
+    """
+    folder = locate_base(str(model), revision, weights=False)
+    with loading(model):
+        return read_tokenizer(folder)

@@ -1,23 +1,23 @@
 """Finding a judge: a Hub repository, a folder or a `.gguf` file. Weights are never pickled."""
 
 import re
+from contextlib import suppress
+from functools import cache, partial
+from glob import escape
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+from rich.console import Console
 
 from slm_judge.errors import ModelError
-from slm_judge.hub import hub_message
+from slm_judge.hub import hub_errors, is_unreachable, repeated
+from slm_judge.screen import say
 
 DEFAULT_QUANTIZATION = "Q4_K_M"
-_SAFE_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
+"""All that a tokenizer and a configuration need."""
+WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
 
 
 def locate(model: str | Path, revision: str | None, quantization: str | None) -> Path:
@@ -43,28 +43,68 @@ def locate(model: str | Path, revision: str | None, quantization: str | None) ->
             f"There is no file or folder {model}, and it is not the name of a Hub repository "
             "(user/name)."
         )
-    try:
-        return _download(str(model), revision, quantization)
-    except OSError as error:
-        raise ModelError(hub_message(str(model), revision, error)) from error
-    except HFValidationError as error:
-        raise ModelError(f"{model!r} is not the name of a Hub repository: {error}") from error
+    commit = resolve(str(model), revision)
+    snapshot(str(model), commit, *TEXTS)
+    with hub_errors(str(model), revision):
+        files = [file.path for file in get_cached_repo_tree(str(model), revision=commit)]
+    if name := choose_gguf(files, quantization, str(model)):
+        return snapshot(str(model), commit, escape(name)) / name
+    return snapshot(str(model), commit, *TEXTS, *WEIGHTS)
 
 
-def _download(repo: str, revision: str | None, quantization: str | None) -> Path:
+def resolve(repo: str, revision: str | None) -> str:
+    """The commit that a branch, a tag or None (`main`) stands for; the cache keeps it.
+
+    Where the Hub does not answer, it is what the cache has kept, and a note says so.
+
+    Raises:
+        ModelError: there is no such repository or revision, or neither can be asked.
+    """
+    if re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return str(revision)
+    with hub_errors(repo, revision):
+        commit, cached = repeated(partial(_ask, repo, revision), _tell)
+    if cached:
+        _once(f"The Hub does not answer: {repo} is taken from the local cache, at commit {commit}.")
+    return commit
+
+
+def _ask(repo: str, revision: str | None) -> tuple[str, bool]:
+    """A revision's commit, and whether that comes from the cache."""
+    api = HfApi()
     try:
-        info = HfApi().model_info(repo, revision=revision)
-        files, commit = [file.rfilename for file in info.siblings or []], info.sha
-    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
-        raise
-    except (HfHubHTTPError, OfflineModeIsEnabled, ConnectionError, OSError):
-        # Not reachable: what was downloaded before serves as well.
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-        files, commit = [file.name for file in folder.iterdir()], folder.name
-    name = choose_gguf(files, quantization, repo)
-    if name:
-        return Path(hf_hub_download(repo, name, revision=commit))
-    return Path(snapshot_download(repo, revision=commit, allow_patterns=_SAFE_FILES))
+        api.model_info(repo, revision=revision)  # `resolve_revision` would not say that it failed
+        return api.resolve_revision(repo, revision=revision).resolved, False
+    except Exception as error:
+        if not is_unreachable(error):
+            raise
+        return api.resolve_revision(repo, revision=revision, local_files_only=True).resolved, True
+
+
+def _tell(text: str) -> None:
+    say(Console(stderr=True), [text])
+
+
+_once = cache(_tell)
+
+
+def snapshot(repo: str, commit: str, *patterns: str) -> Path:
+    """The folder of a repository's files in the cache; what is missing there is downloaded.
+
+    Raises:
+        ModelError: they are not there, or the download failed.
+    """
+    download = partial(snapshot_download, repo, revision=commit, allow_patterns=list(patterns))
+    with hub_errors(repo, commit):
+        with suppress(CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+            get_cached_repo_tree(repo, revision=commit)  # tells whether a folder is complete
+            return Path(download(local_files_only=True))
+        folder = Path(repeated(download, _tell))
+        if not folder.is_dir() and not get_cached_repo_tree(repo, revision=commit):
+            # An answer of another shape, which the cache would keep as the listing for good.
+            (folder.parents[1] / "trees" / f"{commit}.json").unlink(missing_ok=True)
+            raise ModelError(f"{repo}: the Hub lists no files at commit {commit}. Try again.")
+    return folder
 
 
 def choose_gguf(files: list[str], quantization: str | None, where: str) -> str | None:

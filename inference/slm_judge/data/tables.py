@@ -12,8 +12,9 @@ import json
 import lzma
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -27,9 +28,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
 from slm_judge.errors import DataError
-from slm_judge.hub import hub_message, missing_message
-
-from .text import to_utf8
+from slm_judge.hub import hub_errors, missing_message, repeated
+from slm_judge.text import to_utf8
 
 csv.field_size_limit(2**31 - 1)
 
@@ -133,25 +133,59 @@ class Piece:
             return self.parsed
         if is_raw(self.table):
             return [json.loads(text) for text in self.table[RAW].to_pylist()]
-        found: list[dict[str, Any]] = self.table.to_pylist()
-        return found
+        names = self.table.column_names
+        cells = zip(*map(values_of, self.table.columns), strict=True)
+        return [dict(zip(names, row, strict=True)) for row in cells]
 
     def values(self, columns: Sequence[str]) -> list[list[Any]]:
         """The values of some columns, each a list with None where there is none."""
         if is_raw(self.table):
             rows = self.rows()
             return [[row.get(name) for row in rows] for name in columns]
+        present = set(self.table.column_names)
         return [
-            self.table[name].to_pylist()
-            if name in self.table.column_names
-            else [None] * self.table.num_rows
+            values_of(self.table[name]) if name in present else [None] * self.table.num_rows
             for name in columns
         ]
 
 
 def is_raw(table: pa.Table) -> bool:
     """Whether the rows of a table are texts of JSON."""
-    return RAW in table.column_names
+    return RAW in table.column_names[:1]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return pa.types.is_binary_view(kind) or any(test(kind) for test in tests)
+
+
+def values_of(column: pa.ChunkedArray) -> list[Any]:
+    """The values of a column for Python; its times are texts where Python has no such time.
+
+    That is: after the year 9999, to the nanosecond, or in a time zone that this machine does not
+    know, which is then given in UTC.
+
+    Raises:
+        DataError: such a time is nested in a list or an object.
+    """
+    if column.type == pa.time64("ns"):  # which Python would cut off
+        return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError, LookupError, pa.ArrowException):
+        if not pa.types.is_temporal(column.type):
+            raise DataError(
+                f"A column of the type {column.type} holds a time after the year 9999, to the "
+                "nanosecond or in an unknown time zone. Make it a column of its own."
+            ) from None
+    if pa.types.is_timestamp(column.type) and column.type.tz:
+        plain = column.cast(pa.timestamp(column.type.unit, "UTC")).cast(
+            pa.timestamp(column.type.unit)
+        )
+        return [None if text is None else f"{text}Z" for text in values_of(plain.cast(pa.string()))]
+    return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -205,6 +239,12 @@ class Overview:
     """None where that is only known at the end."""
     kinds: dict[str, set[str]] = field(default_factory=dict)
     """Of JSON Lines, what stands under each key: see `plain_type`."""
+    schema: pa.Schema | None = None
+    """Of Parquet and the Hub, the types of the columns."""
+
+    def binary(self) -> list[str]:
+        """The columns that hold bytes."""
+        return [column.name for column in self.schema or () if _holds_bytes(column.type)]
 
 
 class TableStream:
@@ -267,7 +307,7 @@ class TableStream:
             else:
                 found |= dict.fromkeys(piece.table.column_names)
             if self._kind == "hub":
-                return Overview(list(found))
+                return Overview(list(found), schema=piece.table.schema)
         return Overview(list(found), n_rows, kinds)
 
     def _parquet_overview(self) -> Overview:
@@ -277,7 +317,8 @@ class TableStream:
                 opened = pq.ParquetFile(raw)
                 schemas.append(opened.schema_arrow.remove_metadata())
                 n_rows += opened.metadata.num_rows
-        return Overview(pa.unify_schemas(schemas, promote_options="permissive").names, n_rows)
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        return Overview(schema.names, n_rows, schema=schema)
 
     def pieces(self, n_rows: int) -> Iterator[Piece]:
         """Yield pieces of `n_rows` rows, the last one shorter.
@@ -304,8 +345,8 @@ class TableStream:
             if getattr(error, "errno", None) is not None:
                 raise
             where = ""
-            if isinstance(error, UnicodeDecodeError):
-                where = f"line {self._undecodable_line()} is not UTF-8: "
+            if isinstance(error, UnicodeDecodeError) and (line := self._undecodable_line()):
+                where = f"line {line} is not UTF-8: "
             raise DataError(
                 f"{self.location} cannot be read as {self._kind}: {where}{error}"
             ) from error
@@ -321,8 +362,8 @@ class TableStream:
         return io.TextIOWrapper(self._open(), encoding="utf-8-sig", newline=newline)
 
     def _undecodable_line(self) -> int | None:
-        """The first line that is not UTF-8."""
-        with self._open() as file:
+        """The first line that is not UTF-8, before whatever else is wrong."""
+        with suppress(*_BROKEN), self._open() as file:
             for number, line in enumerate(file, start=1):
                 try:
                     line.decode("utf-8")
@@ -415,17 +456,22 @@ class TableStream:
         repo, _, revision = name.partition("@")
         disable_progress_bars()
         datasets_logging.set_verbosity_error()
-        try:
-            stream = load_dataset(
-                repo, revision=revision or None, split=split or "train", streaming=True
-            )
-            yield from stream.with_format("arrow").iter(batch_size=n_rows)
-        except OSError as error:
-            if isinstance(error, DatasetNotFoundError) and error.__cause__ is None:
-                raise DataError(missing_message(repo)) from error
-            raise DataError(hub_message(repo, revision, error)) from error
-        except ValueError as error:  # no such split, or no table in the repository
-            raise DataError(f"{self.location} cannot be read from the Hub: {error}") from error
+        with hub_errors(repo, revision, DataError):
+            try:
+                stream = repeated(
+                    lambda: load_dataset(
+                        repo, revision=revision or None, split=split or "train", streaming=True
+                    )
+                )
+                yield from stream.with_format("arrow").iter(batch_size=n_rows)
+            except DatasetNotFoundError as error:
+                if error.__cause__ is None:
+                    raise DataError(missing_message(repo)) from error
+                raise
+            except (ValueError, RuntimeError) as error:  # no such split, no table, or a script
+                if isinstance(error, OSError):  # the Hub refused
+                    raise
+                raise DataError(f"{self.location} cannot be read from the Hub: {error}") from error
 
 
 def _of_size(tables: Iterator[pa.Table], n_rows: int) -> Iterator[pa.Table]:
@@ -462,7 +508,7 @@ def check_header(location: str, header: list[str]) -> None:
     Raises:
         DataError: names what is wrong.
     """
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(header).items() if count > 1)
     if not header or repeated:
         found = f"repeated columns {names(repeated)}" if repeated else "an empty file"
         raise DataError(

@@ -46,7 +46,7 @@ def qwen_tokenizer() -> Any:
         models = llama_cpp_source() / "models"
         tokenizer = AutoTokenizer.from_pretrained(models, gguf_file="ggml-vocab-qwen2.gguf")
         _save_atomically(_without_padding_tokens(tokenizer), folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _without_padding_tokens(tokenizer: Any) -> Any:
