@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from slm_judge.errors import require
 from slm_judge.progress import progress_bar
+from slm_judge.screen import say
 
 
 class TrainingProgress(TrainerCallback):
@@ -76,11 +77,11 @@ class TrainingProgress(TrainerCallback):
             if key.startswith(prefix)
         ]
         detail = f" ({', '.join(parts)})" if len(parts) > 1 else ""
-        self._console.print(
+        line = (
             f"epoch {state.epoch or 0:g}: validation loss {metrics['eval_loss']:.3f}, "
-            f"alpha {metrics['eval_alpha']:.3f}{detail}",
-            highlight=False,
+            f"alpha {metrics['eval_alpha']:.3f}{detail}"
         )
+        say(self._console, [line], "")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

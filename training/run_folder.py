@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+from safetensors import SafetensorError, safe_open
 
 from slm_judge.artefact.base import Base
 from slm_judge.artefact.judge_files import Contract
@@ -118,18 +121,41 @@ def _clear(run: Run) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; the trainer's state is written last."""
+_CHECKPOINT = {"trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"}
+
+
+def last_checkpoint(folder: Path, notes: list[str] | None = None) -> str | None:
+    """The newest checkpoint that is whole; `notes` gets a line for each that is passed over."""
     checkpoints = sorted(
         folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True
     )
     for checkpoint in checkpoints:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            continue
-        return str(checkpoint)
+        if not (damage := _damage(checkpoint)):
+            return str(checkpoint)
+        if notes is not None:
+            notes.append(f"{checkpoint} is passed over, since it is not whole: {damage}.")
     return None
+
+
+def _damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint, which a crash may have cut off; "" for nothing."""
+    files = {path.name: path for path in checkpoint.iterdir()}
+    if missing := _CHECKPOINT - files.keys():
+        return f"it has no {', '.join(sorted(missing))}"
+    try:
+        for name, path in files.items():
+            if name.endswith(".json"):
+                json.loads(path.read_text(encoding="utf-8"))
+            elif name.endswith(".safetensors"):
+                with safe_open(path, "np") as opened:
+                    opened.keys()
+            elif name.endswith((".pt", ".pth")):
+                with ZipFile(path) as opened:  # as torch.save writes them, with checksums
+                    if bad := opened.testzip():
+                        return f"{name} is damaged ({bad})"
+    except (OSError, ValueError, BadZipFile, SafetensorError) as error:
+        return f"{name} is damaged ({error})"
+    return ""
 
 
 def save_adapter(

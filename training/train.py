@@ -62,11 +62,24 @@ def train(
     Raises:
         DataError: the data cannot be used.
         ModelError: the base cannot be loaded.
-        JudgeError: the run's folder is taken.
+        JudgeError: the run's folder is taken, or another process is at work on it.
     """
-    process = PartialState()
-    console = (console or Console()) if process.is_main_process else Console(quiet=True)
+    main = PartialState().is_main_process
+    console = (console or Console()) if main else Console(quiet=True)
     run = Run(recipe.run_folder)
+    with run.alone() if main else nullcontext():
+        return _train_run(run, recipe, resume, overwrite, console, splits)
+
+
+def _train_run(
+    run: Run,
+    recipe: Recipe,
+    resume: bool,
+    overwrite: bool,
+    console: Console,
+    splits: dict[str, list[Item]] | None,
+) -> Run:
+    process = PartialState()
     rubric = Rubric.from_file(recipe.rubric)
     _check_augmentation(recipe, rubric)
     with process.main_process_first():
@@ -79,17 +92,17 @@ def train(
         splits = splits or load_splits(recipe.data, rubric, recipe.training.seed, notes)
     say(console, notes)
     counts = ", ".join(f"{len(items)} {name}" for name, items in splits.items())
-    console.print(f"Items: {counts}")
+    say(console, [f"Items: {counts}"], "")
     going_on = resume and run.recipe_file.exists()
     if going_on:
         check_same(run, rubric, splits)
     if going_on and run.adapter.exists():
         run.keep_recipe(recipe)
-        console.print(f"{run.folder} is trained already; --overwrite trains it again")
+        say(console, [f"{run.folder} is trained already; --overwrite trains it again"], "")
         return run
     with memory_errors(memory_advice(recipe)):
         learner = _prepare(recipe, run, rubric, splits, going_on)
-        console.print(f"Targets: {learner.targets.method}", highlight=False)
+        say(console, [f"Targets: {learner.targets.method}"], "")
         process.wait_for_everyone()  # before the first one makes the folder that others look for
         with claimed(run, overwrite) if process.is_main_process else nullcontext():
             if process.is_main_process:
@@ -129,10 +142,12 @@ def _train(learner: Learner, console: Console) -> None:
     recipe, run, splits = learner.recipe, learner.run, learner.splits
     rubric = learner.contract.rubric
     started = time.monotonic()
-    trainer = learner.trainer()
+    trainer, notes = learner.trainer(), list[str]()
+    checkpoint = last_checkpoint(run.checkpoints, notes)
+    say(console, notes)
     with EnergyMeter() as energy, TrainingProgress(console) as progress:
         trainer.add_callback(progress)
-        trainer.train(resume_from_checkpoint=last_checkpoint(run.checkpoints))
+        trainer.train(resume_from_checkpoint=checkpoint)
     prediction = trainer.predict(learner.validation, metric_key_prefix="validation")
     if not trainer.is_world_process_zero():
         return
@@ -167,4 +182,4 @@ def _train(learner: Learner, console: Console) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     save_adapter(run.adapter, model, learner.tokenizer, contract, learner.base, facts)
     alpha = prediction.metrics["validation_alpha"]
-    console.print(f"Validation alpha {alpha:.3f}; adapter saved in {run.adapter}")
+    say(console, [f"Validation alpha {alpha:.3f}; adapter saved in {run.adapter}"], "")

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from .agreement.alt_test import EPSILON
 from .agreement.bootstrap import RESAMPLES
 from .agreement.compare import MARGIN
 from .data.item import ITEM_ID
-from .errors import JudgeError, VerificationError, is_disk_full, require_extra
+from .errors import JudgeError, VerificationError, require_extra, system_message
 from .screen import say
 from .version import __version__
 
@@ -56,12 +57,11 @@ def rubric_check(
 
     rubric = Rubric.from_file(file)
     console = Console()
-    for dimension in rubric.dimensions:
-        console.print(
-            f"{dimension.name}: {dimension.type}, {len(dimension.options)} options, "
-            f"{dimension.level_of_measurement}",
-            highlight=False,
-        )
+    lines = [
+        f"{d.name}: {d.type}, {len(d.options)} options, {d.level_of_measurement}"
+        for d in rubric.dimensions
+    ]
+    say(console, lines, "")
     say(console, rubric.warnings())
     console.print()
     typer.echo(preview(rubric, base))
@@ -274,6 +274,9 @@ def annotate(
         float | None, typer.Option(help="GiB for weights and cache (gguf).")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads (gguf).")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Load a GGUF file without trying it in a process first.")
+    ] = False,
     engine: Annotated[
         str, typer.Option(help="local, or ray: a pool of workers (extra `ray`).")
     ] = "local",
@@ -319,6 +322,7 @@ def annotate(
         "max_memory": max_memory,
         "n_threads": threads,
         "exact": exact,
+        "trust": trust,
     }
     pool = None
     if engine == "ray":
@@ -366,8 +370,11 @@ def _version(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 1 verification failed; 2 something the user can mend; 3 rows were left out.
+    Exit codes: 1 verification failed; 2 something the user can mend; 3 rows were left out; 130 and
+    143 interrupted and terminated.
     """
+    for number in _STOPS:
+        signal.signal(number, _stop)
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Progress of our own replaces that of the libraries; their warnings still show.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -379,16 +386,33 @@ def main() -> None:
         _fail(str(error), 1)
     except JudgeError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("Interrupted. The same command goes on where it stopped (train with --resume).", 130)
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
+    except _Stopped as stopped:
         _fail(
-            "No space left on the device. What was finished is kept, and nothing is half-written; "
-            "free some space and run the same command again.",
-            2,
+            f"{_STOPS[stopped.number]}. The same command goes on where it stopped (train with "
+            "--resume).",
+            128 + stopped.number,
         )
+    except Exception as error:
+        if (message := system_message(error)) is None:
+            raise
+        _fail(message, 2)
+
+
+_STOPS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
+
+
+class _Stopped(BaseException):
+    """A signal that ends work in good order; typer would swallow a `KeyboardInterrupt`."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+
+def _stop(number: int, frame: object) -> None:
+    """Put down what is at hand; a second signal ends at once, before C code is torn down."""
+    for each in _STOPS:
+        signal.signal(each, lambda again, _: os._exit(128 + again))
+    raise _Stopped(signal.Signals(number))
 
 
 def _fail(message: str, code: int) -> None:

@@ -79,16 +79,31 @@ def require_extra(extra: str) -> None:
             require(module, extra)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception means that the disk is full.
+_KEPT = "What was finished is kept, and nothing is half-written; "
 
-    Only some libraries raise `OSError` then; of the others, the operating system's words are
-    left in the message.
+
+def system_message(error: BaseException) -> str | None:
+    """What to say where the machine is at its limits, or refuses; None for any other error.
+
+    Only some libraries raise `OSError` where a disk is full; of the others, the operating system's
+    words are left in the message.
     """
-    return any(
-        getattr(link, "errno", None) == errno.ENOSPC or "No space left on device" in str(link)
-        for link in causes(error)
-    )
+    for link in causes(error):
+        number = getattr(link, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(link):
+            free = "free some space and run the same command again."
+            return f"No space left on the device. {_KEPT}{free}"
+        if number == errno.EFBIG or "File too large" in str(link):
+            return (
+                f"A file would be larger than this system allows (`ulimit -f`). {_KEPT}raise the "
+                "limit and run the same command again."
+            )
+        if isinstance(link, MemoryError):
+            return f"Out of memory. {_KEPT}free some memory and run the same command again."
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}."
+    return None
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

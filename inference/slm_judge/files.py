@@ -1,4 +1,7 @@
-"""Writing files so that a crash leaves the old version or the new one, never half of one."""
+"""Writing files so that a crash leaves the old version or the new one, never half of one.
+
+What is put in its place is on the disk by then, so that this also holds where the power fails.
+"""
 
 import hashlib
 import json
@@ -6,24 +9,36 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .errors import JudgeError
+
+TEMPORARY = ".slm-judge-"
+"""What the names of half-written files start with."""
+_OLD = "-old"
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved onto it when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffixes stay last: writers choose a format by them.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=f"-{path.name}")
+    # The suffixes stay last, since writers choose a format by them; a whole name may be too long.
+    suffix = f"-{path.name[-40:]}"
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
+        _to_disk(temporary)
         temporary.replace(path)
+        _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -32,17 +47,84 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, put in its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        old = temporary.with_name(f"{temporary.name}-old")
+        for part in (*temporary.rglob("*"), temporary):
+            _to_disk(part)
+        old = temporary.with_name(f"{temporary.name}{_OLD}")
         if path.exists():
             path.rename(old)
         temporary.rename(path)
+        _to_disk(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left half-written beside `path`; call it with `path` locked.
+
+    A folder that was moved aside for its successor, which then did not come, is put back.
+    """
+    for left in path.parent.glob(f"{_prefix(path)}*"):
+        if left.name.endswith(_OLD) and left.is_dir() and not path.exists():
+            left.rename(path)
+        else:
+            remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """What is made at `path` is made by no other process at the same time.
+
+    Raises:
+        JudgeError: another process is making it.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_name(f".{path.name}.lock")
+    lock = FileLock(file, timeout=0)
+    while not file.exists() or not lock.is_locked:  # its last holder may have removed it just now
+        lock.release()
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise JudgeError(
+                f"Another process is working on {path}. Wait until it is done, or name another "
+                "place."
+            ) from error
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # what was made in them stays
+            for folder in made:
+                folder.rmdir()
+
+
+def _prefix(path: Path) -> str:
+    """What the names of temporary files for `path` start with."""
+    return f"{TEMPORARY}{zlib.crc32(path.name.encode()):08x}-"
+
+
+def _to_disk(path: Path) -> None:
+    with suppress(PermissionError):  # of folders on Windows
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,10 +148,17 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 over the names and contents of a file, or of a folder's files."""
+def content_hash(path: Path, files: Iterable[Path] | None = None) -> str:
+    """SHA-256 over the names and contents of a file, or of a folder's files.
+
+    Args:
+        path: the file or the folder.
+        files: those of its files that count; by default all.
+    """
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    if files is None:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
         if file.is_file() and file.name != "README.md":  # the card, written by push
             digest.update(str(file.relative_to(path.parent)).encode())
             with file.open("rb") as opened:

@@ -1,5 +1,7 @@
 """The run folder: what each stage leaves for the next."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from .errors import JudgeError
-from .files import write_text
+from .files import TEMPORARY, locked, remove, sweep, write_text
 from .recipe import Recipe, public_settings
 from .rubric import RUBRIC_FILE, Rubric, explain
 from .screen import say
@@ -40,6 +42,20 @@ class Run:
             run.check_recipe(recipe)
             run.keep_recipe(recipe)
         return run
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process changes the run meanwhile; what killed ones left half-done is removed.
+
+        Raises:
+            JudgeError: another process is at work on it.
+        """
+        with locked(self.folder.resolve()):
+            for folder in (self.adapter, self.merged, self.bnb):
+                sweep(folder)
+            for left in list(self.folder.rglob(f"{TEMPORARY}*")):
+                remove(left)
+            yield
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse a recipe with which training would have been another.
@@ -132,7 +148,7 @@ class Run:
                 "`slm-judge train RECIPE`."
             )
         try:
-            return Recipe.model_validate_json(self.recipe_file.read_text(encoding="utf-8"))
+            return Recipe.model_validate_json(self.recipe_file.read_bytes())
         except ValidationError as error:
             raise JudgeError(f"{self.recipe_file} is not valid:\n{explain(error)}") from error
 
@@ -143,7 +159,7 @@ class Run:
             JudgeError: there is no adapter yet.
         """
         path = self.require(self.adapter / RUBRIC_FILE, f"train {self.recipe_file}")
-        return Rubric.from_json(path.read_text(encoding="utf-8"))
+        return Rubric.from_json(path.read_bytes(), str(path))
 
     def require(self, path: Path, command: str) -> Path:
         """`path`, or an error naming the command that makes it.

@@ -75,3 +75,14 @@ def test_what_a_worker_refuses_is_said(run, tmp_path):
             judge, source, tmp_path / "o.csv", options, show_progress=False, engine=pool(run)
         )
     assert not (tmp_path / "o.csv").exists()
+
+
+def test_a_worker_that_dies_ends_in_a_sentence(run, tmp_path):
+    source = write(tmp_path / "in.csv", {"text": ["fine", "too"]})
+    elsewhere = RayEngine(str(tmp_path / "not-on-this-node.gguf"), {}, workers=1)
+    with (
+        Judge.from_pretrained(run.gguf, n_threads=1) as judge,
+        pytest.raises(DataError, match=r"A worker of Ray failed: .*not-on-this-node"),
+    ):
+        annotate_table(judge, source, tmp_path / "o.csv", show_progress=False, engine=elsewhere)
+    assert not (tmp_path / "o.csv").exists()

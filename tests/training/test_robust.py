@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import LIMIT, kill_until_done, small_recipe
 
@@ -83,15 +84,45 @@ def test_a_killed_run_resumes_to_the_same_weights(recipe_file):
     )
 
 
-def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
+def checkpoint(folder: Path, step: int) -> Path:
+    """A checkpoint with what the trainer needs to go on."""
+    place = folder / f"checkpoint-{step}"
+    place.mkdir()
+    (place / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    save_file({"weight": torch.ones(3)}, place / "adapter_model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"state": torch.ones(3)}, place / name)
+    return place
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
+    """Whichever of its files is missing, empty, cut off or changed."""
     from slm_judge.training.run_folder import last_checkpoint
 
     assert last_checkpoint(tmp_path) is None
-    for step, state in ((9, '{"global_step": 9}'), (10, '{"glob'), (11, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    whole = checkpoint(tmp_path, 9)
+    assert last_checkpoint(tmp_path) == str(whole)
+    damages = {
+        "missing": lambda path: path.unlink(),
+        "empty": lambda path: path.write_bytes(b""),
+        "cut off": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    }
+    step = 10
+    for name in sorted(path.name for path in whole.iterdir()):
+        for damage in damages.values():
+            if name == "rng_state.pth" and damage is damages["missing"]:
+                continue  # its name has the number of the process
+            newest = checkpoint(tmp_path, step)
+            damage(newest / name)
+            notes = []
+            assert last_checkpoint(tmp_path, notes) == str(whole), newest
+            assert f"{newest} is passed over" in notes[0]
+            assert name in notes[0]
+            shutil.rmtree(newest)
+    changed = checkpoint(tmp_path, step) / "optimizer.pt"
+    middle = changed.read_bytes().rindex(torch.ones(3).numpy().tobytes())
+    changed.write_bytes(changed.read_bytes()[:middle] + b"\1" + changed.read_bytes()[middle + 1 :])
+    assert last_checkpoint(tmp_path) == str(whole)
 
 
 def test_two_processes_train_as_one(recipe_file):

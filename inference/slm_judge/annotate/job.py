@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ from slm_judge.data.tables import (
 )
 from slm_judge.data.write import write_tables
 from slm_judge.errors import DataError
-from slm_judge.files import content_hash
+from slm_judge.files import content_hash, locked, sweep
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.version import __version__
 
-from .rows import ANNOTATED, STABLE_DIGITS, TRUNCATED, AnnotateOptions, PieceAnnotator, Prepared
+from .rows import LABELLED, STABLE_DIGITS, AnnotateOptions, PieceAnnotator, Prepared
 from .store import ShardStore, digest_of
 
 
@@ -52,7 +53,7 @@ class Summary:
     @property
     def not_annotated(self) -> int:
         """Rows without labels."""
-        return self.rows - self.outcomes[ANNOTATED] - self.outcomes[TRUNCATED]
+        return self.rows - sum(self.outcomes[name] for name in LABELLED)
 
 
 @dataclass(frozen=True)
@@ -98,17 +99,54 @@ def annotate_table(
     Raises:
         DataError: columns are missing or would be overwritten, the input cannot be read, or the
             finished pieces are those of another job.
+        JudgeError: another process is making the output.
     """
     options, output = options or AnnotateOptions(), str(output)
     check_output(output)
     review = review_file(output, options)
-    _check_places(source, output, review, overwrite)
+    with _alone(output, review):
+        _check_places(source, output, review, overwrite)
+        return _annotate(judge, source, (output, review), options, overwrite, show_progress, engine)
+
+
+@contextmanager
+def _alone(output: str, review: Path | None) -> Iterator[None]:
+    """Hold what is written, and remove what killed processes left half-written beside it.
+
+    Only on file systems of this machine, or mounted on it: object stores have no locks.
+    """
+    places = [place for place in (None if "://" in output else Path(output), review) if place]
+    with ExitStack() as held:
+        for whole in dict.fromkeys(place.resolve() for place in places):
+            held.enter_context(locked(whole))
+        for place in places:
+            sweep(place)
+        yield
+
+
+def _annotate(
+    judge: Judge,
+    source: str,
+    places: tuple[str, Path | None],
+    options: AnnotateOptions,
+    overwrite: bool,
+    show_progress: bool,
+    engine: Engine | None,
+) -> Summary:
+    """Annotate into the output and the file to review of `places`."""
+    output, review = places
     started = time.monotonic()
     stream, annotator = TableStream(source), PieceAnnotator(judge, options)
     overview = stream.overview()
     if overview.n_rows == 0:
         raise DataError(f"{source} has no rows.")
     annotator.check(overview.columns, source)
+    texts = [place for place in (output, review) if place and not as_parquet(str(place))]
+    if texts and (binary := overview.binary()):
+        raise DataError(
+            f"{source}: the columns {names(binary)} hold bytes, which {texts[0]} cannot. Write "
+            ".parquet, or leave these columns out."
+        )
     folder = is_folder(output)
     store = ShardStore(
         output if folder else f"{output}.parts",
@@ -131,8 +169,9 @@ def annotate_table(
         store.remove_if_empty()
         raise
     store.close(n_pieces)
+    summary.notes += store.notes
     if not folder:
-        write_tables(store.tables(), Path(output), overview)
+        write_tables(store.tables(), Path(output), overview, summary.rows)
     if review:
         assert options.review_below is not None
         unsure = _to_review(store.tables(), annotator.confidences, options.review_below)
@@ -162,9 +201,14 @@ def _check_places(source: str, output: str, review: Path | None, overwrite: bool
             raise DataError(f"{place} exists. Name another file, or replace it with --overwrite.")
 
 
+def as_parquet(output: str) -> bool:
+    """Whether an output is Parquet, one file or many."""
+    return is_folder(output) or file_format(Path(output)) == "parquet"
+
+
 def notes_on(overview: Overview, output: str) -> list[str]:
     """What Parquet cannot hold as it is in rows of JSON."""
-    if not is_folder(output) and file_format(Path(output)) != "parquet":
+    if not as_parquet(output):
         return []
     mixed = [name for name, kinds in overview.kinds.items() if plain_type(kinds) is None]
     if not mixed:

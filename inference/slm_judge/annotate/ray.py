@@ -85,11 +85,16 @@ class RayEngine:
             num_cpus=self.settings.get("n_threads") or 1,
             num_gpus=self.gpus,
         )
-        for done in pieces.iter_rows():
-            if done["error"]:
-                raise DataError(done["error"])
-            outcomes = Counter(json.loads(done["outcomes"]))
-            yield Finished(int(done["n_rows"]), outcomes, int(done["computed"]))
+        try:
+            for done in pieces.iter_rows():
+                if done["error"]:
+                    raise DataError(done["error"])
+                outcomes = Counter(json.loads(done["outcomes"]))
+                yield Finished(int(done["n_rows"]), outcomes, int(done["computed"]))
+        except core.exceptions.RayError as error:
+            last = str(error).strip().splitlines()[-1]
+            kept = "Finished pieces are kept; the same command goes on."
+            raise DataError(f"A worker of Ray failed: {last}\n{kept}") from error
 
 
 class PieceWorker:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from slm_judge.backends import Backend
 from slm_judge.data.tables import Piece, names
-from slm_judge.data.text import read_state
+from slm_judge.data.text import MOST_CHARACTERS, TOO_LONG, is_replaced_in, read_state
 from slm_judge.errors import DataError
 from slm_judge.judge.answer import annotation_from_logits
 from slm_judge.judge.judge import Judge
@@ -21,7 +21,9 @@ from slm_judge.rubric import Dimension, Rubric
 Policy = Literal["skip", "fail"]
 LengthPolicy = Literal["skip", "fail", "truncate"]
 
-ANNOTATED, TRUNCATED = "annotated", "truncated"
+ANNOTATED, REPLACED, TRUNCATED = LABELLED = ("annotated", "replaced", "truncated")
+"""Outcomes of rows that have labels: of the text as it is, of one in which characters were replaced
+that engines do not read alike, and of one that was cut."""
 _CACHED_TEXTS = 100_000  # about 30 MB
 # Of a confidence, as it is written. Beyond the second, digits depend on what is computed beside a
 # row, unless each row is computed by itself: docs/annotation.md.
@@ -120,16 +122,14 @@ class PieceAnnotator:
         Raises:
             DataError: a row cannot be annotated and the policy is to fail.
         """
-        keys, states = self._states(piece, first_row)
+        keys, states, outcomes = self._states(piece, first_row)
         prompts: dict[str, EncodedPrompt] = {}
-        outcomes: dict[str, str] = {}
         encoded = self.judge.backend.reader.encode(list(states.values()))
         for (key, state), prompt in zip(states.items(), encoded, strict=True):
-            outcomes[key] = ANNOTATED
             length, most = len(prompt.input_ids), self.judge.backend.max_tokens
             if length > most:
                 where = _where(piece, first_row, keys.index(key))
-                outcomes[key] = f"too long: {length} tokens, room for {most}"
+                outcomes[key] = f"{TOO_LONG}: {length} tokens, room for {most}"
                 if self.options.on_too_long == "fail":
                     raise DataError(f"{where} is {outcomes[key]}. See --on-too-long.")
                 if self.options.on_too_long == "skip":
@@ -139,20 +139,33 @@ class PieceAnnotator:
             prompts[key] = prompt
         return Prepared(piece, keys, prompts, outcomes)
 
-    def _states(self, piece: Piece, first_row: int) -> tuple[list[str], dict[str, Any]]:
-        """Per row, a key; and the state of each key that can be annotated."""
+    def _states(
+        self, piece: Piece, first_row: int
+    ) -> tuple[list[str], dict[str, Any], dict[str, str]]:
+        """Per row, a key; and state and outcome of each key that can be annotated."""
         keys: list[str] = []
         states: dict[str, dict[str, str]] = {}
+        outcomes: dict[str, str] = {}
         columns = piece.values(list(self.sources.values()))
         for row, values in enumerate(zip(*columns, strict=True)):
-            state, problem = read_state(dict(zip(self.sources, values, strict=True)))
-            if problem and self.options.on_empty == "fail":
-                raise DataError(f"{_where(piece, first_row, row)}: {problem}. See --on-empty.")
-            key = problem or _key(state)
+            state, problem, outcome = self._read(dict(zip(self.sources, values, strict=True)))
+            option = "too_long" if problem.startswith(TOO_LONG) else "empty"
+            if problem and getattr(self.options, f"on_{option}") == "fail":
+                where = _where(piece, first_row, row)
+                raise DataError(f"{where}: {problem}. See --on-{option.replace('_', '-')}.")
+            key = problem or _key(state, outcome)
             if not problem:
-                states.setdefault(key, state)
+                states[key], outcomes[key] = state, outcome
             keys.append(key)
-        return keys, states
+        return keys, states, outcomes
+
+    def _read(self, cells: Mapping[str, Any]) -> tuple[dict[str, str], str, str]:
+        """State, problem (see `read_state`) and outcome of a row."""
+        state, problem = read_state(cells)
+        if problem.startswith(TOO_LONG) and self.options.on_too_long == "truncate":
+            short = {n: c[:MOST_CHARACTERS] if isinstance(c, str) else c for n, c in cells.items()}
+            return *read_state(short), TRUNCATED
+        return state, problem, REPLACED if is_replaced_in(cells.values()) else ANNOTATED
 
     # --- deciding ---
 
@@ -190,10 +203,10 @@ class PieceAnnotator:
 
     def replay(self, piece: Piece, finished: pa.Table) -> None:
         """Remember the texts of a piece that an earlier run finished."""
-        keys, states = self._states(piece, 0)
+        keys, states, _ = self._states(piece, 0)
         columns = [finished[name].to_pylist() for name in self.added]
         rows = dict(zip(keys, zip(*columns, strict=True), strict=True))
-        done = {key: rows[key] for key in states if rows[key][-1] in (ANNOTATED, TRUNCATED)}
+        done = {key: rows[key] for key in states if rows[key][-1] in LABELLED}
         self._remember(done)
 
     def _remember(self, answers: Mapping[str, tuple[Any, ...]]) -> None:
@@ -219,8 +232,8 @@ def label_type(dimension: Dimension) -> pa.DataType:
     return pa.float64() if kinds <= {int, float} else pa.string()
 
 
-def _key(state: Mapping[str, str]) -> str:
-    text = json.dumps(state, sort_keys=True, ensure_ascii=False)
+def _key(state: Mapping[str, str], outcome: str) -> str:
+    text = outcome + json.dumps(state, sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -241,7 +254,7 @@ def truncate(backend: Backend, rubric: Rubric, state: Mapping[str, str]) -> Enco
             continue
         best = shortest
         while high - low > 1:
-            middle = (low + high) // 2
+            middle = min((low + high) // 2, 2 * low + backend.max_tokens)  # never far beyond
             prompt = _encode(backend, cut, name, middle)
             if len(prompt.input_ids) <= backend.max_tokens:
                 low, best = middle, prompt

@@ -1,7 +1,7 @@
 """Finished pieces of a long job: durable, checked, and put together at the end.
 
 A job has a folder with `_job.json`, which says what is being done, and one Parquet file a finished
-piece. A piece is there as a whole or not at all.
+piece, which says of which job and of which rows it is. A piece is there as a whole or not at all.
 """
 
 import hashlib
@@ -17,14 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from slm_judge.data.tables import Overview, is_raw
+from slm_judge.data.tables import Overview, is_raw, values_of
 from slm_judge.data.write import table_of
 from slm_judge.errors import DataError
-from slm_judge.files import atomic_file
+from slm_judge.files import TEMPORARY, atomic_file
 
-_DIGEST = b"slm_judge.input"
+_DIGEST, _JOB = b"slm_judge.input", b"slm_judge.job"
 _RECORD = "_job.json"
-_OWN = re.compile(r"(part|_input)-\d{8}\.parquet|_job\.json|_summary\.json")
+_OWN = re.compile(
+    rf"(part|_input)-\d{{8}}\.parquet|_job\.json|_summary\.json|{re.escape(TEMPORARY)}.*"
+)
 
 
 class ShardStore:
@@ -51,20 +53,41 @@ class ShardStore:
         self.location, self.overwrite, self.shape = str(location).rstrip("/"), overwrite, shape
         self._files, self.folder = fsspec.url_to_fs(self.location)
         self.job = json.loads(json.dumps(job))
-        record = f"{self.folder}/{_RECORD}"
-        known = self._files.exists(record)
-        earlier = json.loads(self._files.cat_file(record)) if known else {}
-        if earlier != self.job:
-            if self._parts() and not overwrite:
-                changed = sorted(k for k in {*earlier, *self.job} if earlier.get(k) != job.get(k))
-                whose = f"with another {', '.join(changed)}" if known else "without its record"
-                raise DataError(
-                    f"{self.location} holds finished pieces of a job {whose}. Finish that job with "
-                    "the same command, choose another output, or start over with --overwrite."
-                )
+        self._identity = hashlib.sha256(json.dumps(self.job, sort_keys=True).encode()).hexdigest()
+        self.notes: list[str] = []
+        """What was found damaged, for people to know."""
+        known = self._files.exists(f"{self.folder}/{_RECORD}")
+        earlier = self._record() if known else {}
+        if earlier == self.job:
+            return
+        others = [path for path in self._parts() if earlier or not self._is_ours(path, known)]
+        if others and not overwrite:
+            changed = sorted(k for k in {*earlier, *self.job} if earlier.get(k) != job.get(k))
+            whose = f"with another {', '.join(changed)}" if earlier else "without its record"
+            raise DataError(
+                f"{self.location} holds finished pieces of a job {whose}. Finish that job with "
+                "the same command, choose another output, or start over with --overwrite."
+            )
+        if others or earlier:
             self.remove()
-            self._files.makedirs(self.folder, exist_ok=True)
-            self.write_record(_RECORD, self.job)
+        self._files.makedirs(self.folder, exist_ok=True)
+        self.write_record(_RECORD, self.job)
+
+    def _record(self) -> dict[str, Any]:
+        """What the folder says of its job; nothing where that is damaged."""
+        path = f"{self.folder}/{_RECORD}"
+        try:
+            return dict(json.loads(self._files.cat_file(path)))
+        except (ValueError, TypeError):
+            self.notes.append(f"{path} is damaged, written anew.")
+            return {}
+
+    def _is_ours(self, path: str, damaged: bool) -> bool:
+        """Whether a piece is one of this job; `damaged` is the answer for a damaged one."""
+        found = self._intact(path, schema_only=True)
+        if found is None:
+            return damaged
+        return (found.metadata or {}).get(_JOB) == self._identity.encode()
 
     def path(self, index: int, kind: str = "part") -> str:
         """The file of a piece: `part` is finished, `input` waits to be annotated."""
@@ -82,10 +105,10 @@ class ShardStore:
             DataError: the piece was made from other rows.
         """
         path = self.path(index)
-        if not self._files.exists(path):
+        if not self._files.exists(path) or (table := self._intact(path)) is None:
             return None
-        table = self._read(path)
-        if table.schema.metadata[_DIGEST].decode() == digest:
+        marks = table.schema.metadata or {}
+        if marks.get(_DIGEST) == digest.encode() and marks.get(_JOB) == self._identity.encode():
             return table
         if self.overwrite:
             return None
@@ -94,16 +117,33 @@ class ShardStore:
             "--overwrite."
         )
 
+    def _intact(self, path: str, schema_only: bool = False) -> Any:
+        """What `_read` gives; None, with a note, where the file is damaged."""
+        try:
+            return self._read(path, schema_only)
+        except (OSError, pa.ArrowException) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            note = f"{path} is damaged, so its rows are annotated again."
+            self.notes += [note] if note not in self.notes else []
+            return None
+
     def close(self, n_pieces: int) -> None:
-        """Make sure that the pieces are those of the input.
+        """Make sure that the pieces are those of the input, all of them.
 
         Args:
             n_pieces: of the input.
 
         Raises:
-            DataError: there are more, of a longer input.
+            DataError: there are more, of a longer input; or some are missing.
         """
-        stale = [path for path in self._parts() if _index(path) >= n_pieces]
+        there = {_index(path): path for path in self._parts()}
+        if missing := n_pieces - len(there.keys() & set(range(n_pieces))):
+            raise DataError(
+                f"{missing} of the {n_pieces} pieces are gone from {self.location}: something else "
+                "removed them. The same command makes them again."
+            )
+        stale = [path for index, path in there.items() if index >= n_pieces]
         if stale and not self.overwrite:
             raise DataError(
                 f"{self.location} holds {len(stale)} pieces more than the input has: the input was "
@@ -116,7 +156,8 @@ class ShardStore:
         """Keep a finished piece."""
         if self.shape and is_raw(table):
             table = table_of(table, self.shape)
-        metadata = {**(table.schema.metadata or {}), _DIGEST: digest.encode()}
+        marks = {_DIGEST: digest.encode(), _JOB: self._identity.encode()}
+        metadata = {**(table.schema.metadata or {}), **marks}
         self._write(self.path(index), _parquet(table.replace_schema_metadata(metadata)))
 
     def put_input(self, index: int, table: pa.Table) -> None:
@@ -136,16 +177,17 @@ class ShardStore:
         self._write(f"{self.folder}/{name}", f"{json.dumps(content, indent=2)}\n".encode())
 
     def tables(self) -> Iterator[pa.Table]:
-        """The pieces in order, with one schema."""
+        """The pieces in order, with one schema, that of the input and the new columns."""
         paths = self._parts()
-        schemas = [self._read(path, schema_only=True).remove_metadata() for path in paths]
+        schemas = [_unmarked(self._read(path, schema_only=True)) for path in paths]
         schema = pa.unify_schemas(schemas, promote_options="permissive")
         for path in paths:
-            table = self._read(path).replace_schema_metadata(None)
-            missing = [name for name in schema.names if name not in table.column_names]
-            for name in missing:
-                nothing = pa.nulls(table.num_rows, schema.field(name).type)
-                table = table.append_column(name, nothing)
+            table = self._read(path)
+            present = set(table.column_names)
+            for name in schema.names:
+                if name not in present:
+                    nothing = pa.nulls(table.num_rows, schema.field(name).type)
+                    table = table.append_column(name, nothing)
             yield table.select(schema.names).cast(schema)
 
     def remove(self) -> None:
@@ -196,8 +238,14 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
+def _unmarked(schema: pa.Schema) -> pa.Schema:
+    """The schema of a piece without what we wrote into it."""
+    kept = {k: v for k, v in (schema.metadata or {}).items() if k not in (_DIGEST, _JOB)}
+    return schema.with_metadata(kept or None)
+
+
 def digest_of(table: pa.Table) -> str:
     """Identifies the rows of a table, whatever its chunks."""
-    columns = [column.to_pylist() for column in table.columns]
+    columns = [values_of(column) for column in table.columns]
     text = json.dumps([table.column_names, columns], default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,41 +1,70 @@
 """Writing tables: CSV, JSON Lines and Parquet, atomically."""
 
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
 
+from slm_judge.errors import DataError
 from slm_judge.files import atomic_file
+from slm_judge.text import to_utf8
 
-from .tables import RAW, Overview, Piece, delimiter, file_format, is_raw, typed
-from .text import to_utf8
+from .tables import RAW, Overview, Piece, delimiter, file_format, is_raw, typed, values_of
+
+_BREAKS = re.compile('["\r\n]')
 
 
-def write_tables(tables: Iterator[pa.Table], output: Path, overview: Overview) -> int:
+def write_tables(
+    tables: Iterator[pa.Table], output: Path, overview: Overview, n_rows: int | None = None
+) -> int:
     """Write a stream of tables of one schema as one file, atomically, in the format of its suffix.
 
     Args:
         tables: the pieces; rows of JSON may stand in them as texts, with further columns beside.
         output: the file.
         overview: of the input; its columns come first.
+        n_rows: how many rows there must be.
 
     Returns:
         Number of rows.
+
+    Raises:
+        DataError: there are more or fewer rows; no file is written or replaced.
     """
     kind = file_format(output)
     with atomic_file(output) as temporary:
         if kind == "parquet":
-            return _write_parquet(tables, temporary, overview)
-        write = _write_csv if kind == "csv" else _write_json
-        with fsspec.open(
-            str(temporary), "wt", compression="infer", encoding="utf-8", newline=""
-        ) as file:
-            return write(tables, file, overview, delimiter(output))
+            written = _write_parquet(tables, temporary, overview)
+        else:
+            write = _write_csv if kind == "csv" else _write_json
+            with _text(temporary) as file:
+                written = write(tables, file, overview, delimiter(output))
+        if n_rows not in (None, written):
+            raise DataError(
+                f"{output} would have {written} rows in place of {n_rows}: something else changed "
+                "the finished pieces. The same command makes them again."
+            )
+    return written
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """A file for text, compressed by its suffix; the same text makes the same bytes."""
+    kind = infer_compression(str(path))
+    options = {"filename": "", "mtime": 0} if kind == "gzip" else {}
+    with ExitStack() as stack:
+        raw: Any = stack.enter_context(path.open("wb"))
+        if kind:
+            raw = stack.enter_context(compr[kind](raw, mode="wb", **options))
+        yield stack.enter_context(io.TextIOWrapper(raw, encoding="utf-8", newline=""))
 
 
 def _write_parquet(tables: Iterator[pa.Table], path: Path, overview: Overview) -> int:
@@ -61,28 +90,40 @@ def table_of(raw: pa.Table, overview: Overview) -> pa.Table:
 
 
 def _write_csv(tables: Iterator[pa.Table], file: Any, overview: Overview, mark: str) -> int:
-    rows = 0
+    rows, headed = 0, False
     for table in tables:
-        added = [name for name in table.column_names if name not in (RAW, *overview.columns)]
+        given_names = {RAW, *overview.columns}
+        added = [name for name in table.column_names if name not in given_names]
         columns = [*overview.columns, *added]
-        if rows == 0 and file.tell() == 0:
+        if not headed:
             file.write(_line(columns, mark))
+        headed = True
         rows += table.num_rows
         if is_raw(table):
             given = Piece(table.select([RAW])).rows()
             cells = [[_cell(row.get(name)) for row in given] for name in overview.columns]
         else:
-            cells = [[_cell(v) for v in table[name].to_pylist()] for name in overview.columns]
-        cells += [[_cell(v) for v in table[name].to_pylist()] for name in added]
+            cells = [_cells(table[name]) for name in overview.columns]
+        cells += [_cells(table[name]) for name in added]
         file.writelines(_line(row, mark) for row in zip(*cells, strict=True))
     return rows
 
 
-def _line(cells: Any, mark: str) -> str:
+def _line(cells: Sequence[str], mark: str) -> str:
     """A record; what holds the delimiter, a quote or a line break of any kind is quoted."""
-    needs = re.compile(f'["\r\n{re.escape(mark)}]').search
-    quoted = ('"' + c.replace('"', '""') + '"' if needs(c) else c for c in cells)
+    plain = mark.join(cells)
+    if plain.count(mark) < len(cells) and not _BREAKS.search(plain):
+        return f"{plain}\n"
+    quoted = (
+        '"' + c.replace('"', '""') + '"' if mark in c or _BREAKS.search(c) else c for c in cells
+    )
     return mark.join(quoted) + "\n"
+
+
+def _cells(column: pa.ChunkedArray) -> list[str]:
+    if pa.types.is_string(column.type):  # which is UTF-8 already
+        return [text or "" for text in column.to_pylist()]
+    return [_cell(value) for value in values_of(column)]
 
 
 def _cell(value: Any) -> str:
@@ -103,7 +144,7 @@ def _write_json(tables: Iterator[pa.Table], file: Any, overview: Overview, mark:
     for table in tables:
         rows += table.num_rows
         if not is_raw(table):
-            file.writelines(f"{_json(row)}\n" for row in table.to_pylist())
+            file.writelines(f"{_json(row)}\n" for row in Piece(table).rows())
             continue
         added = table.drop_columns([RAW]).to_pylist()
         for text, row in zip(table[RAW].to_pylist(), added, strict=True):
