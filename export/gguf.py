@@ -1,20 +1,26 @@
 """The merged model as GGUF files, each a complete judge."""
 
 import ctypes
+import json
+import math
 import os
+import struct
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from rich.filesize import decimal
 
 from slm_judge.artefact.judge_files import QUESTION_TYPES, Contract
 from slm_judge.backends.gguf import RUBRIC_KEY, TEMPLATE_NAME, VERSION_KEY
 from slm_judge.errors import JudgeError, ModelError, require
-from slm_judge.files import atomic_file
-from slm_judge.offline.llama_source import llama_cpp_source
+from slm_judge.files import TEMPORARY, atomic_file
+from slm_judge.offline.llama_source import CONVERTER, llama_cpp_source
 from slm_judge.run import Run
 from slm_judge.version import __version__
 
@@ -30,7 +36,7 @@ def export_gguf(run: Run) -> None:
     for name in quantizations:
         quantization_type(name)
     contract = Contract.load(merged)
-    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".gguf-") as work:
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as work:
         converted = convert(merged, Path(work) / "converted.gguf", "bf16", run.recipe().name)
         judge = add_keys(converted, Path(work) / "judge.gguf", contract)
         converted.unlink()
@@ -49,26 +55,52 @@ def convert(folder: Path, output: Path, dtype: str, name: str) -> Path:
         name: of the model, written into the file.
 
     Raises:
-        ModelError: the converter failed; its last words are in the message.
+        ModelError: the folder brings code of its own, or the converter failed; its last words are
+            in the message.
     """
     require("gguf", "export")
     require("sentencepiece", "export")
-    script = llama_cpp_source() / "convert_hf_to_gguf.py"
+    _refuse_code(folder)
+    source = llama_cpp_source()
     command = [
-        *(sys.executable, str(script), str(folder), "--outfile", str(output)),
-        *("--outtype", dtype, "--model-name", name),
+        *(sys.executable, "-P", "-B", str(source / CONVERTER), str(folder.resolve())),
+        *("--outfile", str(output.resolve()), "--outtype", dtype, "--model-name", name),
     ]
     result = subprocess.run(  # noqa: S603
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        command, capture_output=True, text=True, check=False, cwd=source, env=_environment(source)
     )
     if result.returncode or not output.exists():
         last = "\n".join(result.stderr.strip().splitlines()[-5:])
         raise ModelError(f"llama.cpp's converter could not convert {folder}:\n{last}")
     return output
+
+
+def _refuse_code(folder: Path) -> None:
+    """Of a tokenizer that brings code, the converter would run it (`trust_remote_code=True`)."""
+    code = [file.name for file in folder.rglob("*.py")]
+    for file in folder.glob("*config.json"):
+        try:
+            settings = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise ModelError(f"{file} cannot be read: {error}.") from error
+        if '"auto_map"' in json.dumps(settings):  # at any depth, however it is written
+            code.append(f"auto_map in {file.name}")
+    if code:
+        raise ModelError(f"{folder} is not converted, since it brings code: {', '.join(code)}.")
+
+
+def _environment(source: Path) -> dict[str, str]:
+    """No token, and modules from the converter's own folder and from where ours come, alone.
+
+    Whatever else lies in the folder in which a person happens to be is not run.
+    """
+    paths = [str(source), *(path for path in sys.path if path and Path(path) != Path.cwd())]
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYTHON", "HF_", "HUGGING_FACE_", "NO_LOCAL_GGUF"))
+    }
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
 
 
 def add_keys(source: Path, output: Path, contract: Contract) -> Path:
@@ -132,3 +164,49 @@ def quantize(source: Path, output: Path, name: str) -> None:
     )
     if status:
         raise ModelError(f"llama.cpp could not quantize {source} to {name} (status {status}).")
+
+
+# Kinds of values in a GGUF file: bytes of each, but of texts and lists.
+_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_TEXT, _LIST = 8, 9
+
+
+def contents(path: Path) -> str:
+    """The size of a GGUF file, and the share of each type of number in the bytes of its weights.
+
+    llama.cpp takes another type for a layer whose width is no multiple of the type's block. The
+    reader of gguf needs many seconds for a vocabulary, which is stepped over here.
+    """
+    gguf, sizes = require("gguf", "export"), Counter[str]()
+    with path.open("rb") as file:
+        _, _, n_tensors, n_keys = _read(file, "IIQQ")
+        for _ in range(n_keys):
+            _skip(file, _TEXT)
+            _skip(file, *_read(file, "I"))
+        for _ in range(n_tensors):
+            _skip(file, _TEXT)
+            (n_dimensions,) = _read(file, "I")
+            *shape, number, _ = _read(file, f"{n_dimensions}QIQ")
+            kind = gguf.GGMLQuantizationType(number)
+            block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+            sizes[kind.name] += math.prod(shape) // block * n_bytes
+    shares = {name: round(100 * size / sizes.total()) for name, size in sizes.most_common()}
+    told = ", ".join(f"{name} {share} %" for name, share in shares.items() if share)
+    return f"{decimal(path.stat().st_size)}: {told}"
+
+
+def _read(file: IO[bytes], form: str) -> tuple[int, ...]:
+    return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))
+
+
+def _skip(file: IO[bytes], kind: int) -> None:
+    if kind == _LIST:
+        kind, count = _read(file, "IQ")
+        if kind in _WIDTHS:
+            file.seek(count * _WIDTHS[kind], os.SEEK_CUR)
+        else:
+            for _ in range(count):
+                _skip(file, kind)
+    else:
+        (width,) = _read(file, "Q") if kind == _TEXT else (_WIDTHS[kind],)
+        file.seek(width, os.SEEK_CUR)
