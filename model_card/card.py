@@ -1,8 +1,13 @@
-"""The model card of each repository, from the run's own numbers."""
+"""The model card of each repository, from the run's own numbers.
+
+What the `card` of a recipe says is Markdown, since whoever publishes the card wrote it for that.
+All else that comes from files (labels, instructions, groups, names) is shown as it stands there.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
@@ -10,9 +15,11 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from slm_judge.evaluation.evaluate import LENGTH
-from slm_judge.recipe import Recipe
+from slm_judge.offline.smollm2 import REPOSITORY
+from slm_judge.recipe import Recipe, public_settings
 from slm_judge.rubric import Rubric, format_value
 
+from .markdown import Markdown, block, code, escape, lines
 from .page import FIGURES, interval, number, significant
 
 _HUB = "https://huggingface.co"
@@ -45,6 +52,7 @@ def render_card(
     facts: Mapping[str, Any],
     report: Mapping[str, Any],
     evaluation: Mapping[str, Any],
+    holds: Mapping[str, str],
 ) -> str:
     """The README.md of one of the four repositories.
 
@@ -56,14 +64,19 @@ def render_card(
         facts: `training.json` of the adapter.
         report: `verify.json` of the run.
         evaluation: `report.json` of the run.
+        holds: name of a quantization -> what its GGUF file holds.
     """
     names = repository_names(user, recipe.name)
-    environment = SandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=False, lstrip_blocks=False, autoescape=False
-    )
-    environment.filters |= {"interval": interval, "number": number, "value": format_value}
+    environment = SandboxedEnvironment(undefined=StrictUndefined, finalize=escape, autoescape=False)
+    environment.filters |= {
+        "interval": lambda *given: Markdown(interval(*given)),
+        "number": lambda *given: Markdown(number(*given)),
+        "value": lambda value: code(format_value(value)),
+        **{"markdown": Markdown, "lines": lines, "code": code},
+    }
     source = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
-    base = str(facts["recipe"]["base"])
+    settings = public_settings(recipe.model_dump())
+    base, repo = code(settings["base"]), _base_repo(recipe.base)
     probed = {p["attribute"] for d in evaluation["dimensions"].values() for p in d["probes"]}
     body = environment.from_string(source).render(
         name=recipe.name,
@@ -75,17 +88,21 @@ def render_card(
         questions=rubric.questions(),
         quantization=recipe.export.gguf[0],
         rubric=rubric,
+        recipe=recipe,
         card=recipe.card,
         facts=facts,
         report=report,
         evaluation=evaluation,
+        holds=holds,
         main=evaluation["systems"][0],
         significant=significant(evaluation),
         probed=sorted(probed - {LENGTH}),
         artefacts=list(next(iter(report["dimensions"].values()))["artefacts"]),
         figure_folder=FIGURES,
-        base_link=f"[`{base}`]({_HUB}/{base})" if _is_repo(recipe.base) else f"`{base}`",
-        recipe_yaml=yaml.safe_dump(facts["recipe"], sort_keys=False, allow_unicode=True).strip(),
+        base_link=Markdown(f"[{base}]({_HUB}/{quote(repo)})") if repo else base,
+        recipe_yaml=block(
+            yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(), "yaml"
+        ),
     )
     metadata = _metadata(kind, names, recipe, evaluation)
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
@@ -118,8 +135,8 @@ def _metadata(
         and (found := dimension["systems"][main][metric])["estimate"] is not None
     ]
     return ModelCardData(
-        base_model=names[""] if quantized else recipe.base if _is_repo(recipe.base) else None,
-        base_model_relation=relation if quantized or _is_repo(recipe.base) else None,
+        base_model=names[""] if quantized else _base_repo(recipe.base),
+        base_model_relation=relation if quantized or _base_repo(recipe.base) else None,
         library_name=library,
         pipeline_tag="text-classification",
         tags=TAGS,
@@ -129,6 +146,11 @@ def _metadata(
         model_name=names[kind].partition("/")[2],
         eval_results=results,
     )
+
+
+def _base_repo(base: str) -> str | None:
+    """The base's name on the Hub, if it has one."""
+    return REPOSITORY if base == "smollm2" else base if _is_repo(base) else None
 
 
 def _is_repo(location: str) -> bool:

@@ -1,4 +1,7 @@
-"""Figures of a report, each as PNG and as SVG."""
+"""Figures of a report, each as PNG and as SVG.
+
+Names and labels are drawn as they are: `$` and `_` mean nothing, and what the font lacks is a sign.
+"""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -8,12 +11,15 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 
 from slm_judge.rubric import format_value
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999"]
 HUMAN = "#222222"
+_FONT = "DejaVu Sans"  # which matplotlib brings
+_NAME = 24  # letters of a name of a dimension or a system
 _MOST_NAMED = 12  # options whose counts are written into a heat map
 
 Report = Mapping[str, Any]
@@ -49,7 +55,10 @@ def save(figure: Figure, kind: str) -> bytes:
 @contextmanager
 def _style() -> Iterator[None]:
     settings = {
+        "font.family": _FONT,
         "font.size": 10,
+        "text.parse_math": False,
+        "text.usetex": False,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -69,7 +78,7 @@ def alpha_by_dimension(report: Report) -> Figure:
     rows = ["annotators", *report["systems"]]
     figure = Figure(figsize=(7, 1.1 + 0.24 * len(dimensions) * (len(rows) + 1)))
     axes = figure.add_subplot()
-    ticks = []
+    ticks, shown = [], {}
     for k, (name, dimension) in enumerate(dimensions.items()):
         found = {"annotators": (dimension["humans"] or {}).get("alpha")}
         found |= {system: one["alpha"] for system, one in dimension["systems"].items()}
@@ -82,15 +91,13 @@ def alpha_by_dimension(report: Report) -> Figure:
             estimate = interval["estimate"]
             if interval["low"] is not None:
                 axes.hlines(y, interval["low"], interval["high"], color=colour, linewidth=2)
-            axes.plot(estimate, y, "D" if r == 0 else "o", color=colour,
-                      label=row if k == 0 else None)  # fmt: skip
+            (shown[row],) = axes.plot(estimate, y, "D" if r == 0 else "o", color=colour)
         ticks.append((-(k * (len(rows) + 1) + (len(rows) - 1) / 2), name))
-    axes.set_yticks([y for y, _ in ticks], [name for _, name in ticks])
+    axes.set_yticks([y for y, _ in ticks], [_label(name, _NAME) for _, name in ticks])
     axes.axvline(0, color="#888888", linewidth=0.8)
     axes.set_xlabel("Krippendorff's alpha (95 % interval)")
     axes.grid(visible=False, axis="y")
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    _legend(figure, {row: shown[row] for row in rows if row in shown})
     return figure
 
 
@@ -100,14 +107,15 @@ def confusion(name: str, dimension: Report) -> Figure:
     counts = np.array(first["confusion"])
     options = [_label(option) for option in dimension["options"]]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
-    size = min(8.0, 2.6 + 0.42 * len(options))
-    figure = Figure(figsize=(size + 0.9, size))
+    size, longest = min(8.0, 2.6 + 0.42 * len(options)), max(map(len, options))
+    upright, room = len(options) > 6 or len(options) * longest > 40, 0.12 * max(0, longest - 6)
+    figure = Figure(figsize=(size + 0.9 + room, size + (room if upright else 0)))
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(options)), options, rotation=90 if len(options) > 6 else 0)
+    axes.set_xticks(range(len(options)), options, rotation=90 if upright else 0)
     axes.set_yticks(range(len(options)), options)
     axes.grid(visible=False)
-    axes.set_title(name)
+    axes.set_title(_label(name, _NAME))
     axes.set_xlabel("the judge said")
     axes.set_ylabel("an annotator said")
     if len(options) <= _MOST_NAMED:
@@ -130,7 +138,7 @@ def reliability(calibrated: Mapping[str, Report]) -> Figure:
         bins = calibration["bins"]
         axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins],
                   "o-", color=COLOURS[0], markersize=4)  # fmt: skip
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), title=name, aspect="equal")
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), title=_label(name, _NAME), aspect="equal")
     figure.supxlabel("the judge's confidence", fontsize=10)
     figure.supylabel("annotators who agree", fontsize=10)
     return figure
@@ -139,16 +147,31 @@ def reliability(calibrated: Mapping[str, Report]) -> Figure:
 def risk_coverage(calibrated: Mapping[str, Report]) -> Figure:
     """Error of the answers that are kept, by the share that is kept."""
     figure = Figure(figsize=(6, 3.8))
-    axes = figure.add_subplot()
+    axes, shown = figure.add_subplot(), {}
     for k, (name, calibration) in enumerate(calibrated.items()):
         curve = calibration["risk_coverage"]
-        axes.plot(curve["coverage"], curve["risk"], color=COLOURS[k % len(COLOURS)], label=name,
-                  linestyle="-" if k < len(COLOURS) else "--")  # fmt: skip
+        (shown[name],) = axes.plot(
+            curve["coverage"], curve["risk"], color=COLOURS[k % len(COLOURS)],
+            linestyle="-" if k < len(COLOURS) else "--",
+        )  # fmt: skip
     axes.set(xlim=(0, 1.02), ylim=(0, None))
     axes.set_xlabel("share of the items that the judge answers, surest first")
     axes.set_ylabel("errors among them")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    _legend(figure, shown)
     return figure
+
+
+def _legend(figure: Figure, shown: Mapping[str, Any]) -> None:
+    """Names of what is shown, also of those that matplotlib keeps for itself (`_name`)."""
+    if not shown:
+        return
+    names = [_label(name, _NAME) for name in shown]
+    columns = max(1, min(4, 72 // (6 + max(map(len, names)))))
+    legend = figure.legend(
+        shown.values(), ["-"] * len(names), loc="outside upper center", ncols=columns, frameon=False
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
 
 
 def _calibration(dimension: Report) -> Report | None:
@@ -156,6 +179,8 @@ def _calibration(dimension: Report) -> Report | None:
     return first.get("calibration")
 
 
-def _label(option: object) -> str:
-    text = format_value(option)
-    return text if len(text) <= 18 else f"{text[:17]}…"
+def _label(option: object, most: int = 18) -> str:
+    """A name or a label as a figure has room for it and the font has signs for it."""
+    font, text = get_font(findfont(_FONT)), " ".join(format_value(option).split())
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return "".join(letter if font.get_char_index(ord(letter)) else "�" for letter in text)

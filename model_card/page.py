@@ -1,6 +1,7 @@
 """The page of an evaluation: HTML, figures and every number."""
 
 import base64
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,4 +101,5 @@ def table(report: Mapping[str, Any]) -> Sheet:
 
 
 def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    return safe if len(safe) <= 80 else f"{safe[:80]}-{zlib.crc32(name.encode()):08x}"

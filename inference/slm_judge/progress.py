@@ -32,7 +32,7 @@ class SpeedColumn(ProgressColumn):
 def progress_bar(unit: str = "rows", show: bool = True, console: Console | None = None) -> Progress:
     """A bar with counts, speed, time spent and time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         SpeedColumn(unit),

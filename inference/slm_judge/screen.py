@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 _GAP = "  "
+# What moves the cursor or changes colours in a terminal, as a sign that can be seen.
+_SEEN = {n: 0x2400 + n for n in range(32)} | {9: " ", 127: "\u2421"}
+_SEEN |= dict.fromkeys(range(128, 160), "\ufffd")
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Sheet:
     def show(self, console: Console) -> None:
         """Print it."""
         for line, style in self.lines(console.width):
-            console.print(Text(line, style), soft_wrap=True)
+            _print(console, line, style)
 
     def lines(self, width: int) -> Iterator[tuple[str, str]]:
         """The lines and their styles; a name that does not fit beside its figures is above them."""
@@ -74,4 +77,10 @@ def say(console: Console, texts: Iterable[str], kind: str = "note: ", style: str
     for text in texts:
         for part in f"{kind}{text}".split("\n"):
             for line in _wrapped(part, console.width) or [""]:
-                console.print(Text(line, style), soft_wrap=True)
+                _print(console, line, style)
+
+
+def _print(console: Console, line: str, style: str) -> None:
+    """A line as it is: no markup, no emoji codes, no control characters, whatever the encoding."""
+    coded = line.translate(_SEEN).encode(console.encoding, "backslashreplace")
+    console.print(Text(coded.decode(console.encoding), style), soft_wrap=True)
