@@ -127,9 +127,15 @@ def quietly(job: Callable[..., None], *arguments: object) -> None:
 
 
 def killed_until_done(
-    job: Callable[..., None], arguments: tuple[object, ...], longest: float, rng: random.Random
+    job: Callable[..., None],
+    arguments: tuple[object, ...],
+    longest: float,
+    rng: random.Random,
+    done: Callable[[], bool] = lambda: False,
 ) -> tuple[int, bool]:
     """Start a job again until it ends, and kill it within `longest` seconds, five times in six.
+
+    A kill may come after the last thing that a job does; `done` tells.
 
     Returns:
         How often it was killed, and whether it ended well.
@@ -143,8 +149,12 @@ def killed_until_done(
             process.kill()
             process.join(SECONDS)
         if process.exitcode != -signal.SIGKILL:
+            if process.exitcode:
+                print(Path(os.environ["SLM_JUDGE_FAULTS_LOG"]).read_text()[-3000:], flush=True)
             return kills, process.exitcode == 0
         kills += 1
+        if done():
+            return kills, True
 
 
 def uninterrupted(job: Callable[..., None], *arguments: object) -> float:
@@ -168,7 +178,7 @@ def killed_annotations(run: Path, n: int, work: Path, rng: random.Random) -> Ite
     del llama_cpp, pyarrow.parquet, job
     (model,) = (run / "gguf").glob("*Q4_K_M.gguf")
     count, kills = Count(), 0
-    source = write_csv(work / "in.csv", texts(400, rng))
+    source = write_csv(work / "in.csv", texts(200, rng))
     whole, longest = {}, 0.0
     for suffix in ("csv", "jsonl", "parquet", "csv.gz"):
         longest = uninterrupted(annotate_job, model, source, work / f"whole.{suffix}")
@@ -176,10 +186,15 @@ def killed_annotations(run: Path, n: int, work: Path, rng: random.Random) -> Ite
     while kills < n:
         suffix = list(whole)[kills % len(whole)]
         output = work / f"out-{kills}.{suffix}"
-        more, ended = killed_until_done(annotate_job, (model, source, output), longest / 2, rng)
+        pieces = Path(f"{output}.parts")
+        more, ended = killed_until_done(
+            annotate_job, (model, source, output), longest / 2, rng,
+            lambda output=output, pieces=pieces: output.exists() and not pieces.exists(),
+        )  # fmt: skip
         kills += more
         same = ended and output.read_bytes() == whole[suffix]
-        left = [p.name for p in work.iterdir() if p.name.startswith(".") or ".parts" in p.name]
+        # Killed between its last act and its end, a job leaves the empty file of its lock.
+        left = [p.name for p in work.iterdir() if ".slm-judge" in p.name or ".parts" in p.name]
         count.add(same and not left, (output, ended, left))
         output.unlink(missing_ok=True)
     print(f"annotate: {kills} kills, {count.tried} outputs", flush=True)

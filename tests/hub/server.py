@@ -221,7 +221,11 @@ class _Handler(BaseHTTPRequestHandler):
         except (HubError, OtherAnswerError, SilenceError) as error:
             fault = error
         if not isinstance(fault, SilenceError):  # which does not listen either
-            self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            length = int(self.headers.get("Content-Length") or 0)
+            self.body = self.rfile.read(length)
+            if len(self.body) < length:  # of a client that was killed
+                self.close_connection = True
+                return
         try:
             if fault:
                 raise fault
