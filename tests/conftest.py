@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -123,6 +124,19 @@ def run(tmp_path_factory):
     trained = train(small_recipe(folder, export=exports))
     export(trained)
     return trained
+
+
+def in_mount_namespace(script: str) -> subprocess.CompletedProcess[str]:
+    """A shell script in which file systems can be mounted; skips the test where nobody may."""
+    unshare = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.getuid() else [])]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*unshare, "true"], capture_output=True, timeout=LIMIT).returncode
+    ):
+        pytest.skip("this system lets nobody mount a small file system")
+    return subprocess.run(
+        [*unshare, "sh", "-c", script], capture_output=True, text=True, timeout=LIMIT
+    )
 
 
 def kill_until_done(

@@ -34,7 +34,7 @@ from slm_judge.errors import ModelError
 from slm_judge.offline import smollm2
 from slm_judge.recipe import ExportConfig, LoraConfig
 from slm_judge.text import normalise
-from tests.conftest import LIMIT, ROOT, small_recipe
+from tests.conftest import LIMIT, ROOT, in_mount_namespace, small_recipe
 
 QUANTIZATIONS = ["BF16", "Q8_0", "Q4_K_M"]
 
@@ -355,15 +355,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(index, tmp_path, size):
         {sys.executable} {tmp_path}/child.py {digest} {rubric}
         echo "code $?, files $(ls -A {cache} | grep -v lock)."
     """
-    unshare = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.getuid() else [])]
-    if (
-        not shutil.which("unshare")
-        or subprocess.run([*unshare, "true"], capture_output=True, timeout=LIMIT).returncode
-    ):
-        pytest.skip("this system lets nobody mount a small file system")
-    result = subprocess.run(
-        [*unshare, "sh", "-c", command], capture_output=True, text=True, timeout=LIMIT
-    )
+    result = in_mount_namespace(command)
     assert "code 2, files ." in result.stdout, result.stderr
     assert "No space left on the device" in result.stderr
     assert "Traceback" not in result.stderr

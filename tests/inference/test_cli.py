@@ -1,6 +1,5 @@
 """The command line: what it prints, and one clear message with exit code 2 for what is wrong."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import pytest
 
 from slm_judge import __version__
 from slm_judge.cli import main
-from tests.conftest import LIMIT, ROOT
+from tests.conftest import LIMIT, ROOT, in_mount_namespace
 
 
 @pytest.fixture
@@ -195,15 +194,7 @@ def test_a_full_disk_loses_nothing(run, tmp_path):
         {sys.executable} -m slm_judge annotate {tmp_path}/in.csv --model {run.gguf} --output {folder}/out.csv --overwrite
         echo "code $?, files $(ls -A {folder} | tr '\\n' ' '), content $(cat {folder}/out.csv)"
     """
-    unshare = ["unshare", "--mount", *(["--user", "--map-root-user"] if os.getuid() else [])]
-    if (
-        not shutil.which("unshare")
-        or subprocess.run([*unshare, "true"], capture_output=True, timeout=LIMIT).returncode
-    ):
-        pytest.skip("this system lets nobody mount a small file system")
-    result = subprocess.run(
-        [*unshare, "sh", "-c", command], capture_output=True, text=True, timeout=LIMIT
-    )
+    result = in_mount_namespace(command)
     assert "code 2, files out.csv out.csv.parts , content old" in result.stdout, result.stderr
     assert "No space left on the device" in result.stderr
     assert "Traceback" not in result.stderr
