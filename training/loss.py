@@ -1,14 +1,16 @@
 """The loss at the answer slots."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from slm_judge.rubric import Rubric
 
+OrdinalLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 class SlotLoss:
-    """Cross-entropy over the whole vocabulary, and the ranked probability score of levels."""
+    """Cross-entropy over the whole vocabulary, and an ordinal loss of levels."""
 
     def __init__(
         self,
@@ -16,18 +18,21 @@ class SlotLoss:
         label_ids: Sequence[int],
         ordinal_weight: float = 0.0,
         option_weights: torch.Tensor | None = None,
+        ordinal: OrdinalLoss | None = None,
     ) -> None:
         """Prepare the loss of a rubric with K dimensions and M options in the longest.
 
         Args:
             rubric: the rubric.
             label_ids: M token ids, of the labels in order.
-            ordinal_weight: of the ranked probability score beside the cross-entropy.
+            ordinal_weight: of the ordinal loss of levels beside the cross-entropy.
             option_weights: K x M, by which the targets are weighed in the cross-entropy.
+            ordinal: one of `ORDINAL`, by default the ranked probability score.
         """
         self.label_ids = torch.tensor(label_ids)
         self.ordinal_weight = ordinal_weight
         self.option_weights = option_weights
+        self._ordinal = ordinal or ranked_probability_score
         self._levels = [
             (k, len(dimension.options))
             for k, dimension in enumerate(rubric.dimensions)
@@ -53,7 +58,7 @@ class SlotLoss:
         total = -(weighted * log_probabilities).sum()
         if self.ordinal_weight:
             for k, levels in self._levels:
-                score = ranked_probability_score(scores[:, k, :levels], targets[:, k, :levels])
+                score = self._ordinal(scores[:, k, :levels], targets[:, k, :levels])
                 total = total + self.ordinal_weight * score.sum()
         return total
 
@@ -80,3 +85,21 @@ def ranked_probability_score(logits: torch.Tensor, targets: torch.Tensor) -> tor
     difference = (logits.softmax(dim=-1) - targets).cumsum(dim=-1)[:, :-1]
     answered = targets.sum(dim=-1) > 0
     return difference.square().mean(dim=-1) * answered
+
+
+def squared_error(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Squared error of the expected level, with the levels from 0 to 1.
+
+    Args:
+        logits: B x J levels.
+        targets: B x J shares; zeros where nobody answered.
+
+    Returns:
+        B errors.
+    """
+    levels = torch.linspace(0, 1, logits.shape[-1], device=logits.device)
+    difference = (logits.softmax(dim=-1) - targets) @ levels
+    return difference.square() * (targets.sum(dim=-1) > 0)
+
+
+ORDINAL: dict[str, OrdinalLoss] = {"rps": ranked_probability_score, "squared_error": squared_error}

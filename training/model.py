@@ -1,5 +1,6 @@
 """What a run's trainer is made of: datasets, collators, the base with its adapter."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ from slm_judge.prompt.readers import DecisionReader
 from slm_judge.recipe import Recipe
 from slm_judge.run import Run
 
+from . import attention
 from .arguments import training_arguments
 from .facts import context_length
-from .loss import SlotLoss
+from .lora import add_in_place
+from .loss import ORDINAL, SlotLoss
 from .progress import CheckpointClock, tensorboard
 from .slots import (
     SlotCollator,
@@ -76,19 +79,27 @@ class Learner:
         set_seed(self.recipe.training.seed)
         lora = self.recipe.lora
         model = load_base(self.base, self.base.device)
-        options: dict[str, Any] = {"target_modules": "all-linear"}
+        adapted, options = _adapted(model, lora.layers), dict[str, Any]()
         if lora.embedding_r:
-            options = _embedding_options(model, lora.embedding_r)
-        return get_peft_model(
-            model,
-            LoraConfig(
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                task_type="CAUSAL_LM",
-                **options,
-            ),
+            adapted.append(name := _embeddings(model))
+            scale = lora.embedding_r**0.5 if lora.rslora else lora.embedding_r  # makes it 1
+            options = {
+                "rank_pattern": {name: lora.embedding_r},
+                "alpha_pattern": {name: scale},
+            }
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            use_rslora=lora.rslora,
+            target_modules=adapted,
+            task_type="CAUSAL_LM",
+            **options,
         )
+        if self.base.device == "cpu":
+            attention.use(model)
+            add_in_place(config)
+        return get_peft_model(model, config)
 
     def trainer(self, evaluate: bool = True) -> SlotTrainer:
         """The trainer, ready to train; benchmarks do without evaluation and checkpoints."""
@@ -105,7 +116,9 @@ class Learner:
             data_collator=self.collator,
             eval_collator=self.eval_collator,
             compute_metrics=alpha_metrics(rubric, self.splits["validation"]),
-            loss=SlotLoss(rubric, label_ids, config.ordinal_weight, weights),
+            loss=SlotLoss(
+                rubric, label_ids, config.ordinal_weight, weights, ORDINAL[config.ordinal_loss]
+            ),
             plain_loss=SlotLoss(rubric, label_ids),
         )
         trainer.add_callback(EpochOfCollator(self.collator))
@@ -115,23 +128,29 @@ class Learner:
         return trainer
 
 
-def _embedding_options(model: Any, rank: int) -> dict[str, Any]:
-    """LoRA on all linear layers but the output, and on the input embeddings with scale 1."""
+def _adapted(model: Any, share: float) -> list[str]:
+    """Paths of the linear layers but the output, in the last `share` of the model's layers."""
+    output = model.get_output_embeddings()
+    linear = {
+        path: re.search(r"\.(\d+)\.", path)
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not output
+    }
+    first = round((1 - share) * model.config.get_text_config().num_hidden_layers)
+    return [path for path, layer in linear.items() if not layer or int(layer[1]) >= first]
+
+
+def _embeddings(model: Any) -> str:
+    """Path of the input embeddings.
+
+    Raises:
+        ModelError: they are the output's too.
+    """
     if model.config.get_text_config().tie_word_embeddings:
         raise ModelError(
             "lora.embedding_r needs a base whose output embeddings are its own: merging would "
             f"change the output of {model.config.name_or_path} too, which was not trained so."
         )
     embeddings = model.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is embeddings)
-    output = model.get_output_embeddings()
-    linear = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not output
-    ]
-    return {
-        "target_modules": [*linear, name],
-        "rank_pattern": {name: rank},
-        "alpha_pattern": {name: rank},
-    }
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+    return names[id(embeddings)]

@@ -15,6 +15,7 @@ from slm_judge.errors import DataError
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.recipe import AugmentationConfig
 
+from .attention import rows_of
 from .augment import Variant, VariantReader, draw_variant, identity
 from .targets import Targets
 
@@ -112,8 +113,9 @@ class SlotCollator:
 
         Returns:
             `labels` (B x K; the trainer counts what is not -100) and `packs`: each with `inputs`
-            of the model, `targets` (R x K x M in option order) of its R rows, whose slots are the
-            logits in order, and `positions` (K x M: the label that an option stands behind).
+            of the model, where its R `rows` are, their `targets` (R x K x M in option order), whose
+            slots are the logits in order, and `positions` (K x M: the label that an option stands
+            behind).
         """
         labels = [[row["labels"][slot] for slot in row["slots"]] for row in rows]
         return {"labels": torch.tensor(labels), "packs": self._packs(rows)}
@@ -132,6 +134,7 @@ class SlotCollator:
         return [
             {
                 "inputs": pack_tensors(pack([prompts[i] for i in part], prefix), "cpu"),
+                "rows": rows_of([len(prompts[i].input_ids) - prefix for i in part], prefix),
                 "targets": targets[part].float(),
                 "positions": positions,
             }

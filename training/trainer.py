@@ -22,6 +22,7 @@ from slm_judge.data.item import Item, votes_of
 from slm_judge.errors import JudgeError
 from slm_judge.rubric import Rubric
 
+from . import attention
 from .loss import SlotLoss, option_logits
 from .slots import SlotCollator, TrainingCollator
 
@@ -51,6 +52,7 @@ class SlotTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
         self._loss, self._plain_loss, self._eval_collator = loss, plain_loss, eval_collator
+        self._by_rows = self.model.config._attn_implementation == attention.NAME
         # The targets are no shifted next tokens: Trainer must count every label of a batch.
         self._loss_shifts_labels = False
         # TRL rounds the adapter of a quantized base to bfloat16, in which small updates vanish.
@@ -114,7 +116,8 @@ class SlotTrainer(SFTTrainer):
         self, model: Any, pack: dict[str, Any], loss: SlotLoss
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed loss of a pack, and its logits (R x K x V)."""
-        logits = model(**pack["inputs"], use_cache=False).logits[0]
+        rows = {"rows": pack["rows"]} if self._by_rows else {}
+        logits = model(**pack["inputs"], **rows, use_cache=False).logits[0]
         logits = logits.unflatten(0, pack["targets"].shape[:2])
         return loss(logits, pack["targets"], pack["positions"]), logits
 

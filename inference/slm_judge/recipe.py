@@ -69,7 +69,12 @@ class LoraConfig(_Section):
     r: Whole = Field(default=16, ge=1)
     """Rank."""
     alpha: Whole = Field(default=32, ge=1)
-    """Scale; the update is multiplied by alpha / r."""
+    """Scale; the update is multiplied by alpha / r, or by alpha / sqrt(r) with `rslora`."""
+    rslora: bool = False
+    """Rank-stabilised scale (arXiv 2312.03732)."""
+    layers: float = Field(default=1.0, gt=0, le=1)
+    """Share of the base's layers that are adapted, counted from the output. Below the first one
+    nothing has to be computed backwards: 0.5 saves a quarter of the arithmetic."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout on the adapter's input."""
     embedding_r: Whole = Field(default=0, ge=0)
@@ -117,7 +122,9 @@ class TrainingConfig(_Section):
     annotator, drawn anew each epoch), majority, or dawid_skene (annotators weighed by their
     estimated errors). auto: see docs/training.md."""
     ordinal_weight: float = Field(default=0.0, ge=0)
-    """Weight of the ranked probability score of score dimensions beside the cross-entropy."""
+    """Weight of `ordinal_loss` of score dimensions beside the cross-entropy."""
+    ordinal_loss: Literal["rps", "squared_error"] = "rps"
+    """rps, the ranked probability score; or squared_error, that of the expected level."""
     class_balance: float = Field(default=0.0, ge=0, le=1)
     """Exponent of the inverse frequency by which options are weighed: 0 not at all, 1 fully."""
     learning_rate: float = Field(default=5e-5, gt=0)

@@ -1,6 +1,12 @@
 import pytest
 import torch
-from slm_judge.training.loss import SlotLoss, option_logits, ranked_probability_score
+from slm_judge.training.loss import (
+    ORDINAL,
+    SlotLoss,
+    option_logits,
+    ranked_probability_score,
+    squared_error,
+)
 
 from slm_judge import Rubric
 
@@ -76,3 +82,18 @@ def test_option_weights_weigh_the_targets():
     assert (weighed - plain).item() == pytest.approx(
         -LOGITS[0, 0].log_softmax(0)[5].item(), rel=1e-5
     )
+
+
+def test_squared_error_of_the_expected_level():
+    # Levels 0, 1/2, 1: .25 + .3 = .55 expected, 1/2 the annotators'.
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    assert squared_error(logits, torch.tensor([[0.0, 1.0, 0.0]])).item() == pytest.approx(0.0025)
+    assert squared_error(logits, torch.zeros(1, 3)).item() == 0
+    both = [
+        SlotLoss(RUBRIC, LABEL_IDS, 2.0, ordinal=ORDINAL[name])(LOGITS, TARGETS, PLAIN)
+        - SlotLoss(RUBRIC, LABEL_IDS)(LOGITS, TARGETS, PLAIN)
+        for name in ("rps", "squared_error")
+    ]
+    scores = LOGITS[:1, 0, LABEL_IDS]
+    for added, loss in zip(both, ORDINAL.values(), strict=True):
+        assert added.item() == pytest.approx(2 * loss(scores, TARGETS[:1, 0]).item(), rel=1e-4)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from slm_judge.training import attention
+from slm_judge.training.lora import add_in_place
 from slm_judge.training.loss import SlotLoss
 from slm_judge.training.slots import (
     IGNORE,
@@ -64,11 +66,15 @@ def encoded(items, contract, tokenizer):
     return reader.encode([item.state for item in items])
 
 
-def adapted(quantization):
+def adapted(quantization, in_place=False):
     from peft import LoraConfig, get_peft_model
 
     base = Base("tiny", quantization=quantization)
-    model = get_peft_model(load_base(base, "cpu"), LoraConfig(r=4, target_modules="all-linear"))
+    config = LoraConfig(r=4, target_modules="all-linear")
+    if in_place:
+        add_in_place(config)
+    torch.manual_seed(0)
+    model = get_peft_model(load_base(base, "cpu"), config)
     with torch.no_grad():  # B starts at zero, which would hide half of the gradients
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -80,7 +86,8 @@ def loss_and_gradients(model, packs, loss):
     model.zero_grad()
     total = 0.0
     for one in packs:
-        logits = model(**one["inputs"], use_cache=False).logits[0]
+        rows = {"rows": one["rows"]} if "rows" in one else {}
+        logits = model(**one["inputs"], **rows, use_cache=False).logits[0]
         value = loss(
             logits.unflatten(0, one["targets"].shape[:2]), one["targets"], one["positions"]
         )
@@ -89,9 +96,10 @@ def loss_and_gradients(model, packs, loss):
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("how", ["by the mask", "in parts", "in parts and in place"])
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_packed_loss_and_gradients_are_those_of_whole_prompts(
-    dataset, targets, contract, tokenizer, quantization
+    dataset, targets, contract, tokenizer, quantization, how
 ):
     loss = SlotLoss(contract.rubric, label_token_ids(contract, tokenizer), ordinal_weight=0.5)
     packs = SlotCollator(targets, pack_budget("cpu"))(list(dataset))["packs"]
@@ -106,12 +114,38 @@ def test_packed_loss_and_gradients_are_those_of_whole_prompts(
         own = {"targets": packs[0]["targets"][[index]], "positions": packs[0]["positions"]}
         whole.append(own | {"inputs": alone})
     model = adapted(quantization)
-    packed_loss, packed = loss_and_gradients(model, packs, loss)
     plain_loss, plain = loss_and_gradients(model, whole, loss)
+    if how != "by the mask":
+        if how.endswith("place"):
+            model = adapted(quantization, in_place=True)
+            names = {type(module).__module__ for module in model.modules()}
+            assert "slm_judge.training.lora" in names
+        attention.use(model)
+        packs[0]["inputs"].pop("attention_mask")  # it is not looked at
+    else:
+        assert packs[0].pop("rows").groups
+    packed_loss, packed = loss_and_gradients(model, packs, loss)
     assert packed_loss == pytest.approx(plain_loss, rel=1e-5)
     for name, gradient in plain.items():
         scale = gradient.abs().max().clamp(min=1e-6)
         assert ((packed[name] - gradient).abs().max() / scale) < 1e-3, name
+
+
+def test_rows_of_about_one_length_are_a_group():
+    rows = attention.rows_of([30, 5, 6, 20, 21, 7], prefix=10)
+    assert [group.shape for group in rows.groups] == [(3, 7), (2, 21), (1, 30)]
+    found = torch.cat([group.positions for group in rows.groups]).sort().values
+    assert found.tolist() == list(range(10, 99))
+    assert attention.rows_of([3], prefix=0) is None
+
+
+def test_attention_that_is_not_told_the_rows_keeps_to_the_mask(dataset, targets):
+    (one,) = SlotCollator(targets, 4096)(list(dataset))["packs"]
+    model = adapted("none")
+    with torch.no_grad():
+        expected = model(**one["inputs"]).logits
+        attention.use(model)
+        assert torch.equal(model(**one["inputs"]).logits, expected)
 
 
 def test_dataset_columns(dataset, contract, tokenizer):
