@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 
 PYTHON ?= python3
-RECIPE ?= recipes/tiny.yaml
+RECIPE ?= recipes/smollm2.yaml
 # A folder of a run; by default that of the recipe.
 RUN ?= $(RECIPE)
 HUB_USER ?=
@@ -40,11 +40,15 @@ $(READY): pyproject.toml
 	@touch $@
 	@echo "Ready: .venv/bin/slm-judge. Try make demo, make test."
 
-demo: $(READY) ## The whole job offline on the shipped sample: train, export, verify, annotate
-	$(BIN)/slm-judge train recipes/tiny.yaml --resume
+demo: $(READY) ## The whole job on the shipped sample: train, export, verify, annotate, compare
+	$(BIN)/slm-judge train recipes/smollm2.yaml --resume
 	$(BIN)/slm-judge export runs/demo
-	$(BIN)/slm-judge annotate samples/new-messages.csv --model runs/demo/gguf --output runs/demo/annotations.csv --overwrite
-	$(BIN)/slm-judge verify runs/demo
+	$(BIN)/slm-judge annotate samples/new-messages.csv --model runs/demo/gguf --quantization Q8_0 \
+	  --output runs/demo/annotations.csv --overwrite
+	@echo '$(BIN)/slm-judge verify runs/demo'
+	@$(BIN)/slm-judge verify runs/demo || { [ $$? -eq 1 ] \
+	  && echo "So make push would refuse this run: a base this small loses too much in four bits."; }
+	$(BIN)/slm-judge baselines recipes/smollm2.yaml --zero-shot smollm2
 
 train: $(READY) ## Fine-tune a judge: make train RECIPE=recipes/mine.yaml (goes on where it stopped)
 	$(BIN)/slm-judge train $(RECIPE) --resume
@@ -82,8 +86,8 @@ wheel: $(READY) ## The package as a file that pip installs anywhere: dist/slm_ju
 	rm -rf build dist
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-bench: $(READY) ## Figures: real annotations (DATA=folder with goemotions_train.csv and goemotions_dev.csv), speed
-	$(BIN)/python benchmarks/real_input.py --data $(or $(DATA),../shared/data)
+bench: $(READY) ## Figures: real annotations (TABLES="popquorn convabuse ...", docs/results.md), speed
+	$(BIN)/python -m benchmarks.study $(or $(TABLES),popquorn)
 	$(BIN)/python benchmarks/throughput.py --data goemotions answer-quality
 
 clean: ## Remove what the tools left, but no runs and no environment

@@ -1,6 +1,6 @@
 """Calibration of a run's judge on its test items, before and after temperature scaling.
 
-python benchmarks/calibration.py runs/demo runs/goemotions-tiny
+python benchmarks/calibration.py runs/demo runs/goemotions
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How much a row's answer depends on what is computed beside it, and what the remedy costs.
 
-    python benchmarks/determinism.py --model runs/goemotions-tiny/gguf \
+    python benchmarks/determinism.py --model runs/goemotions/gguf \
         --rows ../shared/data/goemotions_dev.csv
     python benchmarks/determinism.py --shape 0.6b --limit 300      # random weights
 

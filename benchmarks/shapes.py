@@ -37,6 +37,7 @@ class DataShape:
 
 DATA = {
     "goemotions": DataShape("emotion", (5, 25)),
+    "popquorn": DataShape("offensiveness", (10, 70)),
     "answer-quality": DataShape("answer-quality", (150, 350)),
 }
 

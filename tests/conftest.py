@@ -98,7 +98,7 @@ def support():
 
 
 def small_recipe(folder: Path, **changes):
-    """The demo's recipe on fewer items and epochs, in `folder`."""
+    """The sample's recipe on the tiny base, with fewer items and epochs, in `folder`."""
     from slm_judge.recipe import Recipe
 
     recipe = Recipe.from_file(ROOT / "recipes" / "tiny.yaml")
@@ -107,7 +107,13 @@ def small_recipe(folder: Path, **changes):
         update={"limit": 96, "test_share": 0.08, "validation_share": 0.05}
     )
     return recipe.model_copy(
-        update={"output": str(folder), "training": training, "data": data, **changes}
+        update={
+            "name": "demo",
+            "output": str(folder),
+            "training": training,
+            "data": data,
+            **changes,
+        }
     )
 
 

@@ -94,7 +94,7 @@ def test_a_run_that_was_to_be_overwritten_survives_a_kill(run, tmp_path):
 def test_a_run_is_found_by_its_recipe(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Run.find(run.folder) == run
-    assert Run.find(ROOT / "recipes/tiny.yaml").folder == Path("runs/demo")
+    assert Run.find(ROOT / "recipes/tiny.yaml").folder == Path("runs/tiny")
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path):

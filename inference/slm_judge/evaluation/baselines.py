@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from slm_judge.agreement.aggregate import vote_shares
 from slm_judge.agreement.alpha import (
     alpha_of_coincidences,
     annotator_coincidences,
+    judge_alpha,
     judge_coincidences,
     judge_confusions,
 )
@@ -33,7 +35,12 @@ from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
+from .encoder import embed
+from .openai import Server, ask_server
+from .zero_shot import zero_shot
+
 NEIGHBOURS = 15
+_FOLDS, _CHOICES = 3, (0.1, 1.0, 10.0, 100.0)  # of the cross-validation, and of C
 _MANY = 50  # items, from which on what stands in one of them alone is left out
 REPORT = "baselines.json"
 
@@ -54,54 +61,70 @@ def baselines(
     predictions: Mapping[str, str] | None = None,
     n_resamples: int = RESAMPLES,
     console: Console | None = None,
+    *,
+    encoder: str | None = None,
+    zero_shots: Sequence[str] = (),
+    server: Server | None = None,
 ) -> dict[str, dict[str, Scores]]:
     """Score the yardsticks on the test items of a recipe, and write `report/baselines.json`.
 
     The yardsticks: the majority label of the training items, TF-IDF (words 1-2, characters 2-5)
     with logistic regression (C=4; also with options weighed by their rarity) and with nearest
-    neighbours, the annotators themselves, the judge where the run is verified, and predictions of
-    other systems.
+    neighbours, the annotators themselves, the judge where the run is verified, predictions of
+    other systems, and those that are named here.
 
     Args:
         recipe: names the data; the split of its run is used where there is one.
         predictions: name of a system -> table with `item_id` and a column a dimension.
         n_resamples: of the bootstrap over items.
         console: where the table is written.
+        encoder: see `fit_systems`.
+        zero_shots: bases and judges; see `zero_shot`.
+        server: whose answers are kept in the run's `report/`.
 
     Returns:
         Dimension -> system -> scores.
 
     Raises:
         DataError: the data cannot be used, or a table of predictions lacks items.
+        ModelError: the encoder, a base or a judge cannot be loaded.
+        JudgeError: the server refuses, or does not answer.
     """
     console = console or Console()
     rubric, run = Rubric.from_file(recipe.rubric), Run(recipe.run_folder)
-    read: list[str] = []
+    notes: list[str] = []
     if run.recipe_file.exists():
         splits = {name: load_split(run.data, name) for name in ("train", "test")}
     else:
-        splits = load_splits(recipe.data, rubric, recipe.training.seed, read)
+        splits = load_splits(recipe.data, rubric, recipe.training.seed, notes)
     train, test = splits["train"], splits["test"]
-    systems: dict[str, dict[str, list[int]]] = {
+    systems: dict[str, Mapping[str, Sequence[int | None]]] = {
         name: labels_of(location, rubric, test) for name, location in (predictions or {}).items()
     }
-    with console.status("TF-IDF with logistic regression and nearest neighbours"):
-        fitted, notes = fit_systems(train, test, rubric)
+    answered: dict[str, dict[str, list[int | None]]] = {}
+    if server:
+        answered, spent = ask_server(server, rubric, test, run.report, console)
+        notes += spent
+    fitted, left_out = fit_systems(train, test, rubric, encoder, console)
     judged, partial_ones = judge_predictions(run, test, rubric)
-    systems |= fitted | judged
-    notes += [*partial_ones, *read]
+    untrained = {f"zero-shot {m}": zero_shot(m, rubric, test, console) for m in zero_shots}
+    systems |= {**fitted, **judged, **untrained, **answered}
+    notes = [*left_out, *partial_ones, *notes]
     bootstrap = Bootstrap(len(test), n_resamples, recipe.training.seed)
     results = {}
     for dimension in rubric.dimensions:
         votes = votes_of(test, dimension.name)
         rows = {"annotator (human ceiling)": score_annotators(votes, dimension, bootstrap)}
         for name, labels in systems.items():
-            if dimension.name not in labels:
-                continue  # a note says why
-            rows[name] = score(labels[dimension.name], votes, dimension, bootstrap)
+            if dimension.name in labels:  # else a note says why
+                rows |= _rows(name, labels[dimension.name], votes, dimension, bootstrap)
         results[dimension.name] = rows
         results_table(dimension, rows, len(test)).show(console)
         console.print()
+        if len(answered) > 1:
+            alphas = [rows[name].alpha.estimate for name in answered]
+            spread = f"{np.mean(alphas):.3f} ± {np.std(alphas, ddof=1):.3f}"
+            notes.append(f"{dimension.name}: alpha of {len(alphas)} runs {spread} (mean and SD).")
     say(console, notes)
     write_json(run.report / REPORT, as_json(results))
     return results
@@ -110,38 +133,71 @@ def baselines(
 # --- the systems --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Answered:
+    """What the annotators said about those N training items that they answered."""
+
+    dimension: Dimension
+    votes: list[list[int]]
+    shares: Shares
+    """N x options."""
+    groups: list[str]
+
+
 def fit_systems(
-    train: Sequence[Item], test: Sequence[Item], rubric: Rubric
+    train: Sequence[Item],
+    test: Sequence[Item],
+    rubric: Rubric,
+    encoder: str | None = None,
+    console: Console | None = None,
 ) -> tuple[dict[str, dict[str, list[int]]], list[str]]:
     """Option indices of the majority label, logistic regression and nearest neighbours.
 
     A method that cannot be fitted has no labels of that dimension; the second part says why.
+
+    Args:
+        train: items to fit on.
+        test: items to label; their votes are not looked at.
+        rubric: gives the dimensions.
+        encoder: folder or Hub repository of an encoder, whose embeddings get a logistic regression
+            too, with C chosen by cross-validation.
+        console: where progress is written.
+
+    Raises:
+        ModelError: the encoder cannot be used.
     """
-    texts = [_text(item) for item in train]
-    features = _features(texts)
-    known = features.fit_transform(texts)
-    new = features.transform([_text(item) for item in test])
-    methods: dict[str, Callable[..., Shares]] = {
-        "majority label": _majority,
-        "TF-IDF + logistic regression": _logistic_regression,
-        "TF-IDF + logistic regression, balanced": partial(_logistic_regression, balanced=True),
-        f"TF-IDF + {NEIGHBOURS} nearest neighbours": _nearest_neighbours,
+    texts = [_text(item) for item in (*train, *test)]
+    features, notes = _features(texts[: len(train)]), list[str]()
+    words = features.fit_transform(texts[: len(train)]), features.transform(texts[len(train) :])
+    balanced = partial(_logistic_regression, balanced=True)
+    methods: dict[str, tuple[Any, Any, Callable[..., Shares]]] = {
+        "majority label": (*words, _majority),
+        "TF-IDF + logistic regression": (*words, _logistic_regression),
+        "TF-IDF + logistic regression, balanced": (*words, balanced),
+        f"TF-IDF + {NEIGHBOURS} nearest neighbours": (*words, _nearest_neighbours),
     }
+    if encoder:
+        vectors, notes = embed(encoder, texts, console)
+        name = f"{Path(encoder).name} + logistic regression"
+        pair = vectors[: len(train)], vectors[len(train) :]
+        methods[name] = (*pair, _tuned_regression)
+        methods[f"{name}, balanced"] = (*pair, partial(_tuned_regression, balanced=True))
     found: dict[str, dict[str, list[int]]] = {name: {} for name in methods}
-    notes = []
     for dimension in rubric.dimensions:
         votes = votes_of(train, dimension.name)
-        answered = [i for i, row in enumerate(votes) if row]
-        shares = np.array([vote_shares(votes[i], len(dimension.options)) for i in answered])
-        used = int(shares.any(axis=0).sum()) if answered else 0
-        for name, method in methods.items():
+        kept = [i for i, row in enumerate(votes) if row]
+        shares = np.array([vote_shares(votes[i], len(dimension.options)) for i in kept])
+        groups = [train[i].group for i in kept]
+        answered = _Answered(dimension, [votes[i] for i in kept], shares, groups)
+        used = int(shares.any(axis=0).sum()) if kept else 0
+        for name, (known, new, method) in methods.items():
             if used < (2 if "regression" in name else 1):
                 labels = "one label alone" if used else "no label"
                 notes.append(
                     f"{name} is left out: the training items have {labels} of {dimension.name}."
                 )
                 continue
-            guessed = method(known[answered], shares, new)
+            guessed = method(known[kept], answered, new)
             found[name][dimension.name] = guessed.argmax(axis=1).tolist()
     return found, notes
 
@@ -161,23 +217,44 @@ def _text(item: Item) -> str:
     return "\n".join(item.state.values())
 
 
-def _majority(known: Any, shares: Shares, new: Any) -> Shares:
-    return np.tile(shares.sum(axis=0), (new.shape[0], 1))
+def _majority(known: Any, answered: _Answered, new: Any) -> Shares:
+    return np.tile(answered.shares.sum(axis=0), (new.shape[0], 1))
 
 
-def _logistic_regression(known: Any, shares: Shares, new: Any, balanced: bool = False) -> Shares:
+def _logistic_regression(
+    known: Any, answered: _Answered, new: Any, balanced: bool = False, c: float = 4
+) -> Shares:
     """Every vote share is a training row of that weight; balanced: rare options weigh more."""
-    rows, options = np.nonzero(shares)
+    rows, options = np.nonzero(answered.shares)
     weight = "balanced" if balanced else None
-    model = LogisticRegression(C=4, max_iter=300, class_weight=weight)
-    model.fit(known[rows], options, sample_weight=shares[rows, options])
-    guessed = np.zeros((new.shape[0], shares.shape[1]))
+    model = LogisticRegression(C=c, max_iter=300, class_weight=weight)
+    model.fit(known[rows], options, sample_weight=answered.shares[rows, options])
+    guessed = np.zeros((new.shape[0], answered.shares.shape[1]))
     guessed[:, model.classes_] = model.predict_proba(new)
     return guessed
 
 
-def _nearest_neighbours(known: Any, shares: Shares, new: Any) -> Shares:
+def _tuned_regression(known: Any, answered: _Answered, new: Any, balanced: bool = False) -> Shares:
+    """With the C whose labels of items held out in turn agree best; groups are held out whole."""
+    order = {group: k for k, group in enumerate(dict.fromkeys(answered.groups))}
+    fold = np.array([order[group] % _FOLDS for group in answered.groups])
+    shares, alphas = answered.shares, {1.0: -1.0}
+    # Where a fold is empty or leaves one label alone, nothing can be compared: C is then 1.
+    if len(order) >= _FOLDS and all(shares[fold != k].any(axis=0).sum() > 1 for k in range(_FOLDS)):
+        for c in _CHOICES:
+            labels = np.zeros(len(shares), dtype=int)
+            for k in range(_FOLDS):
+                rest, held = replace(answered, shares=shares[fold != k]), known[fold == k]
+                guessed = _logistic_regression(known[fold != k], rest, held, balanced, c)
+                labels[fold == k] = guessed.argmax(axis=1)
+            alphas[c] = judge_alpha(labels.tolist(), answered.votes, answered.dimension)
+    best = max(alphas, key=lambda c: np.nan_to_num(alphas[c], nan=-2))
+    return _logistic_regression(known, answered, new, balanced, best)
+
+
+def _nearest_neighbours(known: Any, answered: _Answered, new: Any) -> Shares:
     """Vote shares of the nearest training items, weighed by their cosine similarity."""
+    shares = answered.shares
     model = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(shares)), metric="cosine").fit(known)
     distances, neighbours = model.kneighbors(new)
     weights = np.maximum(1 - distances, 1e-6)
@@ -226,6 +303,35 @@ def score(
     n_options = len(dimension.options)
     confusions = judge_confusions(labels, votes, n_options)
     return _scores(judge_coincidences(labels, votes, n_options), confusions, dimension, bootstrap)
+
+
+def _rows(
+    name: str,
+    labels: Sequence[int | None],
+    votes: Sequence[Sequence[int]],
+    dimension: Dimension,
+    bootstrap: Bootstrap,
+) -> dict[str, Scores]:
+    """The row of a system, and where some of its answers name no option, one of the others alone.
+
+    No answer counts as the option that agrees least with the annotators of the item.
+    """
+    known = [-1 if label is None else label for label in labels]
+    if -1 not in known:
+        return {name: score(known, votes, dimension, bootstrap)}
+    options = range(len(dimension.options))
+    worst = [
+        max(options, key=lambda o: (-row.count(o), sum(abs(o - vote) for vote in row)))
+        for row in map(list, votes)
+    ]
+    pairs = [*zip(known, worst, votes, strict=True)]
+    filled = [other if label < 0 else label for label, other, _ in pairs]
+    read = [[] if label < 0 else row for label, _, row in pairs]
+    alone = f"{name}, its {len(known) - known.count(-1)} readable answers alone"
+    return {
+        name: score(filled, votes, dimension, bootstrap),
+        alone: score(filled, read, dimension, bootstrap),
+    }
 
 
 def score_annotators(

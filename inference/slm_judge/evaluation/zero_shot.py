@@ -1,0 +1,84 @@
+"""A base that was not trained, or a judge, asked the rubric through the judge's own prompt."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from slm_judge.annotate.rows import truncate
+from slm_judge.artefact.base import OFFLINE, load_config, load_model, load_tokenizer, locate_base
+from slm_judge.artefact.judge_files import DECISION, Contract
+from slm_judge.artefact.locate import locate
+from slm_judge.backends import memory_errors
+from slm_judge.backends.transformers import TransformersBackend
+from slm_judge.data.item import Item
+from slm_judge.errors import ModelError, require
+from slm_judge.judge.judge import Judge
+from slm_judge.progress import progress_bar
+from slm_judge.rubric import Rubric
+
+
+def zero_shot(
+    model: str, rubric: Rubric, items: Sequence[Item], console: Console | None = None
+) -> dict[str, list[int]]:
+    """What a model says about N items without training for it: dimension -> option indices.
+
+    An item that is too long for the model is cut at the end of its longest field.
+
+    Args:
+        model: a base (Hub repository, folder, "smollm2" or "tiny") or a judge (Hub repository,
+            folder or `.gguf` file), whose rubric must have these dimensions and options.
+        rubric: what is asked.
+        items: N items.
+        console: where progress is written.
+
+    Raises:
+        ModelError: there is no such model, or it is a judge of something else.
+        DataError: not even an empty item fits.
+    """
+    with load(model, rubric) as judge, progress_bar("rows", console=console) as bar:
+        backend, theirs = judge.backend, judge.rubric.dimensions
+        prompts = backend.reader.encode([item.state for item in items])
+        for i, prompt in enumerate(prompts):
+            if len(prompt.input_ids) > backend.max_tokens:
+                prompts[i] = truncate(backend, judge.rubric, items[i].state)
+        found = {dimension.name: [0] * len(items) for dimension in theirs}
+        task = bar.add_task(Path(model).name, total=len(items))
+        for i, logits in judge.decide(prompts):
+            for dimension, row in zip(theirs, logits, strict=True):
+                key = dimension.key(int(row.argmax()))  # its options may have another order
+                option = rubric.dimension(dimension.name).index(key)
+                assert option is not None
+                found[dimension.name][i] = option
+            bar.advance(task)
+    return found
+
+
+def load(model: str, rubric: Rubric) -> Judge:
+    """A judge of `rubric`: that of a judge's files, or an untrained base.
+
+    Raises:
+        ModelError: see `zero_shot`.
+    """
+    path = locate_base(model) if model in OFFLINE else locate(model, None, None)
+    if path.is_file() or (path / DECISION).is_file():
+        judge = Judge.from_pretrained(path)
+        if _asked(judge.rubric) == _asked(rubric) and {*judge.rubric.fields} <= {*rubric.fields}:
+            return judge
+        judge.close()
+        raise ModelError(
+            f"{model} is a judge of another rubric, {judge.rubric.name}: the names of dimensions, "
+            f"options and fields must be those of {rubric.name}. Name a judge of it, or a base."
+        )
+    load_config(path)
+    tokenizer, torch = load_tokenizer(path), require("torch", "transformers")
+    contract = Contract.build(rubric, tokenizer)
+    device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", "float32")
+    with memory_errors("Take a smaller base."):
+        weights = load_model(path, device, dtype)
+        return Judge(TransformersBackend(weights, tokenizer, contract, path))
+
+
+def _asked(rubric: Rubric) -> dict[str, set[str]]:
+    """The names that give an answer its meaning."""
+    return {d.name: {d.key(i) for i in range(len(d.options))} for d in rubric.dimensions}
