@@ -91,6 +91,7 @@ def render_card(
         recipe=recipe,
         card=recipe.card,
         facts=facts,
+        several=facts.get("seeds"),
         report=report,
         evaluation=evaluation,
         holds=holds,

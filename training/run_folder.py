@@ -15,7 +15,8 @@ from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.item import Item, load_split, save_splits
 from slm_judge.errors import JudgeError
 from slm_judge.files import atomic_folder, write_json, write_text
-from slm_judge.recipe import Recipe
+from slm_judge.offline.smollm2 import REPOSITORY
+from slm_judge.recipe import Recipe, public_settings
 from slm_judge.rubric import RUBRIC_FILE, Rubric
 from slm_judge.run import Run
 
@@ -104,7 +105,7 @@ def claimed(run: Run, overwrite: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if fresh and last_checkpoint(run.checkpoints) is None:
+        if fresh and last_checkpoint(run.checkpoints) is None and not run.adapter.exists():
             _clear(run)
             give_back(run)
         raise
@@ -167,9 +168,11 @@ def save_adapter(
     facts: dict[str, Any],
 ) -> None:
     """Write a complete judge: adapter, tokenizer, contract, and how it was made."""
-    # The base's name as in the recipe, not the folder that it was loaded from on this machine.
+    # Neither the folder that the base was loaded from on this machine, nor a name of our own where
+    # the Hub has one; what we load it by ourselves is in `base.json`.
     config = model.peft_config["default"]
-    config.base_model_name_or_path, config.revision = base.base, base.revision
+    name = REPOSITORY if base.base == "smollm2" else public_settings({"base": base.base})["base"]
+    config.base_model_name_or_path, config.revision = name, base.revision
     with atomic_folder(folder) as work:
         model.save_pretrained(work, save_embedding_layers=False)
         tokenizer.save_pretrained(work)

@@ -36,6 +36,7 @@ from .run_folder import (
     last_checkpoint,
     save_adapter,
 )
+from .seeds import train_seeds, wanted_seeds
 from .targets import Targets
 from .trainer import per_dimension
 
@@ -46,6 +47,7 @@ def train(
     overwrite: bool = False,
     console: Console | None = None,
     splits: dict[str, list[Item]] | None = None,
+    seeds: int | None = None,
 ) -> Run:
     """Train an adapter.
 
@@ -55,6 +57,7 @@ def train(
         overwrite: throw an earlier run in the same folder away.
         console: where progress is written.
         splits: items of "train", "validation" and "test", in place of the recipe's data.
+        seeds: how often to train, to keep the best by validation; None: as before, or once.
 
     Returns:
         The run, with `adapter/` in it.
@@ -68,7 +71,7 @@ def train(
     console = (console or Console()) if main else Console(quiet=True)
     run = Run(recipe.run_folder)
     with run.alone() if main else nullcontext():
-        return _train_run(run, recipe, resume, overwrite, console, splits)
+        return _train_run(run, recipe, resume, overwrite, console, splits, seeds)
 
 
 def _train_run(
@@ -78,6 +81,7 @@ def _train_run(
     overwrite: bool,
     console: Console,
     splits: dict[str, list[Item]] | None,
+    number: int | None,
 ) -> Run:
     process = PartialState()
     rubric = Rubric.from_file(recipe.rubric)
@@ -85,6 +89,7 @@ def _train_run(
     with process.main_process_first():
         if process.is_main_process:
             give_back(run)
+    seeds = wanted_seeds(run, recipe.training.seed, number, overwrite)
     check_folder(run, recipe, resume, overwrite)
     print_settings(recipe, console)
     notes = rubric.warnings()
@@ -96,7 +101,7 @@ def _train_run(
     going_on = resume and run.recipe_file.exists()
     if going_on:
         check_same(run, rubric, splits)
-    if going_on and run.adapter.exists():
+    if going_on and run.adapter.exists() and len(seeds) == 1:
         run.keep_recipe(recipe)
         say(console, [f"{run.folder} is trained already; --overwrite trains it again"], "")
         return run
@@ -107,7 +112,10 @@ def _train_run(
         with claimed(run, overwrite) if process.is_main_process else nullcontext():
             if process.is_main_process:
                 keep(run, recipe, learner.base, rubric, splits)
-            _train(learner, console)
+            if len(seeds) > 1:
+                train_seeds(learner, seeds, _train, console)
+            else:
+                _train(learner, console)
     return run
 
 

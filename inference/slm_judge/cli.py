@@ -74,12 +74,15 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw an earlier run of the same name away.")
     ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(help="Train with so many seeds; keep the best by validation.")
+    ] = None,
 ) -> None:
     """Train an adapter on annotated data."""
     from .recipe import Recipe
 
-    settings = Recipe.from_file(recipe)
-    _stage("training.train", "train").train(settings, resume=resume, overwrite=overwrite)
+    settings, stage = Recipe.from_file(recipe), _stage("training.train", "train")
+    stage.train(settings, resume=resume, overwrite=overwrite, seeds=seeds)
 
 
 @app.command()
@@ -90,13 +93,36 @@ def baselines(
         typer.Option(help="name=file: what another system said (item_id, a column a dimension)."),
     ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap over items.")] = RESAMPLES,
+    zero_shot: Annotated[
+        list[str] | None, typer.Option(help="Base or judge (Hub, folder, .gguf, smollm2) to ask.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Sentence encoder (Hub, folder) for logistic regression.")
+    ] = None,
+    openai: Annotated[
+        str | None,
+        typer.Option(help="Chat server, e.g. https://api.openai.com/v1 (key: OPENAI_API_KEY)."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Name of the model on the --openai server.")] = "",
+    runs: Annotated[int, typer.Option(help="How often to ask the server.", min=1)] = 1,
+    temperature: Annotated[float, typer.Option(help="Of the server's answers.", min=0)] = 0.0,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1, max=256)] = 4,
+    timeout: Annotated[float, typer.Option(help="Seconds for an answer.", min=1)] = 120.0,
+    price_in: Annotated[float, typer.Option(help="Of a million prompt tokens.", min=0)] = 0.0,
+    price_out: Annotated[float, typer.Option(help="Of a million completion tokens.", min=0)] = 0.0,
 ) -> None:
     """Score the yardsticks: majority, TF-IDF, the annotators, the judge, other systems."""
     from .data.predictions import parse_predictions
     from .recipe import Recipe
 
     stage = _stage("evaluation.baselines", "evaluate")
-    stage.baselines(Recipe.from_file(recipe), parse_predictions(predictions or []), resamples)
+    if model and not openai:
+        raise JudgeError("--model is the name of a model on a server: name that in --openai.")
+    how = runs, temperature, concurrency, timeout, (price_in, price_out)
+    server = stage.Server(openai, model, *how) if openai else None
+    more = {"encoder": encoder, "zero_shots": zero_shot or [], "server": server}
+    settings, named = Recipe.from_file(recipe), parse_predictions(predictions or [])
+    stage.baselines(settings, named, resamples, **more)
 
 
 @app.command()

@@ -132,6 +132,15 @@ class Run:
         """What the adapter said about the validation items, JSON Lines."""
         return self.report / "validation.jsonl"
 
+    @property
+    def seeds(self) -> Path:
+        """What `train --seeds` keeps of each seed, a folder each."""
+        return self.folder / "seeds"
+
+    def of_seed(self, seed: int) -> "Run":
+        """Where one of several seeds has its adapter, predictions and checkpoints, and no more."""
+        return Run(self.seeds / str(seed))
+
     def gguf_file(self, quantization: str) -> Path:
         """The GGUF file of a quantization."""
         return self.gguf / f"{self.recipe().name}-{quantization}.gguf"

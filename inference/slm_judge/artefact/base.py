@@ -29,7 +29,8 @@ OFFLINE = ("tiny", "smollm2")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LORA_SETTINGS = {
     *("r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern"),
-    *("use_rslora", "task_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("use_rslora", "task_type", "peft_version", "base_model_name_or_path", "revision"),
+    "inference_mode",
     "auto_mapping",  # which loading does not follow
 }
 # Read by transformers when it is imported: it would download and run kernels where it has any.

@@ -1,0 +1,175 @@
+"""`slm-judge train --seeds N`: one training with several seeds, of which the best is kept.
+
+They differ in the adapter's first weights, the order of the items and what is drawn for them; the
+split is that of the recipe's own seed. The first is trained in the run itself, as without
+`--seeds`, the others in `seeds/<seed>/`, where the adapter and the predictions of each one stay.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from math import inf, isfinite, nan
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache
+from rich.console import Console
+
+from slm_judge.agreement.alpha import judge_alpha
+from slm_judge.data.item import votes_of
+from slm_judge.data.predictions import read_predictions, write_predictions
+from slm_judge.errors import JudgeError
+from slm_judge.files import atomic_folder, finite, remove, write_json, write_text
+from slm_judge.judge.judge import Judge
+from slm_judge.progress import progress_bar
+from slm_judge.run import Run
+from slm_judge.screen import Sheet, say
+
+from .model import Learner
+
+OVERALL = "mean of the dimensions"  # no dimension can be called so
+
+
+def wanted_seeds(run: Run, first: int, number: int | None, overwrite: bool) -> list[int]:
+    """The seeds of a run: as many as are asked for from `first` on, and those that are trained.
+
+    Where `number` is None, they are those that the run was started with, or `first` alone.
+
+    Raises:
+        JudgeError: the number is not sensible.
+    """
+    if number is not None and not 1 <= number <= 100:
+        raise JudgeError(f"--seeds is how often to train, from 1 to 100; it is {number}.")
+    begun = [int(path.name) for path in run.seeds.glob("*") if path.name.isdecimal()]
+    kept = [seed for seed in begun if number is None or run.of_seed(seed).adapter.exists()]
+    return sorted({*range(first, first + (number or 1)), *(() if overwrite else kept)})
+
+
+def train_seeds(
+    learner: Learner,
+    seeds: Sequence[int],
+    train: Callable[[Learner, Console], None],
+    console: Console,
+) -> None:
+    """Train with each seed that has no adapter yet, and make the best one's that of the run.
+
+    Args:
+        learner: of the run.
+        seeds: all of them, the recipe's own first.
+        train: trains what it is given.
+        console: where progress is written.
+    """
+    run, process = learner.run, PartialState()
+    if process.is_main_process:
+        for seed in seeds:
+            run.of_seed(seed).folder.mkdir(parents=True, exist_ok=True)
+    process.wait_for_everyone()  # what is being overwritten is out of the way
+    if not (run.adapter.exists() or run.of_seed(seeds[0]).adapter.exists()):
+        train(learner, console)
+    if process.is_main_process and run.adapter.exists():
+        own = run.of_seed(_facts(run.adapter)["recipe"]["training"]["seed"])
+        if not own.adapter.exists():
+            _copy(run, own)
+    process.wait_for_everyone()
+    for number, seed in enumerate(seeds, start=1):
+        if not (own := run.of_seed(seed)).adapter.exists():
+            clear_device_cache(garbage_collection=True)
+            say(console, [f"Seed {seed}, {number} of {len(seeds)}"], "")
+            training = learner.recipe.training.model_copy(update={"seed": seed})
+            recipe = learner.recipe.model_copy(update={"training": training})
+            train(replace(learner, run=own, recipe=recipe), console)
+    clear_device_cache(garbage_collection=True)
+    if process.is_main_process:
+        _conclude(learner, seeds, console)
+
+
+def _conclude(learner: Learner, seeds: Sequence[int], console: Console) -> None:
+    """Measure all seeds, make the best one's adapter that of the run, and report."""
+    run, report = learner.run, dict[str, Any](seeds=list(seeds), items={})
+    for split in ("validation", "test"):
+        report["items"][split] = len(learner.splits[split])
+        rows = [_alphas(learner, seed, split, console) for seed in seeds]
+        report[split] = {name: _spread([row[name] for row in rows]) for name in rows[0]}
+    scores = report["validation"][OVERALL]["by_seed"]
+    best = max(range(len(seeds)), key=lambda k: scores[k] if isfinite(scores[k]) else -inf)
+    report = finite(report | {"kept": seeds[best]})
+    own, before = run.of_seed(seeds[best]), run.adapter.exists() and _facts(run.adapter)
+    facts = _facts(own.adapter) | {"seeds": report}
+    if facts != before:
+        _copy(own, run, facts)
+        if run.merged.exists():
+            say(console, [f"{run.adapter} is written anew: export and verify again."])
+    write_json(run.report / "seeds.json", report)
+    others = [run.of_seed(seed) for seed in seeds if seed != seeds[best]]
+    for other in [*others, *([run] if best else [])]:
+        remove(other.checkpoints)
+    table(report).show(console)
+    say(console, [f"Seed {seeds[best]} is kept in {run.adapter}. The adapters and predictions of "
+                  f"all are in {run.seeds}; the others' checkpoints are removed."], "")  # fmt: skip
+
+
+def _alphas(learner: Learner, seed: int, split: str, console: Console) -> dict[str, float]:
+    """Alpha of a seed's adapter against the annotators by dimension, and the mean of these."""
+    own, items, rubric = learner.run.of_seed(seed), learner.splits[split], learner.contract.rubric
+    path = own.validation if split == "validation" else own.predictions / "adapter.jsonl"
+    if not path.exists():
+        loaded = Judge.from_pretrained(own.adapter, device=learner.base.device)
+        with progress_bar(console=console) as bar, loaded as judge:
+            advance = partial(bar.advance, bar.add_task(f"seed {seed}, {split}", total=len(items)))
+            said = judge.annotate([item.state for item in items], advance)
+        shares = {d: [[*one.probabilities[d].values()] for one in said] for d in said[0].labels}
+        write_predictions(path, items, rubric, {d: np.array(rows) for d, rows in shares.items()})
+    answers = read_predictions(str(path), rubric, [item.item_id for item in items]).answers
+    alphas = {
+        d.name: judge_alpha(answers[d.name].labels.tolist(), votes_of(items, d.name), d)
+        for d in rubric.dimensions
+    }
+    return alphas | {OVERALL: _spread([*alphas.values()])["mean"]}
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    """The values, and mean and standard deviation (of a sample) of those that are defined."""
+    known = [value for value in values if isfinite(value)]
+    mean, deviation = fmean(known) if known else nan, stdev(known) if len(known) > 1 else nan
+    return {"by_seed": values, "mean": mean, "sd": deviation}
+
+
+def _copy(source: Run, target: Run, facts: Mapping[str, Any] | None = None) -> None:
+    """Copy an adapter, which is there when all is, and what it said of the validation items."""
+    if source.validation.exists():
+        write_text(target.validation, source.validation.read_text(encoding="utf-8"))
+    with atomic_folder(target.adapter) as work:
+        shutil.copytree(source.adapter, work, dirs_exist_ok=True)
+        if facts:
+            write_json(work / "training.json", facts)
+
+
+def _facts(adapter: Path) -> dict[str, Any]:
+    return json.loads((adapter / "training.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def table(report: Mapping[str, Any]) -> Sheet:
+    """The report in short, for a terminal."""
+    seeds, splits = report["seeds"], (report["validation"], report["test"])
+    found = Sheet(
+        f"{len(seeds)} seeds, Krippendorff's alpha against the annotators",
+        ("validation", "test"),
+        "mean ± standard deviation over the seeds; choosing flatters the kept one's validation",
+    )
+    found.group(OVERALL)
+    for k, seed in enumerate(seeds):
+        name = f"seed {seed}{' (kept)' if seed == report['kept'] else ''}"
+        found.add(name, *(_number(split[OVERALL]["by_seed"][k]) for split in splits))
+    found.group("mean ± standard deviation")
+    for name in splits[0]:
+        found.add(name, *(f"{_number(s[name]['mean'])} ± {_number(s[name]['sd'])}" for s in splits))
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
