@@ -342,3 +342,32 @@ def test_a_base_that_is_gone_is_a_sentence(hub, contract, tokenizer, tmp_path):
     replace(base, base="me/gone", revision="b" * 40).save(path)
     with pytest.raises(ModelError, match="no repository me/gone on the Hub"):
         Judge.from_pretrained(path)
+
+
+@pytest.mark.parametrize("kind", ["transformers", "gguf"])
+def test_the_rubric_in_other_words_is_read_once_too(run, kind):
+    """What `expect` changes is the work: the answers are those of rows that share nothing."""
+    path = run.merged if kind == "transformers" else run.gguf_file("Q8_0")
+    with Judge.from_pretrained(path) as judge:
+        backend = judge.backend
+        turned = backend.contract.rubric.model_copy(
+            update={
+                "dimensions": [
+                    d.model_copy(update={"options": d.options[::-1]})
+                    for d in backend.contract.rubric.dimensions
+                ]
+            }
+        )
+        reader = backend.reader_of(turned)
+        states = [{"text": text} for text in TEXTS[:4]]
+        prompts, plain = reader.encode(states), backend.reader.encode(states)
+        assert prompts[0].input_ids[: len(reader.prefix)] == reader.prefix != backend.reader.prefix
+        whole, before = dict(backend.run(prompts)), dict(backend.run(plain))
+        backend.expect(reader)
+        shared = dict(backend.run(prompts))
+        backend.expect(backend.reader)
+        after = dict(backend.run(plain))
+    for found, expected in ((shared, whole), (after, before)):
+        for index, logits in expected.items():
+            for one, other in zip(found[index], logits, strict=True):
+                assert np.abs(one - other).max() < backend.near_tie

@@ -46,6 +46,10 @@ class Backend(Protocol):
         """A reader of the judge's rubric with its options in another order."""
         ...
 
+    def expect(self, reader: Reader) -> None:
+        """Compute the rubric as `reader` words it once for the prompts to come."""
+        ...
+
     max_tokens: int
     """Of the longest prompt that the engine can read."""
     near_tie: float

@@ -18,7 +18,7 @@ from slm_judge.prompt.readers import EncodedPrompt, SystemoneReader
 from slm_judge.prompt.templates import compile_template
 from slm_judge.rubric import Rubric
 
-from . import Logits
+from . import Logits, Reader
 
 RUBRIC_KEY, VERSION_KEY = "slm_judge.rubric", "slm_judge.version"
 TEMPLATE_NAME = "systemone"
@@ -106,7 +106,7 @@ class GgufBackend:
         self._label_ids = np.array(list(labels.values()))
         self.contract = self._read_contract(tuple(labels))
         self.reader = self.reader_of(self.contract.rubric)
-        self._prefix = self.reader.prefix
+        self._prefix: list[int] = self.reader.prefix
         self._cell_size = self._bytes_of_a_cell()
         free = (max_memory or math.inf) * 2**30 - llama.llama_model_size(self._model)
         self._room = 2**31 - 1 if max_memory is None else int(free // self._cell_size)
@@ -122,6 +122,11 @@ class GgufBackend:
                 f"The rubric alone has {needed} tokens, but there is room for {self.max_tokens}. "
                 "Raise max_memory, or shorten the rubric."
             )
+        self.expect(self.reader)
+
+    def expect(self, reader: Reader) -> None:
+        """See `Backend.expect`."""
+        self._prefix = reader.prefix
         self._open_context(min(max(4096, 2 * len(self._prefix)), self._room))
 
     def reader_of(self, rubric: Rubric) -> SystemoneReader:

@@ -20,7 +20,7 @@ from slm_judge.errors import ModelError, require
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.rubric import Rubric
 
-from . import Logits, memory_errors
+from . import Logits, Reader, memory_errors
 from .packing import Pack, pack, split_into_packs
 
 # More than twice the largest change of the difference between two labels' logits that was measured
@@ -66,6 +66,7 @@ class TransformersBackend:
         self.tokens_per_pack = tokens_per_pack or pack_budget(model.device)
         self._tokenizer = tokenizer
         self.reader = self.reader_of(contract.rubric)
+        self._prefix = self.reader.prefix
         self.max_tokens = _longest(config.max_position_embeddings, self.reader.prefix, path)
         dtype = str(model.dtype).removeprefix("torch.")
         if dtype not in _NEAR_TIE:
@@ -91,6 +92,10 @@ class TransformersBackend:
         """See `Backend.reader_of`."""
         contract = self.contract
         return DecisionReader(self._tokenizer, contract.decision_template, rubric, contract.labels)
+
+    def expect(self, reader: Reader) -> None:
+        """See `Backend.expect`."""
+        self._prefix, self._cache = reader.prefix, None
 
     @classmethod
     def load(
@@ -128,8 +133,8 @@ class TransformersBackend:
         self, prompts: Sequence[EncodedPrompt], alone: bool = False
     ) -> Iterator[tuple[int, Logits]]:
         """See `Backend.run`."""
-        prefix = len(self.reader.prefix)
-        usual = [i for i, p in enumerate(prompts) if p.input_ids[:prefix] == self.reader.prefix]
+        prefix = len(self._prefix)
+        usual = [i for i, p in enumerate(prompts) if p.input_ids[:prefix] == self._prefix]
         chosen = [prompts[i] for i in usual]
         budget = prefix + (1 if alone else self.tokens_per_pack)
         advice = (
@@ -152,7 +157,7 @@ class TransformersBackend:
         import torch
         from transformers import DynamicCache
 
-        prefix, cache = self.reader.prefix, self._cache
+        prefix, cache = self._prefix, self._cache
         if cache is None:
             cache = DynamicCache()
             ids = torch.tensor([prefix], device=self.model.device)

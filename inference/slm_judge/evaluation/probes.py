@@ -10,7 +10,7 @@ from slm_judge.agreement.scores import agreeing_share
 from slm_judge.data.item import Item, votes_of
 from slm_judge.judge.judge import Judge
 
-PROBED_ITEMS = 300  # with another order of options; each reads the whole rubric
+PROBED_ITEMS = 300  # with another order of options
 
 
 def option_order(
@@ -47,7 +47,12 @@ def option_order(
         }
     )
     states = [item.state for item in items]
-    reverse = _labels(judge, backend.reader_of(turned).encode(states), advance)
+    reader = backend.reader_of(turned)
+    backend.expect(reader)
+    try:
+        reverse = _labels(judge, reader.encode(states), advance)
+    finally:
+        backend.expect(backend.reader)
     bootstrap = Bootstrap(len(items), resamples, seed)
     found = {}
     for k, dimension in enumerate(rubric.dimensions):
