@@ -324,7 +324,7 @@ class Study:
         if not self.keep:
             shutil.rmtree(folder, ignore_errors=True)
         if row.fold is not None:
-            self._pool(table, row)
+            self.pool(table, row)
 
     def _same(self, table: str, row: Row) -> Results | None:
         """The result of the recipe as it is, where the row's settings are those that it has."""
@@ -336,8 +336,8 @@ class Study:
         recipe = resolved(row, self.common)[0]
         return earlier if deciding(recipe) == earlier["recipe"] else None
 
-    def _pool(self, table: str, row: Row) -> None:
-        """Score all items once, from the labels that each got in its fold."""
+    def pool(self, table: str, row: Row) -> None:
+        """Score all items once, from the labels that each got in its fold, where all are there."""
         folds = [one for one in PLAN[table] if whole(one) == whole(row)]
         paths = [self.path(table, fold.name) for fold in folds]
         if not all(path.exists() for path in paths):
@@ -369,14 +369,12 @@ class Study:
 
     def outdated(self, table: str, row: Row) -> list[str]:
         """Settings with other values now than in the result of a row."""
-        before = json.loads(self.path(table, row.name).read_text(encoding="utf-8"))["recipe"]
-        now, by_items = deciding(recipe_of(row, self.common)), {"targets", "epochs"}
-        return [
-            f"{section}.{key}"
-            for section, values in now.items() if isinstance(values, dict)
-            for key, value in values.items()
-            if key not in by_items and before[section].get(key) != value
-        ]  # fmt: skip
+        result = json.loads(self.path(table, row.name).read_text(encoding="utf-8"))
+        before = flat(result["recipe"]) | {"labelled": result["row"]["labelled"]}
+        now = flat(deciding(recipe_of(row, self.common))) | {"labelled": row.labelled}
+        by_items = {"training.targets", "training.epochs"}
+        changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+        return sorted(changed - by_items)
 
     def seconds(self, row: Row) -> float:
         """What a row will take, by the row of the same data that is nearest in size; 0: unknown."""
@@ -398,6 +396,15 @@ class Study:
         return known[nearest] * max(1, own / nearest)
 
 
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`section.key` -> value; a key without a section stays as it is."""
+    return {
+        name if key is None else f"{name}.{key}": value
+        for name, section in settings.items()
+        for key, value in (section.items() if isinstance(section, dict) else [(None, section)])
+    }
+
+
 def whole(row: Row) -> Row:
     """The row to which a fold belongs."""
     return replace(row, fold=None)
@@ -416,6 +423,8 @@ def compute_all(study: Study, rows: Sequence[tuple[str, Row]], minutes: float) -
             if changed := study.outdated(table, row):
                 said = f"was computed with other {', '.join(changed)}; remove it to do so again"
                 print(f"{study.path(table, row.name)} {said}", flush=True)
+            if row.fold is not None and not study.path(table, whole(row).name).exists():
+                study.pool(table, row)  # cut short behind the last fold
             continue
         left = 60 * minutes - (time.monotonic() - started)
         try:

@@ -126,7 +126,8 @@ def _points(sizes: Mapping[str, Seeds]) -> dict[str, dict[int, list[Any]]]:
         labelled = round(np.mean([r["items"]["train"] + r["items"]["validation"] for r in results]))
         for result in results:
             for system, scores in _only(result).items():
-                found[system][labelled].append(scores["alpha"]["estimate"])
+                if (alpha := scores["alpha"]["estimate"]) is not None:
+                    found[system][labelled].append(alpha)
     return found
 
 
@@ -175,7 +176,8 @@ def _panel(axes: Any, points: Mapping[str, Mapping[int, list[float]]]) -> dict[s
     for name, colour in zip(drawn, COLOURS, strict=False):
         counts = sorted(points[name])
         means = np.array([np.mean(points[name][n]) for n in counts])
-        spreads = np.array([np.std(points[name][n]) for n in counts])
+        spreads = np.array([np.std(a, ddof=1) if len(a := points[name][n]) > 1 else 0.0
+                            for n in counts])  # fmt: skip
         (shown[name],) = axes.plot(counts, means, "o-", color=colour)
         axes.fill_between(counts, means - spreads, means + spreads, color=colour, alpha=0.15)
     axes.set_xscale("log")

@@ -14,6 +14,7 @@ from rich.console import Console
 from slm_judge.model_card.page import interval, number
 from slm_judge.model_card.page import write as write_report
 
+from slm_judge.agreement.aggregate import vote_shares
 from slm_judge.agreement.alpha import (
     alpha_of_coincidences,
     annotators_alpha,
@@ -237,8 +238,9 @@ def _dimension_report(
 ) -> dict[str, Any]:
     name = dimension.name
     votes = votes_of(items, name)
-    train_votes = vote_counts(votes_of(train, name), len(dimension.options)).sum(axis=0)
-    majority = [int(train_votes.argmax())] * len(items)
+    # Each item counts once, as in `slm-judge baselines`.
+    train_votes = [vote_shares(row, len(dimension.options)) for row in votes_of(train, name)]
+    majority = [int(np.sum(train_votes, axis=0).argmax())] * len(items)
     judged = {artefact: one.labels(name) for artefact, one in heard.items()}
     report: dict[str, Any] = {
         "annotations": sum(map(len, votes)),

@@ -19,6 +19,9 @@ NAME = "slm_judge_rows"
 # Rows of a group are at most this much longer than its shortest: padding costs, groups cost calls.
 _RATIO = 1.4
 
+# What an architecture may add to the scores, and is not known here.
+_FURTHER = ("softcap", "position_bias", "s_aux", "sinks")
+
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -31,6 +34,8 @@ class _Group:
     """R and T."""
     gather: torch.Tensor
     """R * T positions in the pack; padding repeats some position."""
+    padding: torch.Tensor
+    """R x 1 x T, true at padding."""
     kept: torch.Tensor
     """Which of the R * T are no padding."""
     positions: torch.Tensor
@@ -73,7 +78,7 @@ def _group(lengths: Sequence[int], starts: torch.Tensor, end: int, group: list[i
     real = steps < torch.tensor([lengths[row] for row in group])[:, None]
     kept = real.flatten().nonzero().flatten()
     gather = positions.flatten()
-    return _Group((len(group), longest), gather, kept, gather[kept])
+    return _Group((len(group), longest), gather, ~real[:, None], kept, gather[kept])
 
 
 def use(model: Any) -> None:
@@ -88,7 +93,8 @@ def _attention(
     rows: Rows | None = None, **options: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention as transformers calls it; by the mask where `rows` did not come through."""
-    if rows is None:
+    plain = query.shape[-1] == value.shape[-1] and not options.get("dropout")
+    if rows is None or not plain or any(options.get(name) is not None for name in _FURTHER):
         options["scaling"] = scaling
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found, None
@@ -144,10 +150,9 @@ class _RowAttention(torch.autograd.Function):
             torch.add(a, b, out=whole[:, :, :end])
         whole_denominators = torch.cat([of_rubric, denominators], dim=2)
         for group in ctx.rows.groups:
-            parts = [_padded(x, group) for x in tensors]
-            of_group = _padded(whole_denominators, group).contiguous()
-            # Padding reads other rows; as no query of it counts, neither does any key.
-            parts[0] = _without_padding(parts[0], group)
+            parts = (_padded(x, group) for x in tensors)
+            # Padding reads other rows: with this denominator its queries look at nothing.
+            of_group = _padded(whole_denominators, group).masked_fill(group.padding, torch.inf)
             own = _flash_backward(*parts, of_group, 0.0, True, scale=scale)
             found[0][0, :, group.positions] += _unpadded(own[0], group)
             for whole, part in zip(found[1:], own[1:], strict=True):
@@ -167,9 +172,3 @@ def _padded(x: torch.Tensor, group: _Group) -> torch.Tensor:
 def _unpadded(x: torch.Tensor, group: _Group) -> torch.Tensor:
     """Heads x kept x ..., from R x heads x T x ..."""
     return x.transpose(0, 1).flatten(1, 2).index_select(1, group.kept)
-
-
-def _without_padding(x: torch.Tensor, group: _Group) -> torch.Tensor:
-    real = torch.zeros(group.shape).flatten()
-    real[group.kept] = 1.0
-    return x * real.view(group.shape)[:, None, :, None]

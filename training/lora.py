@@ -55,7 +55,9 @@ def _in_place(layer: Any, x: torch.Tensor) -> bool:
         return False
     (dropout,) = layer.lora_dropout.values()
     drops = layer.training and not isinstance(dropout, torch.nn.Identity)
-    return not drops and x.dtype == torch.float32
+    weight = layer.get_base_layer().weight
+    known = weight.dtype == torch.float32 or getattr(weight, "quant_state", None) is not None
+    return known and not drops and x.dtype == torch.float32
 
 
 class _AddsInPlace:

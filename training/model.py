@@ -129,15 +129,24 @@ class Learner:
 
 
 def _adapted(model: Any, share: float) -> list[str]:
-    """Paths of the linear layers but the output, in the last `share` of the model's layers."""
+    """Paths of the linear layers but the output, in the last `share` of the model's layers.
+
+    Raises:
+        ModelError: there are none.
+    """
+    from transformers.pytorch_utils import Conv1D
+
     output = model.get_output_embeddings()
     linear = {
         path: re.search(r"\.(\d+)\.", path)
         for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not output
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not output
     }
-    first = round((1 - share) * model.config.get_text_config().num_hidden_layers)
-    return [path for path, layer in linear.items() if not layer or int(layer[1]) >= first]
+    layers = model.config.get_text_config().num_hidden_layers
+    first = min(round((1 - share) * layers), layers - 1)
+    if found := [path for path, layer in linear.items() if not layer or int(layer[1]) >= first]:
+        return found
+    raise ModelError(f"{model.config.name_or_path} has no linear layers that LoRA could adapt.")
 
 
 def _embeddings(model: Any) -> str:

@@ -85,6 +85,10 @@ def give_back(run: Run) -> None:
         earlier.rename(run.folder)
 
 
+_BOUGHT = "openai-*.jsonl"
+"""What servers answered to `slm-judge baselines`, which no training changes."""
+
+
 def _earlier(run: Run) -> Path:
     """Where the run that is being overwritten waits for its successor's first checkpoint."""
     return run.folder.with_name(f".{run.folder.name}-earlier")
@@ -102,6 +106,9 @@ def claimed(run: Run, overwrite: bool) -> Iterator[None]:
     if overwrite and run.recipe_file.exists():
         shutil.rmtree(earlier, ignore_errors=True)
         run.folder.rename(earlier)
+        for answers in Run(earlier).report.glob(_BOUGHT):
+            run.report.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(answers, run.report)
     try:
         yield
     except BaseException:

@@ -153,6 +153,12 @@ class TrainingConfig(_Section):
     checkpoint_minutes: float = Field(default=10, gt=0)
     """A checkpoint is also written when the last one is this old, not only after each epoch."""
 
+    @model_validator(mode="after")
+    def _ordinal(self) -> Self:
+        if self.ordinal_loss != "rps" and not self.ordinal_weight:
+            raise ValueError("ordinal_loss is chosen, but ordinal_weight is 0")
+        return self
+
 
 class ExportConfig(_Section):
     """The artefacts."""

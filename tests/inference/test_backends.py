@@ -371,3 +371,15 @@ def test_the_rubric_in_other_words_is_read_once_too(run, kind):
         for index, logits in expected.items():
             for one, other in zip(found[index], logits, strict=True):
                 assert np.abs(one - other).max() < backend.near_tie
+
+
+def test_a_rank_stabilised_adapter_loads(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    from slm_judge.artefact.base import load_adapter
+
+    config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj"])
+    get_peft_model(load_base(Base("tiny"), "cpu"), config).save_pretrained(tmp_path)
+    model = load_adapter(load_base(Base("tiny"), "cpu"), tmp_path)
+    scales = {m.scaling["default"] for m in model.modules() if hasattr(m, "scaling")}
+    assert scales == {8 / 4**0.5}

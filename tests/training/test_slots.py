@@ -5,6 +5,7 @@ import torch
 from slm_judge.training import attention
 from slm_judge.training.lora import add_in_place
 from slm_judge.training.loss import SlotLoss
+from slm_judge.training.model import _adapted as adapted_layers
 from slm_judge.training.slots import (
     IGNORE,
     SlotCollator,
@@ -225,3 +226,42 @@ def test_too_long_items_of_every_split_are_reported(items, contract, tokenizer):
         check_lengths(splits, prompts, 64, 4096)
     with pytest.raises(DataError, match=r"the base can read \(64 tokens\)"):
         check_lengths(splits, prompts, 4096, 64)
+
+
+def test_padding_never_spoils_gradients():
+    """Padding looks from other rows: far scores there must not become gradients."""
+    torch.manual_seed(0)
+    lengths, prefix = [30, 5, 6, 20, 21, 7] * 3, 20
+    total = prefix + sum(lengths)
+    inputs = [8 * torch.randn(1, 2, total, 64) for _ in range(3)]
+    of_rows = torch.arange(18).repeat_interleave(torch.tensor(lengths))
+    owner = torch.cat([torch.full((prefix,), -1), of_rows])
+    mask = (owner[None] == -1) | (owner[:, None] == owner[None])
+    mask &= torch.ones(total, total, dtype=torch.bool).tril()
+    found = []
+    for rows in (None, attention.rows_of(lengths, prefix)):
+        tensors = [x.clone().requires_grad_() for x in inputs]
+        output, _ = attention._attention(torch.nn.Module(), *tensors, mask[None, None], rows=rows)
+        output.sin().sum().backward()
+        found.append([output, *(x.grad for x in tensors)])
+    for by_mask, in_parts in zip(*found, strict=True):
+        assert torch.isfinite(in_parts).all()
+        assert (by_mask - in_parts).abs().max() < 1e-3 * by_mask.abs().max()
+
+
+def test_what_is_not_known_of_an_architecture_goes_by_the_mask():
+    rows, mask = attention.rows_of([3, 4], 2), torch.ones(1, 1, 9, 9, dtype=torch.bool).tril()
+    query, key, value = torch.randn(3, 1, 2, 9, 16)
+    narrow = value[..., :8]  # e.g. multi-head latent attention
+    output, _ = attention._attention(torch.nn.Module(), query, key, narrow, mask, rows=rows)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, narrow, attn_mask=mask)
+    assert torch.allclose(output, expected.transpose(1, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.01])
+def test_the_last_layers_alone_are_adapted(share):
+    model = load_base(Base("tiny"), "cpu")
+    layers = model.config.num_hidden_layers
+    found = {int(path.split(".")[2]) for path in adapted_layers(model, share)}
+    assert found == set(range(min(round((1 - share) * layers), layers - 1), layers))
+    assert not any("lm_head" in path for path in adapted_layers(model, share))

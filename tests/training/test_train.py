@@ -239,7 +239,13 @@ def test_overwrite_takes_a_run_alone_and_gives_it_back(run, tmp_path, monkeypatc
     with pytest.raises(JudgeError, match="choose one"):
         train(recipe, resume=True, overwrite=True)
 
+    old.report.mkdir(exist_ok=True)
+    (old.report / "openai-x.jsonl").write_text("paid for")
+    (old.report / "report.html").write_text("of the earlier run")
+    seen = []
+
     def broken(self, *args, **kwargs):
+        seen.append({path.name: path.read_text() for path in old.report.glob("*")})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SlotTrainer, "training_step", broken)
@@ -252,6 +258,8 @@ def test_overwrite_takes_a_run_alone_and_gives_it_back(run, tmp_path, monkeypatc
     assert measured.exists()
     with pytest.raises(KeyboardInterrupt):
         train(recipe, overwrite=True)
+    assert seen[-1] == {"openai-x.jsonl": "paid for"}
+    assert (old.report / "report.html").exists()
     assert (old.adapter / "adapter_model.safetensors").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

@@ -278,6 +278,27 @@ def test_what_a_server_does_not_take_is_left_out(chat, support, tmp_path):
     assert "refused 1 requests, e.g. 400: too long" in notes[-1]
 
 
+def test_one_refused_item_is_no_refused_wish(chat, support, tmp_path):
+    """The first that is asked may be too long, or of what is forbidden there."""
+
+    def filtered(body):
+        banned = "message 0" in body["messages"][1]["content"]
+        return refused(400, "content policy") if banned else {}
+
+    chat.script = [filtered] * 12
+    found, notes = ask(chat, support, tmp_path)
+    assert found["m/1 (server)"]["topic"] == [None, 1, 1, 1, 1]
+    assert "response_format" in chat.asked[-1]
+    assert "refused 1 requests, e.g. 400: content policy" in notes[-1]
+
+
+def test_a_server_that_refuses_all_ends_it_and_nothing_is_kept(chat, support, tmp_path):
+    chat.script = [lambda body: refused(400, "no such schema")] * 40
+    with pytest.raises(JudgeError, match="refuses what it is asked: 400: no such schema"):
+        ask(chat, support, tmp_path)
+    assert [line for p in tmp_path.glob("openai-*.jsonl") for line in p.open()] == []
+
+
 GOOD = {"urgency": 1, "topic": "billing", "refund": True}
 
 

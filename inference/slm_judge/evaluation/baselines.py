@@ -30,7 +30,7 @@ from slm_judge.data.predictions import read_predictions
 from slm_judge.data.split import load_splits
 from slm_judge.errors import DataError
 from slm_judge.files import write_json
-from slm_judge.recipe import Recipe
+from slm_judge.recipe import Recipe, public_settings
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
@@ -107,7 +107,10 @@ def baselines(
         notes += spent
     fitted, left_out = fit_systems(train, test, rubric, encoder, console)
     judged, partial_ones = judge_predictions(run, test, rubric)
-    untrained = {f"zero-shot {m}": zero_shot(m, rubric, test, console) for m in zero_shots}
+    untrained = {
+        f"zero-shot {public_settings({'model': m})['model']}": zero_shot(m, rubric, test, console)
+        for m in zero_shots
+    }
     systems |= {**fitted, **judged, **untrained, **answered}
     notes = [*left_out, *partial_ones, *notes]
     bootstrap = Bootstrap(len(test), n_resamples, recipe.training.seed)

@@ -35,6 +35,7 @@ KEY = "OPENAI_API_KEY"
 """The environment variable with the key, which goes to the server and nowhere else."""
 TRIES, FIRST_WAIT, LONGEST_WAIT = 6, 1.0, 120.0
 """Of a request, and the seconds before the second one and at most before any."""
+_REFUSALS = 5  # in a row, after which a server that never answered is given up
 _LARGEST = 16 << 20  # bytes of an answer
 _AGAIN = "What was answered is kept; the same command asks only the rest."
 _Job = tuple[str, int]  # hash of the prompt, and number of the run
@@ -67,10 +68,12 @@ class Server:
 
     def __post_init__(self) -> None:
         """Refuse, with a JudgeError, what no request can be made of."""
-        if not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-f:]+\])(:\d{1,5})?(/[!-~]*)?", self.url):
+        if not re.fullmatch(
+            r"https?://([\w.-]+|\[[0-9a-f:]+\])(:\d{1,5})?(/[!-~]*)?", self.url
+        ) or (set("?#") & set(self.url)):
             raise JudgeError(
                 "--openai is the address before /chat/completions, without a key in it, e.g. "
-                f"http://127.0.0.1:8000/v1, not {re.sub('//.*@', '//', self.url)!r}."
+                f"http://127.0.0.1:8000/v1, not {re.sub('//.*@|[?#].*', '//', self.url)!r}."
             )
         if not self.model.strip():
             raise JudgeError("--openai needs --model, the model's name on the server.")
@@ -98,7 +101,8 @@ def ask_server(
     with locked(path):
         kept = _kept(path)
         if missing := [job for job in jobs if job not in kept]:
-            _Asking(server, rubric, path, console).ask(missing, asked)
+            answered = any("refused" not in one for one in kept.values())
+            _Asking(server, rubric, path, console).ask(missing, asked, answered)
             kept = _kept(path)
     runs = {}
     for run in range(server.runs):
@@ -215,15 +219,24 @@ class _Asking:
         self._opener = build_opener(_NoRedirects())
         self._lock, self._stop, self._resume_at = threading.Lock(), threading.Event(), 0.0
 
-    def ask(self, jobs: Sequence[_Job], asked: Mapping[str, list[dict[str, str]]]) -> None:
-        """Ask all of them; the first alone, to see what the server takes."""
+    def ask(
+        self, jobs: Sequence[_Job], asked: Mapping[str, list[dict[str, str]]], answered: bool
+    ) -> None:
+        """Ask all of them; the first alone, to see what the server takes.
+
+        Args:
+            jobs: what to ask.
+            asked: the chat of each job's item.
+            answered: whether the server took a request of this kind before.
+        """
         pool = ThreadPoolExecutor(self._server.concurrency)
         with progress_bar("requests", console=self._console) as bar:
-            task = bar.add_task(self._server.model, total=len(jobs), completed=1)
-            self._settle(jobs[0], asked[jobs[0][0]])
+            task = bar.add_task(self._server.model, total=len(jobs))
+            settled = self._settle(jobs, asked, answered)
+            bar.update(task, completed=settled)
             try:
                 for done in as_completed(
-                    [pool.submit(self._keep, j, asked[j[0]]) for j in jobs[1:]]
+                    [pool.submit(self._keep, j, asked[j[0]]) for j in jobs[settled:]]
                 ):
                     done.result()
                     bar.advance(task)
@@ -231,24 +244,52 @@ class _Asking:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _settle(self, job: _Job, asked: list[dict[str, str]]) -> None:
-        """Ask, without what the server does not take."""
+    def _settle(
+        self, jobs: Sequence[_Job], asked: Mapping[str, list[dict[str, str]]], answered: bool
+    ) -> int:
+        """Ask until one is answered, to see what the server takes; how many that were.
+
+        Requests that are refused before are written down only then: they may be too long, or of
+        forbidden content, but not all of them.
+        """
+        refused: list[tuple[_Job, str]] = []
+        for job in jobs:
+            try:
+                self._write(job, self._take(asked[job[0]]))
+                answered = True
+                break
+            except _RefusedError as error:
+                refused.append((job, str(error)))
+                if len(refused) == _REFUSALS:
+                    break
+        if not answered:
+            said = refused[-1][1]
+            raise JudgeError(f"{self._server.url} refuses what it is asked: {said}")
+        for job, said in refused:
+            self._write(job, {"content": None, "refused": said})
+        return max(len(refused), jobs.index(job) + 1)
+
+    def _take(self, asked: list[dict[str, str]]) -> dict[str, Any]:
+        """The answer, without what the server does not take where that is what it minds."""
+        wishes, first = dict(self._wishes), None
         while True:
             try:
-                return self._write(job, self._answer(asked))
+                answer = self._answer(asked, wishes)
             except _RefusedError as error:
-                if not self._wishes:
-                    raise JudgeError(
-                        f"{self._server.url} refuses what it is asked: {error}"
-                    ) from None
-                wish = next((w for w in self._wishes if w in str(error)), next(iter(self._wishes)))
-                del self._wishes[wish]
-                said = f"{self._server.model} is asked without {wish}, which it refuses ({error})."
+                first = first or error
+                if not wishes:
+                    raise first from None
+                del wishes[next((w for w in wishes if w in str(error)), next(iter(wishes)))]
+                continue
+            for wish in self._wishes.keys() - wishes.keys():
+                said = f"{self._server.model} is asked without {wish}, which it refuses ({first})."
                 say(self._console, [said])
+            self._wishes = wishes
+            return answer
 
     def _keep(self, job: _Job, asked: list[dict[str, str]]) -> None:
         try:
-            self._write(job, self._answer(asked))
+            self._write(job, self._answer(asked, self._wishes))
         except _RefusedError as error:  # e.g. too long, or of forbidden content
             self._write(job, {"content": None, "refused": str(error)})
 
@@ -259,9 +300,9 @@ class _Asking:
             file.flush()
             os.fsync(file.fileno())
 
-    def _answer(self, asked: list[dict[str, str]]) -> dict[str, Any]:
+    def _answer(self, asked: list[dict[str, str]], wishes: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one request, asked again after faults that may pass."""
-        body = {"model": self._server.model, "messages": asked, **self._wishes}
+        body = {"model": self._server.model, "messages": asked, **wishes}
         for attempt in range(1, TRIES + 1):
             while (wait := self._resume_at - time.monotonic()) > 0 and not self._stop.wait(wait):
                 pass
