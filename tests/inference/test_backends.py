@@ -381,5 +381,5 @@ def test_a_rank_stabilised_adapter_loads(tmp_path):
     config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules=["q_proj"])
     get_peft_model(load_base(Base("tiny"), "cpu"), config).save_pretrained(tmp_path)
     model = load_adapter(load_base(Base("tiny"), "cpu"), tmp_path)
-    scales = {m.scaling["default"] for m in model.modules() if hasattr(m, "scaling")}
+    scales = {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")}
     assert scales == {8 / 4**0.5}
