@@ -84,7 +84,7 @@ def test_all_artefacts_read_the_same_tokens(heard):
         assert one.prompts == heard["adapter"].prompts, name
 
 
-@pytest.mark.parametrize(("name", "most"), [("merged", 1e-3), ("BF16", 0.02), ("Q8_0", 0.05)])
+@pytest.mark.parametrize(("name", "most"), [("merged", 1e-3), ("BF16", 0.02), ("Q8_0", 0.08)])
 def test_what_is_exported_says_what_the_adapter_says(heard, name, most):
     for dimension, ours in heard["adapter"].probabilities.items():
         theirs = heard[name].probabilities[dimension]
