@@ -47,7 +47,7 @@ demo: $(READY) ## The whole job on the shipped sample: train, export, verify, an
 	  --output runs/demo/annotations.csv --overwrite
 	@echo '$(BIN)/slm-judge verify runs/demo'
 	@$(BIN)/slm-judge verify runs/demo || { [ $$? -eq 1 ] \
-	  && echo "So make push would refuse this run: so small a base loses too much in what is named above."; }
+	  && echo "So make push would refuse this run: on so small a base, the files named above lose too much."; }
 	$(BIN)/slm-judge baselines recipes/smollm2.yaml --zero-shot smollm2
 
 train: $(READY) ## Fine-tune a judge: make train RECIPE=recipes/mine.yaml (goes on where it stopped)
