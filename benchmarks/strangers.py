@@ -307,7 +307,7 @@ class Reader:
         """What a system said."""
         from slm_judge.data.predictions import read_predictions
 
-        source = sorted(self.run.predictions.glob("*.jsonl"))[0].read_bytes()
+        source = self.run.validation.read_bytes()
         ids = [json.loads(line)["item_id"] for line in source.splitlines()]
         path = self._put("said.jsonl", damage_json(source, rng))
         read_predictions(str(path), self.rubric, ids)
