@@ -129,7 +129,7 @@ def test_pooled_folds_are_scored_as_one(sample, tmp_path, monkeypatch):
             "labels": {"judge": {name: packed(one) for name, one in own.items()}},
         }  # fmt: skip
         write_json(here.path("demo", row.name), part)
-        here._pool("demo", row)
+        here.pool("demo", row)
     ((pooled, result),) = here.rows("demo")
     expected = judge_alpha(labels, votes_of(items, "urgency"), rubric.dimension("urgency"))
     assert pooled.name == "all-seed0"
