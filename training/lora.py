@@ -50,14 +50,14 @@ def _weight(layer: Any) -> torch.Tensor:
 
 def _in_place(layer: Any, x: torch.Tensor) -> bool:
     """Whether one plain adapter is to be added, in float32."""
-    known = layer.active_adapters == [*layer.lora_A] and len(layer.lora_A) == 1
-    if not known or layer.disable_adapters or layer.merged or layer.lora_variant:
+    alone = layer.active_adapters == [*layer.lora_A] and len(layer.lora_A) == 1
+    if not alone or layer.disable_adapters or layer.merged or layer.lora_variant:
         return False
     (dropout,) = layer.lora_dropout.values()
     drops = layer.training and not isinstance(dropout, torch.nn.Identity)
     weight = layer.get_base_layer().weight
-    known = weight.dtype == torch.float32 or getattr(weight, "quant_state", None) is not None
-    return known and not drops and x.dtype == torch.float32
+    readable = weight.dtype == torch.float32 or getattr(weight, "quant_state", None) is not None
+    return readable and not drops and x.dtype == torch.float32
 
 
 class _AddsInPlace:

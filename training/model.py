@@ -161,5 +161,5 @@ def _embeddings(model: Any) -> str:
             f"change the output of {model.config.name_or_path} too, which was not trained so."
         )
     embeddings = model.get_input_embeddings()
-    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
-    return names[id(embeddings)]
+    path: str = next(path for path, module in model.named_modules() if module is embeddings)
+    return path
