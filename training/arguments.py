@@ -31,6 +31,7 @@ def training_arguments(recipe: Recipe, run: Run, base: Base, evaluate: bool = Tr
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.scheduler,
         warmup_steps=config.warmup_share,
+        adam_beta2=config.adam_beta2,
         weight_decay=config.weight_decay,
         optim=automatic if config.optimizer == "auto" else config.optimizer,
         max_grad_norm=config.max_grad_norm,

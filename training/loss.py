@@ -10,7 +10,12 @@ OrdinalLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class SlotLoss:
-    """Cross-entropy over the whole vocabulary, and an ordinal loss of levels."""
+    """Cross-entropy over the options, that of saying an option at all, and an ordinal loss.
+
+    Together, with equal weights, the first two are the cross-entropy over the whole vocabulary. An
+    answer is read from the options' labels alone, so the second could be left out, but that other
+    software (a server that lists the likeliest tokens) has to find them.
+    """
 
     def __init__(
         self,
@@ -19,6 +24,7 @@ class SlotLoss:
         ordinal_weight: float = 0.0,
         option_weights: torch.Tensor | None = None,
         ordinal: OrdinalLoss | None = None,
+        vocabulary_weight: float = 1.0,
     ) -> None:
         """Prepare the loss of a rubric with K dimensions and M options in the longest.
 
@@ -28,10 +34,14 @@ class SlotLoss:
             ordinal_weight: of the ordinal loss of levels beside the cross-entropy.
             option_weights: K x M, by which the targets are weighed in the cross-entropy.
             ordinal: one of `ORDINAL`, by default the ranked probability score.
+            vocabulary_weight: of saying an option rather than anything else.
         """
         self.label_ids = torch.tensor(label_ids)
         self.ordinal_weight = ordinal_weight
         self.option_weights = option_weights
+        self.vocabulary_weight = vocabulary_weight
+        sizes = torch.tensor([len(dimension.options) for dimension in rubric.dimensions])
+        self._is_option = torch.arange(int(sizes.max())) < sizes[:, None]
         self._ordinal = ordinal or ranked_probability_score
         self._levels = [
             (k, len(dimension.options))
@@ -51,11 +61,14 @@ class SlotLoss:
         """
         logits = logits.float()
         scores = option_logits(logits, self.label_ids, positions)
-        log_probabilities = scores - logits.logsumexp(dim=-1, keepdim=True)
         weighted = targets
         if self.option_weights is not None:
             weighted = targets * self.option_weights.to(targets)
-        total = -(weighted * log_probabilities).sum()
+        others = ~self._is_option.to(logits.device)
+        option = scores.masked_fill(others, -torch.inf).logsumexp(dim=-1, keepdim=True)
+        anything = logits.logsumexp(dim=-1, keepdim=True)
+        total = -(weighted * (scores - option)).sum()
+        total = total - self.vocabulary_weight * (weighted * (option - anything)).sum()
         if self.ordinal_weight:
             for k, levels in self._levels:
                 score = self._ordinal(scores[:, k, :levels], targets[:, k, :levels])

@@ -117,7 +117,12 @@ class Learner:
             eval_collator=self.eval_collator,
             compute_metrics=alpha_metrics(rubric, self.splits["validation"]),
             loss=SlotLoss(
-                rubric, label_ids, config.ordinal_weight, weights, ORDINAL[config.ordinal_loss]
+                rubric,
+                label_ids,
+                config.ordinal_weight,
+                weights,
+                ORDINAL[config.ordinal_loss],
+                config.vocabulary_weight,
             ),
             plain_loss=SlotLoss(rubric, label_ids),
         )

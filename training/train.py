@@ -24,6 +24,7 @@ from slm_judge.screen import say
 from .calibration import fit_temperatures
 from .energy import EnergyMeter, device_name
 from .facts import base_settings, print_settings, versions
+from .initial import start_at_activations
 from .memory import memory_advice
 from .model import Learner
 from .progress import TrainingProgress
@@ -153,6 +154,9 @@ def _train(learner: Learner, console: Console) -> None:
     trainer, notes = learner.trainer(), list[str]()
     checkpoint = last_checkpoint(run.checkpoints, notes)
     say(console, notes)
+    if recipe.lora.init == "eva" and checkpoint is None:
+        with console.status("first weights of the adapter"):
+            start_at_activations(trainer)
     with EnergyMeter() as energy, TrainingProgress(console) as progress:
         trainer.add_callback(progress)
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -116,10 +116,14 @@ class SlotTrainer(SFTTrainer):
         self, model: Any, pack: dict[str, Any], loss: SlotLoss
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed loss of a pack, and its logits (R x K x V)."""
-        rows = {"rows": pack["rows"]} if self._by_rows else {}
-        logits = model(**pack["inputs"], **rows, use_cache=False).logits[0]
-        logits = logits.unflatten(0, pack["targets"].shape[:2])
+        logits = self.logits_of(model, pack)
         return loss(logits, pack["targets"], pack["positions"]), logits
+
+    def logits_of(self, model: Any, pack: dict[str, Any]) -> torch.Tensor:
+        """The logits at the slots of a pack's R rows: R x K x V."""
+        rows = {"rows": pack["rows"]} if self._by_rows else {}
+        logits: torch.Tensor = model(**pack["inputs"], **rows, use_cache=False).logits[0]
+        return logits.unflatten(0, pack["targets"].shape[:2])
 
     def prediction_step(
         self,

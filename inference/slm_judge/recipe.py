@@ -70,6 +70,9 @@ class LoraConfig(_Section):
     """Rank."""
     alpha: Whole = Field(default=32, ge=1)
     """Scale; the update is multiplied by alpha / r, or by alpha / sqrt(r) with `rslora`."""
+    init: Literal["eva", "random"] = "eva"
+    """First directions of the adapter: eva, those in which the base's activations at the answers
+    differ between training items; random, as in LoRA."""
     rslora: bool = False
     """Rank-stabilised scale (arXiv 2312.03732)."""
     layers: float = Field(default=1.0, gt=0, le=1)
@@ -121,6 +124,9 @@ class TrainingConfig(_Section):
     """What is learned where annotators disagree: soft (vote shares), sampled (the vote of one
     annotator, drawn anew each epoch), majority, or dawid_skene (annotators weighed by their
     estimated errors). auto: see docs/training.md."""
+    vocabulary_weight: float = Field(default=0.1, ge=0)
+    """Weight of saying any option's label rather than another token. Answers are read from the
+    labels alone; 1 makes the loss the cross-entropy over the whole vocabulary."""
     ordinal_weight: float = Field(default=0.0, ge=0)
     """Weight of `ordinal_loss` of score dimensions beside the cross-entropy."""
     ordinal_loss: Literal["rps", "squared_error"] = "rps"
@@ -133,6 +139,8 @@ class TrainingConfig(_Section):
     """Shape of the learning rate after the warm-up."""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
+    adam_beta2: float = Field(default=0.98, gt=0, lt=1)
+    """Of AdamW; 0.999 would remember the large gradients of the first steps for hundreds."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
     optimizer: Literal["auto", "adamw_torch", "adamw_bnb_8bit"] = "auto"

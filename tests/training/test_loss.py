@@ -36,6 +36,16 @@ def test_cross_entropy_of_the_answered_slots_over_the_vocabulary():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_saying_an_option_at_all_has_a_weight_of_its_own():
+    two = LOGITS[:, 1][:, LABEL_IDS[:2]].log_softmax(-1)  # the second dimension has two options
+    among = -(LOGITS[0, 0][LABEL_IDS].log_softmax(0)[0] + two[0].mean() + two[1][1])
+    at_all = SlotLoss(RUBRIC, LABEL_IDS)(LOGITS, TARGETS, PLAIN) - among
+    assert at_all > 0.1
+    for weight in (0.0, 0.25):
+        loss = SlotLoss(RUBRIC, LABEL_IDS, vocabulary_weight=weight)(LOGITS, TARGETS, PLAIN)
+        assert loss.item() == pytest.approx((among + weight * at_all).item(), rel=1e-6)
+
+
 def test_a_shuffle_moves_the_label_and_not_the_target():
     """Option 0 behind label 2: its target is the probability of label 2's token."""
     shuffled = torch.tensor([[2, 0, 1], [1, 0, 2]])
