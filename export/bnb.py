@@ -1,13 +1,20 @@
 """The merged model in bitsandbytes 4-bit (NF4)."""
 
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
 from slm_judge.artefact.base import load_model, load_tokenizer, nf4
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.errors import require
-from slm_judge.files import atomic_folder
+from slm_judge.files import TEMPORARY, atomic_folder
 from slm_judge.run import Run
 
+from .gptq import NF4, save_moved
 
-def quantize_bnb(run: Run) -> None:
+
+def quantize_bnb(run: Run, console: Console) -> None:
     """Write `bnb-4bit/` from `merged/`.
 
     Raises:
@@ -18,10 +25,14 @@ def quantize_bnb(run: Run) -> None:
     merged = run.require(run.merged, f"export {run.folder}")
     # The same file wherever it is made: 16 bits beside the 4-bit weights. On a CPU, slm-judge
     # computes with it in float32 (see the transformers backend).
-    dtype = "float16" if run.recipe().export.dtype == "float16" else "bfloat16"
+    settings = run.recipe().export
+    dtype = "float16" if settings.dtype == "float16" else "bfloat16"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(merged, device, dtype, quantization_config=nf4(dtype))
-    with atomic_folder(run.bnb) as work:
-        model.save_pretrained(work)
-        load_tokenizer(merged).save_pretrained(work)
-        Contract.load(merged).save(work)
+    kept = settings.bnb_16bit
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
+        save_moved(run, Path(moved), NF4, console, kept)
+        model = load_model(moved, device, dtype, quantization_config=nf4(dtype, kept))
+        with atomic_folder(run.bnb) as work:
+            model.save_pretrained(work)
+            load_tokenizer(merged).save_pretrained(work)
+            Contract.load(merged).save(work)

@@ -1,36 +1,40 @@
 """`slm-judge export`: adapter -> merged -> bitsandbytes 4-bit and GGUF."""
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
-from rich.text import Text
 
 from slm_judge.run import Run
 from slm_judge.screen import say
 
 from .bnb import quantize_bnb
+from .cost import tell_cost
 from .gguf import contents, export_gguf
 from .merge import merge
 
 
 def export(run: Run, console: Console | None = None) -> None:
-    """Write `merged/`, `bnb-4bit/` and `gguf/` of a trained run.
+    """Write `merged/`, `bnb-4bit/` and `gguf/` of a trained run, and say what each loses.
 
     Raises:
         JudgeError: the run has no adapter, a step failed, or another process is at work on it.
     """
     console = console or Console()
-    steps = (
-        ("merging the adapter into its base", merge),
-        ("quantizing to bitsandbytes NF4", quantize_bnb),
-        (f"writing GGUF: {', '.join(run.recipe().export.gguf)}", export_gguf),
+    steps: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("merging the adapter into its base", lambda: merge(run)),
+        ("quantizing to bitsandbytes NF4", lambda: quantize_bnb(run, console)),
+        (
+            f"writing GGUF: {', '.join(run.recipe().export.gguf)}",
+            lambda: export_gguf(run, console),
+        ),
     )
     with run.alone():
         for number, (title, step) in enumerate(steps, start=1):
             started = time.monotonic()
             say(console, [f"[{number}/{len(steps)}] {title}"], "")
-            with console.status(Text(title)):  # moves where the output is a terminal
-                step(run)
+            step()
             say(console, [f"      {time.monotonic() - started:.1f} s"], "")
         for name in run.recipe().export.gguf:
             say(console, [f"      {name}: {contents(run.gguf_file(name))}"], "")
+        tell_cost(run, console)

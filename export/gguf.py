@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import IO, Any
 
+from rich.console import Console
 from rich.filesize import decimal
 
 from slm_judge.artefact.judge_files import QUESTION_TYPES, Contract
@@ -24,8 +26,14 @@ from slm_judge.offline.llama_source import CONVERTER, llama_cpp_source
 from slm_judge.run import Run
 from slm_judge.version import __version__
 
+from .gptq import Q4_0, save_moved
 
-def export_gguf(run: Run) -> None:
+MOVED = {"Q4_0": Q4_0}
+"""Quantizations before which the weights are moved; the others choose their scales by rules of
+their own, which would undo it."""
+
+
+def export_gguf(run: Run, console: Console) -> None:
     """Write `gguf/<name>-<quantization>.gguf` for each quantization of the recipe.
 
     Raises:
@@ -35,12 +43,23 @@ def export_gguf(run: Run) -> None:
     quantizations = run.recipe().export.gguf
     for name in quantizations:
         quantization_type(name)
-    contract = Contract.load(merged)
+    for name in quantizations:
+        if grid := MOVED.get(name):
+            with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
+                save_moved(run, Path(moved), grid, console)
+                _export_types(run, Path(moved), [name])
+    _export_types(run, merged, [name for name in quantizations if name not in MOVED])
+
+
+def _export_types(run: Run, model: Path, names: Sequence[str]) -> None:
+    """Write the GGUF files of a folder, by way of one in 16 bits."""
+    if not names:
+        return
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as work:
-        converted = convert(merged, Path(work) / "converted.gguf", "bf16", run.recipe().name)
-        judge = add_keys(converted, Path(work) / "judge.gguf", contract)
+        converted = convert(model, Path(work) / "converted.gguf", "bf16", run.recipe().name)
+        judge = add_keys(converted, Path(work) / "judge.gguf", Contract.load(model))
         converted.unlink()
-        for name in quantizations:
+        for name in names:
             with atomic_file(run.gguf_file(name)) as path:
                 quantize(judge, path, name)
 

@@ -20,9 +20,10 @@ from slm_judge.recipe import VerifyConfig
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
+from .artefacts import artefacts, parts
 from .gguf import contents
 from .settings import training_facts
-from .verify import REPORT, artefacts, parts, read_report
+from .verify import REPORT, read_report
 
 CARD = "README.md"
 _FINISH = "\nPush again to finish; what is there already is not uploaded twice."

@@ -1,37 +1,23 @@
 """`slm-judge verify`: the exported files, run on held-out items, against adapter and annotators."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from slm_judge.model_card.page import interval, number
 from slm_judge.model_card.page import write as write_report
 
 from slm_judge.agreement.aggregate import vote_shares
 from slm_judge.agreement.alpha import (
-    alpha_of_coincidences,
     annotators_alpha,
-    judge_alpha,
-    judge_coincidences,
-    krippendorff_alpha,
-    vote_counts,
 )
-from slm_judge.agreement.bootstrap import Bootstrap
-from slm_judge.agreement.compare import difference
-from slm_judge.agreement.scores import pair_accuracy
-from slm_judge.annotate.rows import EXACT_DIGITS
-from slm_judge.artefact.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE
-from slm_judge.artefact.judge_files import FILES, QUESTIONS
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import (
-    Answers,
     Predictions,
     read_predictions,
     write_predictions,
@@ -41,68 +27,17 @@ from slm_judge.errors import DataError, JudgeError
 from slm_judge.evaluation.evaluate import PROBES, Evaluation, evaluate, systems_of
 from slm_judge.evaluation.probes import PROBED_ITEMS, option_order
 from slm_judge.files import content_hash, finite, write_json
-from slm_judge.judge.answer import softmax
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
-from slm_judge.prompt.readers import EncodedPrompt
 from slm_judge.recipe import VerifyConfig
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet
 
-from .settings import FACTS
+from .answers import Heard, against_annotators, ask, between, losses
+from .artefacts import ADAPTER, artefacts, parts
 
 REPORT = "verify.json"
-ADAPTER = "adapter"
-# Weights, configuration, tokenizer and contract, by the names that libraries and slm-judge write.
-_PARTS = (
-    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "tekken.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "*.model", ADAPTER_CONFIG, ADAPTER_WEIGHTS),
-    *(BASE_FILE, FACTS, QUESTIONS, *FILES),
-)
-
-
-@dataclass
-class Heard:
-    """What one artefact said about N items, and the prompts that it read."""
-
-    probabilities: dict[str, npt.NDArray[np.float64]]
-    """Per dimension, N x options."""
-    prompts: list[EncodedPrompt]
-
-    def labels(self, dimension: str) -> list[int]:
-        """Option indices."""
-        return self.probabilities[dimension].argmax(axis=1).tolist()  # type: ignore[no-any-return]
-
-    def answers(self) -> dict[str, Answers]:
-        """As an evaluation reads them from the file that is kept: dimension -> answers."""
-        return {
-            name: Answers(p.argmax(axis=1), p.round(EXACT_DIGITS))
-            for name, p in self.probabilities.items()
-        }
-
-
-def artefacts(run: Run) -> dict[str, Path]:
-    """The exported artefacts by name, the adapter first.
-
-    Raises:
-        JudgeError: some are not there yet.
-    """
-    found = {ADAPTER: run.adapter, "merged": run.merged, "bnb-4bit": run.bnb}
-    found |= {name: run.gguf_file(name) for name in run.recipe().export.gguf}
-    for path in found.values():
-        run.require(path, f"export {run.folder}")
-    return found
-
-
-def parts(path: Path) -> list[Path]:
-    """The files of an artefact; what else lies in its folder, somebody put there."""
-    if path.is_file():
-        return [path]
-    found = (file for file in path.iterdir() if any(map(file.match, _PARTS)) and file.is_file())
-    return sorted(found)
 
 
 def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
@@ -201,33 +136,6 @@ def _report(
     return report
 
 
-def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lambda: None) -> Heard:
-    """Annotate items, and keep their prompts; `advance` after each.
-
-    Raises:
-        DataError: an item is longer than the model can read.
-    """
-    backend, contract = judge.backend, judge.backend.contract
-    prompts = backend.reader.encode([item.state for item in items])
-    for item, prompt in zip(items, prompts, strict=True):
-        if len(prompt.input_ids) > backend.max_tokens:
-            raise DataError(
-                f"Item {item.item_id} needs {len(prompt.input_ids)} tokens, but there is room for "
-                f"{backend.max_tokens}. Shorten its longest field in the data, and train again."
-            )
-    rows: list[Any] = [None] * len(items)
-    for index, logits in judge.decide(prompts):
-        rows[index] = logits
-        advance()
-    probabilities = {
-        dimension.name: softmax(
-            np.stack([row[k] for row in rows]), contract.temperature(dimension.type)
-        )
-        for k, dimension in enumerate(contract.rubric.dimensions)
-    }
-    return Heard(probabilities, prompts)
-
-
 def _dimension_report(
     dimension: Dimension,
     items: Sequence[Item],
@@ -245,59 +153,21 @@ def _dimension_report(
     report: dict[str, Any] = {
         "annotations": sum(map(len, votes)),
         "annotators_alpha": annotators_alpha(votes, dimension),
-        "majority": _against_annotators(majority, votes, dimension),
+        "majority": against_annotators(majority, votes, dimension),
         "artefacts": {
-            artefact: _against_annotators(labels, votes, dimension)
+            artefact: against_annotators(labels, votes, dimension)
             for artefact, labels in judged.items()
         },
-        "loss": _losses(judged, votes, dimension, margin),
+        "loss": losses(judged, votes, dimension, margin),
         "between": {
-            f"{first} / {second}": _between(dimension, heard[first], heard[second])
+            f"{first} / {second}": between(dimension, heard[first], heard[second])
             for first, second in combinations(heard, 2)
         },
     }
     if gold:
         right, known = gold.answers[name].labels.tolist(), [votes[row] for row in gold.rows]
-        report["reachable"] = _against_annotators(right, known, dimension)
+        report["reachable"] = against_annotators(right, known, dimension)
     return report
-
-
-def _losses(
-    judged: Mapping[str, Sequence[int]],
-    votes: Sequence[Sequence[int]],
-    dimension: Dimension,
-    margin: float,
-) -> dict[str, dict[str, Any]]:
-    """Alpha of each artefact minus the adapter's, on the same resampled items."""
-    values, level = dimension.values, dimension.level_of_measurement
-    bootstrap = Bootstrap(len(votes))
-    alphas = {}
-    for name, labels in judged.items():
-        coincidences = judge_coincidences(labels, votes, len(dimension.options))
-        alphas[name] = alpha_of_coincidences(bootstrap.totals(coincidences), values, level)
-    reference = alphas.pop(ADAPTER)
-    return {name: difference(reference, given, margin).as_dict() for name, given in alphas.items()}
-
-
-def _against_annotators(
-    labels: Sequence[int], votes: Sequence[Sequence[int]], dimension: Dimension
-) -> dict[str, float]:
-    return {
-        "alpha": judge_alpha(labels, votes, dimension),
-        "accuracy": pair_accuracy(labels, votes),
-    }
-
-
-def _between(dimension: Dimension, first: Heard, second: Heard) -> dict[str, float]:
-    one, two = first.labels(dimension.name), second.labels(dimension.name)
-    counts = vote_counts(list(zip(one, two, strict=True)), len(dimension.options))
-    difference = np.abs(first.probabilities[dimension.name] - second.probabilities[dimension.name])
-    return {
-        "agreement": float(np.mean(np.array(one) == np.array(two))),
-        "alpha": krippendorff_alpha(counts, dimension.values, dimension.level_of_measurement),
-        "largest_difference": float(difference.max()),
-        "mean_difference": float(difference.mean()),
-    }
 
 
 def _different_prompts(heard: Mapping[str, Heard]) -> int:
@@ -318,16 +188,16 @@ def failures(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
         for artefact, measured in dimension["artefacts"].items():
             if artefact == ADAPTER:
                 continue
-            between = dimension["between"][f"{ADAPTER} / {artefact}"]
+            alike = dimension["between"][f"{ADAPTER} / {artefact}"]
             where = f"{name}, {artefact}:"
-            if _less(between["agreement"], thresholds.min_agreement):
+            if _less(alike["agreement"], thresholds.min_agreement):
                 found.append(
-                    f"{where} {number(between['agreement'], 3)} of the labels agree with the "
+                    f"{where} {number(alike['agreement'], 3)} of the labels agree with the "
                     f"adapter, less than min_agreement = {thresholds.min_agreement}"
                 )
-            if _less(between["alpha"], thresholds.min_alpha_between):
+            if _less(alike["alpha"], thresholds.min_alpha_between):
                 found.append(
-                    f"{where} alpha with the adapter is {number(between['alpha'], 3)}, less than "
+                    f"{where} alpha with the adapter is {number(alike['alpha'], 3)}, less than "
                     f"min_alpha_between = {thresholds.min_alpha_between}"
                 )
             if dimension.get("annotations") == 0:
@@ -401,7 +271,7 @@ def agreement_table(report: Mapping[str, Any]) -> Sheet:
         if "reachable" in given:
             add("right answers", given["reachable"])
         for name, found in given["artefacts"].items():
-            between = given["between"].get(f"{ADAPTER} / {name}")
-            add(name, found, number(between["agreement"], 3) if between else "", "bold")
+            alike = given["between"].get(f"{ADAPTER} / {name}")
+            add(name, found, number(alike["agreement"], 3) if alike else "", "bold")
         add("majority label", given["majority"])
     return table

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
+from slm_judge.export.answers import ask
 from slm_judge.export.gguf import quantization_type
-from slm_judge.export.verify import ask, failures, read_report, verify
+from slm_judge.export.verify import failures, read_report, verify
 
 from slm_judge import Judge
 from slm_judge.artefact.judge_files import Contract

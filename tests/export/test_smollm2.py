@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 from safetensors import safe_open
+from slm_judge.export.answers import ask
+from slm_judge.export.artefacts import parts
 from slm_judge.export.export import export
 from slm_judge.export.gguf import contents
-from slm_judge.export.verify import ask, parts
 from slm_judge.training.train import train
 
 from benchmarks.texts import draw

@@ -6,7 +6,8 @@ import struct
 
 import pytest
 from huggingface_hub.utils import disable_progress_bars
-from slm_judge.export.verify import REPORT, artefacts, parts, read_report, verify
+from slm_judge.export.artefacts import artefacts, parts
+from slm_judge.export.verify import REPORT, read_report, verify
 
 from slm_judge.files import content_hash, write_text
 from slm_judge.run import Run

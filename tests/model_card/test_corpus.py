@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from slm_judge.export.verify import ask, verify
+from slm_judge.export.answers import ask
+from slm_judge.export.verify import verify
 
 from slm_judge import Judge, Rubric
 from slm_judge.annotate.job import annotate_table

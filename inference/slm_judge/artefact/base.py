@@ -8,7 +8,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,8 +95,11 @@ def load_base(base: Base, device: str, dtype: str | None = None) -> Any:
     return load_model(locate_base(base.base, base.revision), device, dtype, **options)
 
 
-def nf4(dtype: str) -> Any:
-    """The 4-bit quantization of training and export, which computes in `dtype`."""
+def nf4(dtype: str, kept: Sequence[str] = ()) -> Any:
+    """The 4-bit quantization of training and export, which computes in `dtype`.
+
+    `kept` are ends of the names of layers that stay in 16 bits, as the output layer does.
+    """
     require("bitsandbytes", "transformers")
     from transformers import BitsAndBytesConfig
 
@@ -105,6 +108,7 @@ def nf4(dtype: str) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head", *kept] if kept else None,
     )
 
 

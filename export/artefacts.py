@@ -1,0 +1,40 @@
+"""The exported artefacts of a run, and the files that each is made of."""
+
+from pathlib import Path
+
+from slm_judge.artefact.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE
+from slm_judge.artefact.judge_files import FILES, QUESTIONS
+from slm_judge.run import Run
+
+from .settings import FACTS
+
+ADAPTER = "adapter"
+# Weights, configuration, tokenizer and contract, by the names that libraries and slm-judge write.
+_PARTS = (
+    *("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"),
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "tekken.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", ADAPTER_CONFIG, ADAPTER_WEIGHTS),
+    *(BASE_FILE, FACTS, QUESTIONS, *FILES),
+)
+
+
+def artefacts(run: Run) -> dict[str, Path]:
+    """The exported artefacts by name, the adapter first.
+
+    Raises:
+        JudgeError: some are not there yet.
+    """
+    found = {ADAPTER: run.adapter, "merged": run.merged, "bnb-4bit": run.bnb}
+    found |= {name: run.gguf_file(name) for name in run.recipe().export.gguf}
+    for path in found.values():
+        run.require(path, f"export {run.folder}")
+    return found
+
+
+def parts(path: Path) -> list[Path]:
+    """The files of an artefact; what else lies in its folder, somebody put there."""
+    if path.is_file():
+        return [path]
+    found = (file for file in path.iterdir() if any(map(file.match, _PARTS)) and file.is_file())
+    return sorted(found)

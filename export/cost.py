@@ -1,0 +1,106 @@
+"""What the exported files lose to the adapter, on the items that the checkpoint was chosen on."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+from slm_judge.model_card.page import interval, number
+
+from slm_judge.data.item import load_split, votes_of
+from slm_judge.files import finite, write_json
+from slm_judge.judge.judge import Judge
+from slm_judge.progress import progress_bar
+from slm_judge.run import Run
+from slm_judge.screen import Sheet, say
+
+from .answers import Heard, against_annotators, ask, between, losses
+from .artefacts import ADAPTER, artefacts
+from .gguf import MOVED
+
+REPORT = "export.json"
+ITEMS = 300
+"""Most validation items: an export is not to take longer than a training."""
+
+
+def tell_cost(run: Run, console: Console) -> dict[str, Any]:
+    """Ask every artefact about validation items, write `report/export.json`, and print it.
+
+    Test items are left for `slm-judge verify`, by which nothing may be chosen.
+
+    Returns:
+        What was written: per dimension and artefact, how alike its answers are to the adapter's.
+    """
+    items, heard = load_split(run.data, "validation")[:ITEMS], dict[str, Heard]()
+    for name, path in artefacts(run).items():
+        with (
+            progress_bar("rows", console=console) as progress,
+            Judge.from_pretrained(path, trust=True) as judge,
+        ):
+            task = progress.add_task(f"asking {name}", total=len(items))
+            heard[name] = ask(judge, items, partial(progress.advance, task))
+    margin, dimensions = run.recipe().verify.max_alpha_loss, dict[str, Any]()
+    for dimension in run.rubric().dimensions:
+        votes = votes_of(items, dimension.name)
+        judged = {name: one.labels(dimension.name) for name, one in heard.items()}
+        lost = losses(judged, votes, dimension, margin)
+        dimensions[dimension.name] = {
+            name: {
+                **against_annotators(labels, votes, dimension),
+                **({} if name == ADAPTER else {
+                    "equal_labels": between(dimension, heard[ADAPTER], heard[name])["agreement"],
+                    "change": lost[name],
+                }),
+            }
+            for name, labels in judged.items()
+        }  # fmt: skip
+    report: dict[str, Any] = finite({"items": len(items), "dimensions": dimensions})
+    write_json(run.report / REPORT, report)
+    cost_table(report).show(console)
+    say(console, remedies(run, report))
+    return report
+
+
+def cost_table(report: Mapping[str, Any]) -> Sheet:
+    """What each file loses, per dimension."""
+    table = Sheet(
+        f"What the files lose to the adapter, on {report['items']} validation items",
+        ("alpha", "change", "= adapter"),
+        "change: of alpha against the annotators, with a 90 % interval over items; = adapter: "
+        "share of equal labels",
+    )
+    for dimension, systems in report["dimensions"].items():
+        table.group(dimension)
+        for name, found in systems.items():
+            change = interval(found["change"], 3) if "change" in found else ""
+            equal = number(found["equal_labels"], 3) if change else ""
+            table.add(name, number(found["alpha"], 3), change, equal)
+    return table
+
+
+def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
+    """What can be done where a file loses more than `verify` allows, in words."""
+    thresholds = run.recipe().verify
+    losing = {
+        name: None
+        for systems in report["dimensions"].values()
+        for name, found in systems.items()
+        if "change" in found
+        and (
+            found["equal_labels"] < thresholds.min_agreement
+            or (found["change"]["estimate"] or 0) < -thresholds.max_alpha_loss
+        )
+    }
+    if not losing:
+        return []
+    settings, helps = run.recipe().export, list[str]()
+    if "bnb-4bit" in losing:
+        more = [*settings.bnb_16bit, "down_proj"]
+        helps.append(f"keep more layers in 16 bits (`export.bnb_16bit: [{', '.join(more)}]`)")
+    if losing.keys() - {"bnb-4bit", *MOVED} and not MOVED.keys() & set(settings.gguf):
+        helps.append(f"add {', '.join(MOVED)} to `export.gguf`, for which the weights are moved")
+    if "Q8_0" not in settings.gguf:
+        helps.append("add Q8_0 to `export.gguf`: twice the bytes, and hardly a loss")
+    helps.append("train longer: what is learned with small margins falls first")
+    return [f"{', '.join(losing)} may be refused by `slm-judge verify`. Remedies: "
+            + "; or ".join(helps) + "."]  # fmt: skip

@@ -1,0 +1,240 @@
+"""Weights moved so that rounding them to 4 bits changes the judge's answers least.
+
+A layer's columns are rounded one after the other, and what the rounding of one changes in the
+layer's outputs, on prompts of the run's training items, is made up for by the columns that are
+still to be rounded (GPTQ, Frantar et al., ICLR 2023, arXiv 2210.17323). The values are those that
+the file can hold, block by block, and the largest weight of a block stays its largest. So the moved
+weights are an ordinary model: bitsandbytes or llama.cpp, which know nothing of this, round each of
+them to the value that was chosen here.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from slm_judge.training.slots import label_token_ids
+
+from slm_judge.artefact.base import load_model, load_tokenizer
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.backends.packing import pack, shared_prefix, split_into_packs
+from slm_judge.backends.transformers import pack_budget, pack_tensors
+from slm_judge.data.item import load_split
+from slm_judge.errors import require
+from slm_judge.progress import progress_bar
+from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
+from slm_judge.run import Run
+from slm_judge.screen import say
+
+from .refit import label_logits, refit_labels, states
+
+ITEMS, REFIT_ITEMS = 64, 128
+"""Training items whose prompts weights are moved by, and the labels' rows fitted to."""
+SLOT_WEIGHT = 5.0
+"""Of an answer's position, where another token of an item counts 1."""
+DAMPING = 0.01
+"""Of the mean diagonal of the Hessian, as in the paper's code."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a 4-bit file can hold: in a block of weights, its levels times the block's scale."""
+
+    block: int
+    levels: tuple[float, ...]
+    """Ascending."""
+    signed: bool
+    """Whether the scale has the sign that puts the block's largest weight on the first level."""
+
+    def scales(self, block: Any) -> Any:
+        """Of the rows of a block (rows x columns): one each, exact in 16 bits of either kind."""
+        largest = block.gather(1, block.abs().argmax(dim=1, keepdim=True))[:, 0]
+        scales = largest / self.levels[0] if self.signed else largest.abs() / self.levels[-1]
+        return scales.bfloat16().float()
+
+
+NF4 = Grid(
+    64,
+    (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+     -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+     0.7229568362236023, 1.0),
+    signed=False,
+)  # fmt: skip
+"""bitsandbytes' 4-bit NormalFloat (QLoRA, arXiv 2305.14314)."""
+Q4_0 = Grid(32, tuple(float(level) for level in range(-8, 8)), signed=True)
+"""llama.cpp's type of that name."""
+
+
+@dataclass
+class _Pack:
+    inputs: dict[str, Any]
+    weights: Any
+    """Of its tokens."""
+
+
+@dataclass
+class _Input:
+    """What a decoder layer is called with, for one pack."""
+
+    hidden: Any
+    options: dict[str, Any]
+
+    def run(self, layer: Any) -> None:
+        """Go on to the input of the next layer."""
+        output = layer(self.hidden, **self.options)
+        self.hidden = output[0] if isinstance(output, tuple) else output
+
+
+def save_moved(
+    run: Run, folder: Path, grid: Grid, console: Console, kept: Sequence[str] = ()
+) -> None:
+    """Write the merged model of a run with its weights moved for a file of `grid`.
+
+    Args:
+        run: with `merged/`.
+        folder: where to write it, as `merged/` is.
+        grid: what the file can hold.
+        console: where progress is written.
+        kept: ends of the names of layers that the file does not round.
+    """
+    torch, contract = require("torch", "export"), Contract.load(run.merged)
+    model = load_model(run.merged, "cuda" if torch.cuda.is_available() else "cpu", "float32")
+    tokenizer = load_tokenizer(run.merged)
+    reader = DecisionReader(tokenizer, contract.decision_template, contract.rubric, contract.labels)
+    items, rubric = load_split(run.data, "train"), contract.rubric
+    chosen = random.Random(0).sample(items, min(REFIT_ITEMS, len(items)))  # noqa: S311
+    prompts = reader.encode([item.state for item in chosen])
+    inputs = [one.inputs for one in _packs(prompts, model.device)]
+    ids = label_token_ids(contract, tokenizer)
+    with torch.no_grad():
+        wanted = label_logits(model, states(model, inputs), ids, rubric)
+        move(model, prompts[:ITEMS], grid, console, kept)
+        refit_labels(model, states(model, inputs), wanted, ids, rubric)
+    model.to(getattr(torch, run.recipe().export.dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    contract.save(folder)
+
+
+def move(
+    model: Any,
+    prompts: Sequence[EncodedPrompt],
+    grid: Grid,
+    console: Console,
+    kept: Sequence[str] = (),
+) -> None:
+    """Move a model's weights, layer after layer; each reads what the moved ones before it say."""
+    layers = getattr(model.get_decoder(), "layers", ())
+    if not layers:
+        say(console, [f"{type(model).__name__} has no decoder layers that are known: its weights "
+                      "are rounded as they are."])  # fmt: skip
+        return
+    packs = _packs(prompts, model.device)
+    inputs = _first_inputs(model, layers[0], packs)
+    with progress_bar("layers", console=console) as progress:
+        for layer in progress.track(layers, description="rounding"):
+            hessians = _hessians(layer, inputs, packs)
+            for name, module in layer.named_modules():
+                if name in hessians and not name.endswith(tuple(kept)):
+                    module.weight.copy_(round_columns(module.weight, hessians.pop(name), grid))
+            for one in inputs:
+                one.run(layer)
+
+
+def _packs(prompts: Sequence[EncodedPrompt], device: Any) -> list[_Pack]:
+    """The prompts behind one copy of the rubric a pack; all copies together count once."""
+    torch, prefix = require("torch", "export"), shared_prefix(prompts)
+    parts = list(split_into_packs(prompts, prefix, pack_budget(device)))
+    packs = []
+    for part in parts:
+        inputs = pack_tensors(pack([prompts[i] for i in part], prefix), device)
+        weights = torch.ones(inputs["input_ids"].shape[-1], device=device)
+        weights[:prefix] /= len(parts)
+        weights[inputs["logits_to_keep"]] = SLOT_WEIGHT
+        packs.append(_Pack(inputs, weights))
+    return packs
+
+
+class _CaughtError(Exception):
+    """Ends a forward pass."""
+
+
+def _first_inputs(model: Any, layer: Any, packs: Sequence[_Pack]) -> list[_Input]:
+    found: list[_Input] = []
+
+    def catch(_: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
+        options = dict(options)
+        found.append(_Input(given[0] if given else options.pop("hidden_states"), options))
+        raise _CaughtError
+
+    hook = layer.register_forward_pre_hook(catch, with_kwargs=True)
+    for one in packs:
+        try:
+            model(**one.inputs, use_cache=False)
+        except _CaughtError:
+            continue
+    hook.remove()
+    return found
+
+
+def _hessians(layer: Any, inputs: Sequence[_Input], packs: Sequence[_Pack]) -> dict[str, Any]:
+    """Sum over tokens of weight x x', for the inputs x of each linear layer, by its name."""
+    torch, sums = require("torch", "export"), dict[str, Any]()
+
+    def add(name: str, x: Any, weights: Any) -> None:
+        rows = x.flatten(0, -2).float()
+        sums[name] = sums.get(name, 0) + rows.T @ (rows * weights[:, None])
+
+    for one, its_pack in zip(inputs, packs, strict=True):
+        hooks = [
+            module.register_forward_pre_hook(
+                lambda _, given, name=name, of=its_pack: add(name, given[0], of.weights)
+            )
+            for name, module in layer.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        ]
+        layer(one.hidden, **one.options)
+        for hook in hooks:
+            hook.remove()
+    return sums
+
+
+def round_columns(weight: Any, hessian: Any, grid: Grid) -> Any:
+    """The weights of a layer, moved to what the file can hold.
+
+    Args:
+        weight: outputs x inputs.
+        hessian: inputs x inputs, sum of x x' over inputs x.
+        grid: of the file; where its blocks do not fit into a row, the weights stay.
+
+    Returns:
+        float32: levels of the grid times scales that are exact in bfloat16.
+    """
+    torch = require("torch", "export")
+    columns, rest = weight.shape[1], weight.float().clone()
+    if columns % grid.block:
+        return rest
+    levels = torch.tensor(grid.levels, device=weight.device)
+    bounds, hessian = (levels[1:] + levels[:-1]) / 2, hessian.double()
+    unused = hessian.diagonal() == 0
+    hessian = hessian + torch.diag(unused + DAMPING * hessian.diagonal().mean())
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    rounded = torch.empty_like(rest)
+    for start in range(0, columns, grid.block):
+        end = start + grid.block
+        block, errors = rest[:, start:end].clone(), torch.empty_like(rest[:, start:end])
+        scales, largest = grid.scales(block), block.abs().argmax(dim=1)
+        divisor = torch.where(scales == 0, 1, scales)
+        extreme = block.gather(1, largest[:, None])[:, 0]
+        extreme = levels[torch.bucketize(extreme / divisor, bounds)] * scales
+        for k, column in enumerate(range(start, end)):
+            value = levels[torch.bucketize(block[:, k] / divisor, bounds)] * scales
+            value = torch.where(largest == k, extreme, value)  # so that the scale stays
+            rounded[:, column] = value
+            errors[:, k] = (block[:, k] - value) / factor[column, column]
+            block[:, k + 1 :] -= errors[:, k, None] * factor[column, column + 1 : end]
+        rest[:, end:] -= errors @ factor[start:end, end:]
+    return rounded

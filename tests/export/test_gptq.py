@@ -1,0 +1,144 @@
+"""Weights are moved to what the 4-bit files can hold, where it costs the judge least."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from slm_judge.export.gguf import convert, quantize
+from slm_judge.export.gptq import NF4, Q4_0, round_columns, save_moved
+from slm_judge.export.refit import _ridge, label_logits, refit_labels, states
+from slm_judge.training.slots import label_token_ids
+
+from slm_judge.artefact.base import load_model, load_tokenizer
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.backends.packing import pack
+from slm_judge.backends.transformers import pack_tensors
+from slm_judge.data.item import load_split
+from slm_judge.prompt.readers import DecisionReader
+
+GRIDS = {"nf4": NF4, "q4_0": Q4_0}
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def correlated(tokens, channels, rank):
+    """Inputs of a layer, most of which lie in few directions."""
+    return drawn(tokens, rank, seed=1) @ drawn(rank, channels, seed=2) + 0.1 * drawn(
+        tokens, channels, seed=3
+    )
+
+
+def requantized(weight, name):
+    """What the engine's own quantizer makes of a weight."""
+    if name == "q4_0":
+        kind = gguf.GGMLQuantizationType.Q4_0
+        return torch.from_numpy(gguf.dequantize(gguf.quantize(weight.numpy(), kind), kind))
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    return dequantize_4bit(*quantize_4bit(weight, blocksize=64, quant_type="nf4"))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_engines_round_to_what_was_chosen(name):
+    x = correlated(300, 192, 16)
+    for weight in (0.05 * drawn(40, 192), drawn(40, 192) ** 5, torch.zeros(4, 192)):
+        moved = round_columns(weight, x.T @ x, GRIDS[name])
+        # The file is made from 16 bits, in which a level times a scale is not exact.
+        found = requantized(moved.bfloat16().float(), name)
+        torch.testing.assert_close(found, moved, rtol=1e-6, atol=1e-30)
+        assert not torch.equal(moved, weight) or not weight.any()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_outputs_change_less_than_by_rounding_to_the_nearest(name):
+    x, weight = correlated(2000, 192, 16), 0.05 * drawn(64, 192)
+    moved = round_columns(weight, x.T @ x, GRIDS[name])
+    seen, unseen = ((x_ @ (moved - weight).T).norm() / (x_ @ (requantized(weight, name) - weight).T)
+                    .norm() for x_ in (x, correlated(2000, 192, 16)))  # fmt: skip
+    assert seen < 0.4
+    assert unseen < 0.4
+
+
+def test_rows_without_whole_blocks_stay():
+    weight = drawn(4, 48)
+    assert torch.equal(round_columns(weight, torch.eye(48), NF4), weight)
+
+
+def test_channels_that_are_never_used_are_no_error():
+    x = correlated(100, 64, 8)
+    x[:, 10:20] = 0
+    assert torch.isfinite(round_columns(drawn(8, 64), x.T @ x, NF4)).all()
+
+
+def test_ridge_finds_a_linear_loss_and_leaves_noise():
+    x, w = drawn(400, 50), drawn(50, seed=5)
+    found = _ridge(x, x @ w + 0.01 * drawn(400, seed=6))
+    torch.testing.assert_close(found.float(), w, rtol=0, atol=0.01)
+    few = drawn(20, 50)  # fewer states than channels: predicted, though not identified
+    assert ((few @ _ridge(few, few @ w).float() - few @ w).norm() / (few @ w).norm()) < 0.5
+    noise = _ridge(x, drawn(400, seed=7))
+    assert noise.norm() < 0.3
+
+
+@pytest.fixture(scope="module")
+def judge(run):
+    """The merged model of the tiny run, packs of its training items, and its labels."""
+    tokenizer, contract = load_tokenizer(run.merged), Contract.load(run.merged)
+    reader = DecisionReader(tokenizer, contract.decision_template, contract.rubric, contract.labels)
+    prompts = reader.encode([item.state for item in load_split(run.data, "train")[:40]])
+    packs = [pack_tensors(pack([prompt], 0), "cpu") for prompt in prompts]
+    ids = label_token_ids(contract, tokenizer)
+    return load_model(run.merged, "cpu", "float32"), packs, ids, contract.rubric
+
+
+def test_labels_get_back_the_logits_that_rounding_took(judge):
+    model, packs, ids, rubric = judge
+    rows = model.get_output_embeddings().weight
+    with torch.no_grad():
+        hidden = states(model, packs)
+        wanted = label_logits(model, hidden, ids, rubric)
+        assert wanted.shape[:2] == (40, 3)
+        assert wanted[:, 2, 2:].abs().max() == 0  # refund has two options
+        torch.testing.assert_close(wanted[:, 0, :4].sum(dim=1), torch.zeros(40), atol=1e-3, rtol=0)
+        before = rows.clone()
+        hidden = hidden + 0.2 * hidden.std() * drawn(hidden.shape[1])  # a shift of all states
+        lost = (wanted - label_logits(model, hidden, ids, rubric)).square().mean()
+        refit_labels(model, hidden, wanted, ids, rubric)
+        left = (wanted - label_logits(model, hidden, ids, rubric)).square().mean()
+    assert left < 0.05 * lost
+    changed = (rows != before).any(dim=1).nonzero().flatten().tolist()
+    assert set(changed) <= set(ids)
+    with torch.no_grad():
+        rows.copy_(before)
+
+
+def test_files_hold_what_was_moved(run, tmp_path):
+    save_moved(run, tmp_path / "moved", Q4_0, Console(quiet=True))
+    converted = convert(tmp_path / "moved", tmp_path / "a.gguf", "bf16", "a")
+    quantize(converted, tmp_path / "q.gguf", "Q4_0")
+    moved = {t.name: t for t in gguf.GGUFReader(converted).tensors}
+    held = 0
+    for tensor in gguf.GGUFReader(tmp_path / "q.gguf").tensors:
+        if tensor.tensor_type != gguf.GGMLQuantizationType.Q4_0 or "blk" not in tensor.name:
+            continue
+        wide = moved[tensor.name]
+        expected = gguf.dequantize(wide.data, wide.tensor_type)
+        found = gguf.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-12)
+        held += 1
+    assert held == 7 * 2  # linear layers of the tiny base
+
+
+def test_bitsandbytes_keeps_what_the_recipe_says(run):
+    with safe_open(run.bnb / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        for name in names:
+            if name.endswith("v_proj.weight"):
+                assert file.get_slice(name).get_dtype() == "BF16"
+    quantized = {name.split(".quant_state")[0] for name in names if "quant_state" in name}
+    assert any(name.endswith("k_proj.weight") for name in quantized)
+    assert not any(name.endswith(("v_proj.weight", "lm_head.weight")) for name in quantized)
