@@ -30,8 +30,9 @@ def quantize_bnb(run: Run, console: Console) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kept = settings.bnb_16bit
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
-        save_moved(run, Path(moved), NF4, console, kept)
-        model = load_model(moved, device, dtype, quantization_config=nf4(dtype, kept))
+        output = save_moved(run, Path(moved), NF4, console, kept)
+        quantization = nf4(dtype, [output, *kept])
+        model = load_model(moved, device, dtype, quantization_config=quantization)
         with atomic_folder(run.bnb) as work:
             model.save_pretrained(work)
             load_tokenizer(merged).save_pretrained(work)

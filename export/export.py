@@ -37,4 +37,8 @@ def export(run: Run, console: Console | None = None) -> None:
             say(console, [f"      {time.monotonic() - started:.1f} s"], "")
         for name in run.recipe().export.gguf:
             say(console, [f"      {name}: {contents(run.gguf_file(name))}"], "")
-        tell_cost(run, console)
+        if run.split_file("validation").exists():
+            tell_cost(run, console)
+        else:
+            missing = f"{run.split_file('validation')} is missing: what the files lose is not said."
+            say(console, [missing])

@@ -90,7 +90,7 @@ class _Input:
 
 def save_moved(
     run: Run, folder: Path, grid: Grid, console: Console, kept: Sequence[str] = ()
-) -> None:
+) -> str:
     """Write the merged model of a run with its weights moved for a file of `grid`.
 
     Args:
@@ -99,23 +99,34 @@ def save_moved(
         grid: what the file can hold.
         console: where progress is written.
         kept: ends of the names of layers that the file does not round.
+
+    Returns:
+        The name of the output layer, which no file rounds to 4 bits.
     """
     torch, contract = require("torch", "export"), Contract.load(run.merged)
     model = load_model(run.merged, "cuda" if torch.cuda.is_available() else "cpu", "float32")
     tokenizer = load_tokenizer(run.merged)
-    reader = DecisionReader(tokenizer, contract.decision_template, contract.rubric, contract.labels)
-    items, rubric = load_split(run.data, "train"), contract.rubric
-    chosen = random.Random(0).sample(items, min(REFIT_ITEMS, len(items)))  # noqa: S311
-    prompts = reader.encode([item.state for item in chosen])
-    inputs = [one.inputs for one in _packs(prompts, model.device)]
-    ids = label_token_ids(contract, tokenizer)
-    with torch.no_grad():
-        wanted = label_logits(model, states(model, inputs), ids, rubric)
-        move(model, prompts[:ITEMS], grid, console, kept)
-        refit_labels(model, states(model, inputs), wanted, ids, rubric)
+    if run.split_file("train").exists():
+        reader = DecisionReader(
+            tokenizer, contract.decision_template, contract.rubric, contract.labels
+        )
+        items = load_split(run.data, "train")
+        chosen = random.Random(0).sample(items, min(REFIT_ITEMS, len(items)))  # noqa: S311
+        prompts = reader.encode([item.state for item in chosen])
+        with torch.no_grad():
+            inputs, rubric = [one.inputs for one in _packs(prompts, model.device)], contract.rubric
+            ids = label_token_ids(contract, tokenizer)
+            wanted = label_logits(model, states(model, inputs), ids, rubric)
+            move(model, prompts[:ITEMS], grid, console, kept)
+            refit_labels(model, states(model, inputs), wanted, ids, rubric)
+    else:
+        say(console, [f"{run.split_file('train')} is missing: weights are rounded as they are."])
     model.to(getattr(torch, run.recipe().export.dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     contract.save(folder)
+    output = model.get_output_embeddings()
+    name: str = next(name for name, module in model.named_modules() if module is output)
+    return name
 
 
 def move(
@@ -126,7 +137,7 @@ def move(
     kept: Sequence[str] = (),
 ) -> None:
     """Move a model's weights, layer after layer; each reads what the moved ones before it say."""
-    layers = getattr(model.get_decoder(), "layers", ())
+    torch, layers = require("torch", "export"), getattr(model.get_decoder(), "layers", ())
     if not layers:
         say(console, [f"{type(model).__name__} has no decoder layers that are known: its weights "
                       "are rounded as they are."])  # fmt: skip
@@ -136,9 +147,15 @@ def move(
     with progress_bar("layers", console=console) as progress:
         for layer in progress.track(layers, description="rounding"):
             hessians = _hessians(layer, inputs, packs)
-            for name, module in layer.named_modules():
-                if name in hessians and not name.endswith(tuple(kept)):
-                    module.weight.copy_(round_columns(module.weight, hessians.pop(name), grid))
+            rounded = [name for name in hessians if not name.endswith(tuple(kept))]
+            while rounded:
+                hessian = hessians[rounded[0]]
+                alike = [name for name in rounded if torch.equal(hessians[name], hessian)]
+                weights = [layer.get_submodule(name).weight for name in alike]  # of one input
+                moved = round_columns(torch.cat(weights), hessian, grid)
+                for weight, part in zip(weights, moved.split([*map(len, weights)]), strict=True):
+                    weight.copy_(part)
+                rounded = [name for name in rounded if name not in alike]
             for one in inputs:
                 one.run(layer)
 

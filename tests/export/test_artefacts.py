@@ -277,6 +277,10 @@ def test_bars_of_libraries_do_not_spill_into_the_output(run, tmp_path):
         assert bar not in text, text[-2000:]
     assert re.findall(r"^\[(\d)/3\]", text, re.MULTILINE) == ["1", "2", "3"]
     assert len(re.findall(r"^ +[0-9.]+ s$", text, re.MULTILINE)) == 3
+    # Of a run whose data were taken away, files are made all the same, and it is said.
+    said = " ".join(text.split())
+    assert "train.jsonl is missing: weights are rounded as they are." in said
+    assert "validation.jsonl is missing: what the files lose is not said." in said
 
 
 def test_a_base_that_moves_on_is_merged_as_it_was_trained(logged_in, tmp_path):

@@ -98,7 +98,7 @@ def load_base(base: Base, device: str, dtype: str | None = None) -> Any:
 def nf4(dtype: str, kept: Sequence[str] = ()) -> Any:
     """The 4-bit quantization of training and export, which computes in `dtype`.
 
-    `kept` are ends of the names of layers that stay in 16 bits, as the output layer does.
+    `kept` are ends of the names of all layers that stay in 16 bits, by default the output alone.
     """
     require("bitsandbytes", "transformers")
     from transformers import BitsAndBytesConfig
@@ -108,7 +108,7 @@ def nf4(dtype: str, kept: Sequence[str] = ()) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head", *kept] if kept else None,
+        llm_int8_skip_modules=list(kept) or None,
     )
 
 
