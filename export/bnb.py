@@ -23,8 +23,8 @@ def quantize_bnb(run: Run, console: Console) -> None:
     torch = require("torch", "export")
     require("bitsandbytes", "export")
     merged = run.require(run.merged, f"export {run.folder}")
-    # The same file wherever it is made: 16 bits beside the 4-bit weights. On a CPU, slm-judge
-    # computes with it in float32 (see the transformers backend).
+    # 16 bits beside the 4-bit weights, wherever the file is made. On a CPU, slm-judge computes with
+    # it in float32 (see the transformers backend).
     settings = run.recipe().export
     dtype = "float16" if settings.dtype == "float16" else "bfloat16"
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,6 +11,7 @@ from slm_judge.data.item import load_split, votes_of
 from slm_judge.files import finite, write_json
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
+from slm_judge.rubric import Dimension
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
@@ -48,7 +49,7 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
             name: {
                 **against_annotators(labels, votes, dimension),
                 **({} if name == ADAPTER else {
-                    "equal_labels": between(dimension, heard[ADAPTER], heard[name])["agreement"],
+                    **_alike(dimension, heard[ADAPTER], heard[name]),
                     "change": lost[name],
                 }),
             }
@@ -59,6 +60,11 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
     cost_table(report).show(console)
     say(console, remedies(run, report))
     return report
+
+
+def _alike(dimension: Dimension, adapter: Heard, other: Heard) -> dict[str, float]:
+    found = between(dimension, adapter, other)
+    return {"equal_labels": found["agreement"], "alpha_between": found["alpha"]}
 
 
 def cost_table(report: Mapping[str, Any]) -> Sheet:
@@ -88,16 +94,19 @@ def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
         if "change" in found
         and (
             found["equal_labels"] < thresholds.min_agreement
+            or (found["alpha_between"] or 0) < thresholds.min_alpha_between
             or (found["change"]["estimate"] or 0) < -thresholds.max_alpha_loss
         )
     }
     if not losing:
         return []
     settings, helps = run.recipe().export, list[str]()
-    if "bnb-4bit" in losing:
-        more = [*settings.bnb_16bit, "down_proj"]
-        helps.append(f"keep more layers in 16 bits (`export.bnb_16bit: [{', '.join(more)}]`)")
-    if losing.keys() - {"bnb-4bit", *MOVED} and not MOVED.keys() & set(settings.gguf):
+    more = [name for name in ("self_attn.v_proj", "down_proj") if name not in settings.bnb_16bit]
+    if "bnb-4bit" in losing and more:
+        layers = ", ".join([*settings.bnb_16bit, *more])
+        helps.append(f"keep more layers in 16 bits (`export.bnb_16bit: [{layers}]`)")
+    coarse = [name for name in losing if name.startswith(("Q2", "Q3", "Q4", "IQ"))]
+    if coarse and not MOVED.keys() & set(settings.gguf):
         helps.append(f"add {', '.join(MOVED)} to `export.gguf`, for which the weights are moved")
     if "Q8_0" not in settings.gguf:
         helps.append("add Q8_0 to `export.gguf`: twice the bytes, and hardly a loss")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from slm_judge.backends import memory_errors
 from slm_judge.run import Run
 from slm_judge.screen import say
 
@@ -29,7 +30,7 @@ def export(run: Run, console: Console | None = None) -> None:
             lambda: export_gguf(run, console),
         ),
     )
-    with run.alone():
+    with run.alone(), memory_errors("Export on a machine with more of it, or without a GPU."):
         for number, (title, step) in enumerate(steps, start=1):
             started = time.monotonic()
             say(console, [f"[{number}/{len(steps)}] {title}"], "")

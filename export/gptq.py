@@ -5,7 +5,7 @@ layer's outputs, on prompts of the run's training items, is made up for by the c
 still to be rounded (GPTQ, Frantar et al., ICLR 2023, arXiv 2210.17323). The values are those that
 the file can hold, block by block, and the largest weight of a block stays its largest. So the moved
 weights are an ordinary model: bitsandbytes or llama.cpp, which know nothing of this, round each of
-them to the value that was chosen here.
+them to the level that was chosen here. (bitsandbytes then keeps the blocks' scales in 8 bits.)
 """
 
 import random
@@ -16,13 +16,14 @@ from typing import Any
 
 from rich.console import Console
 from slm_judge.training.slots import label_token_ids
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from slm_judge.artefact.base import load_model, load_tokenizer
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.packing import pack, shared_prefix, split_into_packs
 from slm_judge.backends.transformers import pack_budget, pack_tensors
 from slm_judge.data.item import load_split
-from slm_judge.errors import require
+from slm_judge.errors import ModelError, require
 from slm_judge.progress import progress_bar
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.run import Run
@@ -80,12 +81,13 @@ class _Input:
     """What a decoder layer is called with, for one pack."""
 
     hidden: Any
-    options: dict[str, Any]
+    options: list[dict[str, Any]]
+    """Of each layer."""
 
-    def run(self, layer: Any) -> None:
-        """Go on to the input of the next layer."""
-        output = layer(self.hidden, **self.options)
-        self.hidden = output[0] if isinstance(output, tuple) else output
+    def run(self, layer: Any, number: int) -> Any:
+        """What the next layer reads."""
+        output = layer(self.hidden, **self.options[number])
+        return output[0] if isinstance(output, tuple) else output
 
 
 def save_moved(
@@ -98,7 +100,7 @@ def save_moved(
         folder: where to write it, as `merged/` is.
         grid: what the file can hold.
         console: where progress is written.
-        kept: ends of the names of layers that the file does not round.
+        kept: names of layers that the file does not round, as transformers matches them.
 
     Returns:
         The name of the output layer, which no file rounds to 4 bits.
@@ -118,7 +120,7 @@ def save_moved(
             ids = label_token_ids(contract, tokenizer)
             wanted = label_logits(model, states(model, inputs), ids, rubric)
             move(model, prompts[:ITEMS], grid, console, kept)
-            refit_labels(model, states(model, inputs), wanted, ids, rubric)
+            refit_labels(model, inputs, wanted, ids, rubric)
     else:
         say(console, [f"{run.split_file('train')} is missing: weights are rounded as they are."])
     model.to(getattr(torch, run.recipe().export.dtype)).save_pretrained(folder)
@@ -143,21 +145,28 @@ def move(
                       "are rounded as they are."])  # fmt: skip
         return
     packs = _packs(prompts, model.device)
-    inputs = _first_inputs(model, layers[0], packs)
+    inputs = _first_inputs(model, layers, packs)
+    names = {module: name for name, module in model.named_modules()}
     with progress_bar("layers", console=console) as progress:
-        for layer in progress.track(layers, description="rounding"):
-            hessians = _hessians(layer, inputs, packs)
-            rounded = [name for name in hessians if not name.endswith(tuple(kept))]
+        for number, layer in enumerate(progress.track(layers, description="rounding")):
+            hessians = _hessians(layer, number, inputs, packs)
+            rounded = [
+                part for part in hessians if should_convert_module(f"{names[layer]}.{part}", kept)
+            ]
             while rounded:
                 hessian = hessians[rounded[0]]
-                alike = [name for name in rounded if torch.equal(hessians[name], hessian)]
-                weights = [layer.get_submodule(name).weight for name in alike]  # of one input
-                moved = round_columns(torch.cat(weights), hessian, grid)
+                alike = [part for part in rounded if torch.equal(hessians[part], hessian)]
+                weights = [layer.get_submodule(part).weight for part in alike]  # of one input
+                try:
+                    moved = round_columns(torch.cat(weights), hessian, grid)
+                except torch.linalg.LinAlgError as error:
+                    where = f"{names[layer]}.{alike[0]}"
+                    raise ModelError(f"{where} reads numbers that are not finite.") from error
                 for weight, part in zip(weights, moved.split([*map(len, weights)]), strict=True):
                     weight.copy_(part)
-                rounded = [name for name in rounded if name not in alike]
+                rounded = [part for part in rounded if part not in alike]
             for one in inputs:
-                one.run(layer)
+                one.hidden = one.run(layer, number)
 
 
 def _packs(prompts: Sequence[EncodedPrompt], device: Any) -> list[_Pack]:
@@ -174,35 +183,35 @@ def _packs(prompts: Sequence[EncodedPrompt], device: Any) -> list[_Pack]:
     return packs
 
 
-class _CaughtError(Exception):
-    """Ends a forward pass."""
-
-
-def _first_inputs(model: Any, layer: Any, packs: Sequence[_Pack]) -> list[_Input]:
+def _first_inputs(model: Any, layers: Any, packs: Sequence[_Pack]) -> list[_Input]:
+    """What the first layer reads, and with which options each is called."""
     found: list[_Input] = []
 
-    def catch(_: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def catch(layer: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
         options = dict(options)
-        found.append(_Input(given[0] if given else options.pop("hidden_states"), options))
-        raise _CaughtError
+        hidden = given[0] if given else options.pop("hidden_states")
+        if layer is layers[0]:
+            found.append(_Input(hidden, []))
+        found[-1].options.append(options)
 
-    hook = layer.register_forward_pre_hook(catch, with_kwargs=True)
+    hooks = [layer.register_forward_pre_hook(catch, with_kwargs=True) for layer in layers]
     for one in packs:
-        try:
-            model(**one.inputs, use_cache=False)
-        except _CaughtError:
-            continue
-    hook.remove()
+        model(**one.inputs, use_cache=False)
+    for hook in hooks:
+        hook.remove()
     return found
 
 
-def _hessians(layer: Any, inputs: Sequence[_Input], packs: Sequence[_Pack]) -> dict[str, Any]:
+def _hessians(
+    layer: Any, number: int, inputs: Sequence[_Input], packs: Sequence[_Pack]
+) -> dict[str, Any]:
     """Sum over tokens of weight x x', for the inputs x of each linear layer, by its name."""
     torch, sums = require("torch", "export"), dict[str, Any]()
 
     def add(name: str, x: Any, weights: Any) -> None:
         rows = x.flatten(0, -2).float()
-        sums[name] = sums.get(name, 0) + rows.T @ (rows * weights[:, None])
+        if len(rows) == len(weights):  # not an expert's, which reads some tokens alone
+            sums[name] = sums.get(name, 0) + rows.T @ (rows * weights[:, None])
 
     for one, its_pack in zip(inputs, packs, strict=True):
         hooks = [
@@ -212,7 +221,7 @@ def _hessians(layer: Any, inputs: Sequence[_Input], packs: Sequence[_Pack]) -> d
             for name, module in layer.named_modules()
             if isinstance(module, torch.nn.Linear)
         ]
-        layer(one.hidden, **one.options)
+        one.run(layer, number)
         for hook in hooks:
             hook.remove()
     return sums

@@ -16,7 +16,7 @@ import torch
 from .trainer import SlotTrainer
 
 ITEMS, TOKENS = 96, 1024
-"""Training items that are looked at, and most of their tokens."""
+"""Training items that are looked at, and most of their tokens or slots."""
 _OF_ITEMS = ("k_proj", "v_proj")
 
 
@@ -31,8 +31,10 @@ def start_at_activations(trainer: SlotTrainer) -> None:
     positions: dict[str, torch.Tensor] = {}
 
     def keep(name: str, x: torch.Tensor) -> None:
-        of_items = name.endswith(_OF_ITEMS)
-        inputs[name].append(x[0, positions["items" if of_items else "slots"]].float().cpu())
+        rows, of_items = x.flatten(0, -2), name.rpartition(".")[2] in _OF_ITEMS
+        if len(rows) == positions["all"].item():  # not an expert's, which reads some tokens alone
+            chosen = positions["items" if of_items else "slots"]
+            inputs[name].append(rows[chosen.to(x.device)].float().cpu())
 
     hooks = [
         layer.register_forward_pre_hook(lambda _, given, name=name: keep(name, given[0]))
@@ -43,15 +45,18 @@ def start_at_activations(trainer: SlotTrainer) -> None:
     try:
         with torch.no_grad(), trainer.compute_loss_context_manager():
             for pack in packs:
-                positions["slots"] = pack["inputs"]["logits_to_keep"].flatten()
-                positions["items"] = _items(pack, TOKENS // len(packs))
+                slots, most = pack["inputs"]["logits_to_keep"].flatten(), TOKENS // len(packs)
+                positions["all"] = torch.tensor(pack["inputs"]["input_ids"].shape[-1])
+                positions["slots"] = _thinned(slots, most)
+                positions["items"] = _thinned(_items(pack), most)
                 trainer.logits_of(trainer.model, pack)
     finally:
         for hook in hooks:
             hook.remove()
     for name, layer in layers.items():
         (adapter,) = layer.lora_A
-        _point(layer.lora_A[adapter].weight, torch.cat(inputs.pop(name)))
+        if found := inputs.pop(name):
+            _point(layer.lora_A[adapter].weight, torch.cat(found))
 
 
 def _packs(trainer: SlotTrainer) -> list[dict[str, Any]]:
@@ -62,20 +67,29 @@ def _packs(trainer: SlotTrainer) -> list[dict[str, Any]]:
     return packs
 
 
-def _items(pack: dict[str, Any], most: int) -> torch.Tensor:
-    """Positions of the items' own tokens in a pack, at most so many of them."""
+def _items(pack: dict[str, Any]) -> torch.Tensor:
+    """Positions of the items' own tokens in a pack."""
     rows, tokens = pack["rows"], pack["inputs"]["input_ids"].shape[-1]
     found = [group.positions.flatten() for group in rows.groups] if rows else [torch.arange(tokens)]
-    positions = torch.cat(found)
-    return positions[:: max(1, len(positions) // max(1, most))]
+    return torch.cat(found)
+
+
+def _thinned(positions: torch.Tensor, most: int) -> torch.Tensor:
+    """At most so many of the positions, evenly."""
+    return positions[:: -(-len(positions) // max(1, most))]
 
 
 def _point(a: torch.nn.Parameter, inputs: torch.Tensor) -> None:
-    """Let the rows of A be principal components of N x channels inputs, as long as they were."""
+    """Let the rows of A be principal components of N x channels inputs, as long as they were.
+
+    Where the inputs differ in fewer directions (all slots are the same token in the first layer),
+    the other rows stay random.
+    """
     mean = inputs.mean(dim=0)
     centred = inputs - mean
     direction = mean / mean.norm().clamp(min=1e-12)
     centred -= (centred @ direction)[:, None] * direction
-    components = torch.linalg.svd(centred, full_matrices=False).Vh[: len(a)]
+    _, spread, components = torch.linalg.svd(centred, full_matrices=False)
+    components = components[: min(len(a), int((spread > 1e-4 * inputs.norm()).sum()))]
     with torch.no_grad():
         a[: len(components)] = components.to(a) * a.norm(dim=1).mean()

@@ -40,8 +40,9 @@ def test_it_can_be_said_again(run):
     assert "What the files lose to the adapter" in console.file.getvalue()
 
 
-def lossy(*names, equal=0.5, change=-0.3):
+def lossy(*names, equal=0.5, change=-0.3, between=0.9):
     found = {"alpha": 0.5, "equal_labels": equal, "change": {"estimate": change}}
+    found["alpha_between"] = between
     return {"dimensions": {"d": {"adapter": {"alpha": 0.8}, **dict.fromkeys(names, found)}}}
 
 
@@ -56,10 +57,14 @@ def test_a_loss_names_what_helps(run, monkeypatch):
     assert remedies(run, lossy("Q4_K_M", equal=0.99, change=-0.01)) == []
     (said,) = remedies(run, lossy("Q4_K_M", "bnb-4bit"))
     assert said.startswith("Q4_K_M, bnb-4bit may be refused by `slm-judge verify`. Remedies: ")
-    assert "`export.bnb_16bit: [v_proj, down_proj]`" in said
+    assert "`export.bnb_16bit: [self_attn.v_proj, down_proj]`" in said
     assert "add Q4_0 to `export.gguf`" in said
     assert "add Q8_0 to `export.gguf`" in said
     recipe_with(run, monkeypatch, ["Q8_0", "Q4_0"])
     (said,) = remedies(run, lossy("Q4_0", equal=0.99))  # alpha alone
     assert said.endswith("Remedies: train longer: what is learned with small margins falls first.")
     assert remedies(run, lossy("Q4_0", change=None))  # labels alone
+    assert remedies(run, lossy("Q4_0", equal=0.99, change=0.0, between=0.7))
+    assert remedies(run, lossy("Q4_0", equal=0.99, change=0.0, between=None))
+    (said,) = remedies(recipe_with(run, monkeypatch, ["BF16"]), lossy("merged"))
+    assert "Q4_0" not in said

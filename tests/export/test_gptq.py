@@ -8,7 +8,7 @@ from rich.console import Console
 from safetensors import safe_open
 from slm_judge.export.gguf import convert, quantize
 from slm_judge.export.gptq import NF4, Q4_0, round_columns, save_moved
-from slm_judge.export.refit import _ridge, label_logits, refit_labels, states
+from slm_judge.export.refit import _fit, _ridge, label_logits, refit_labels, states
 from slm_judge.training.slots import label_token_ids
 
 from slm_judge.artefact.base import load_model, load_tokenizer
@@ -39,6 +39,7 @@ def requantized(weight, name):
         return torch.from_numpy(gguf.dequantize(gguf.quantize(weight.numpy(), kind), kind))
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
+    # The files keep the scales in 8 bits besides, which leaves the levels as they are.
     return dequantize_4bit(*quantize_4bit(weight, blocksize=64, quant_type="nf4"))
 
 
@@ -107,13 +108,31 @@ def test_labels_get_back_the_logits_that_rounding_took(judge):
         before = rows.clone()
         hidden = hidden + 0.2 * hidden.std() * drawn(hidden.shape[1])  # a shift of all states
         lost = (wanted - label_logits(model, hidden, ids, rubric)).square().mean()
-        refit_labels(model, hidden, wanted, ids, rubric)
+        _fit(model, hidden, wanted, ids, rubric)
         left = (wanted - label_logits(model, hidden, ids, rubric)).square().mean()
     assert left < 0.05 * lost
     changed = (rows != before).any(dim=1).nonzero().flatten().tolist()
     assert set(changed) <= set(ids)
     with torch.no_grad():
         rows.copy_(before)
+
+
+def test_labels_are_fitted_to_a_rounded_model_or_left(judge):
+    model, packs, ids, rubric = judge
+    rows = model.get_output_embeddings().weight
+    rounded = model.get_decoder().layers[-1].mlp.down_proj.weight
+    with torch.no_grad():
+        wanted = label_logits(model, states(model, packs), ids, rubric)
+        before, exact = rows.clone(), rounded.clone()
+        refit_labels(model, packs, wanted, ids, rubric)
+        assert torch.equal(rows, before)  # nothing was lost
+        rounded += 0.3 * rounded.std() * drawn(*rounded.shape)
+        lost = (wanted - label_logits(model, states(model, packs), ids, rubric)).square().mean()
+        refit_labels(model, packs, wanted, ids, rubric)
+        left = (wanted - label_logits(model, states(model, packs), ids, rubric)).square().mean()
+        rows.copy_(before)
+        rounded.copy_(exact)
+    assert left < 0.5 * lost
 
 
 def test_files_hold_what_was_moved(run, tmp_path):
