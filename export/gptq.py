@@ -9,7 +9,8 @@ them to the level that was chosen here. (bitsandbytes then keeps the blocks' sca
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,8 @@ def move(
                 alike = [part for part in rounded if torch.equal(hessians[part], hessian)]
                 weights = [layer.get_submodule(part).weight for part in alike]  # of one input
                 try:
-                    moved = round_columns(torch.cat(weights), hessian, grid)
+                    with _one_thread():
+                        moved = round_columns(torch.cat(weights), hessian, grid)
                 except torch.linalg.LinAlgError as error:
                     where = f"{names[layer]}.{alike[0]}"
                     raise ModelError(f"{where} reads numbers that are not finite.") from error
@@ -167,6 +169,18 @@ def move(
                 rounded = [part for part in rounded if part not in alike]
             for one in inputs:
                 one.hidden = one.run(layer, number)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Columns are many small operations, for which threads wait more than they work."""
+    torch = require("torch", "export")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _packs(prompts: Sequence[EncodedPrompt], device: Any) -> list[_Pack]:

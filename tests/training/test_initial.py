@@ -53,7 +53,8 @@ def test_they_are_the_principal_components_of_what_differs(tmp_path, monkeypatch
     monkeypatch.setattr(initial, "TOKENS", 10**6)
     trainer, before, after = started(tmp_path / "run")
     for key, factor in after.items():
-        assert torch.equal(factor, before[key]) == ("lora_B" in key)
+        same = "lora_B" in key or ".0.self_attn.q_proj." in key  # see below
+        assert torch.equal(factor, before[key]) == same, key
     (path, layer), *_ = [(n, m) for n, m in trainer.model.named_modules()
                          if n.endswith(name) and ".1." in n]  # fmt: skip
     a = after[f"{path}.lora_A.default.weight"]
