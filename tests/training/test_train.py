@@ -246,7 +246,7 @@ def test_overwrite_takes_a_run_alone_and_gives_it_back(run, tmp_path, monkeypatc
 
     def broken(self, *args, **kwargs):
         left = [path for path in old.report.rglob("*") if path.is_file()]
-        seen.append({path.name: path.read_text() for path in left})
+        seen.append({path.name: path.read_bytes() for path in left})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(SlotTrainer, "training_step", broken)
@@ -259,7 +259,7 @@ def test_overwrite_takes_a_run_alone_and_gives_it_back(run, tmp_path, monkeypatc
     assert measured.exists()
     with pytest.raises(KeyboardInterrupt):
         train(recipe, overwrite=True)
-    assert seen[-1] == {"openai-x.jsonl": "paid for"}
+    assert seen[-1] == {"openai-x.jsonl": b"paid for"}
     assert (old.report / "report.html").exists()
     assert (old.adapter / "adapter_model.safetensors").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
