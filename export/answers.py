@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
+from rich.progress import Progress
 
 from slm_judge.agreement.alpha import (
     alpha_of_coincidences,
@@ -23,6 +27,7 @@ from slm_judge.data.predictions import Answers
 from slm_judge.errors import DataError
 from slm_judge.judge.answer import softmax
 from slm_judge.judge.judge import Judge
+from slm_judge.progress import progress_bar
 from slm_judge.prompt.readers import EncodedPrompt
 from slm_judge.rubric import Dimension
 
@@ -74,6 +79,26 @@ def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lam
         for k, dimension in enumerate(contract.rubric.dimensions)
     }
     return Heard(probabilities, prompts)
+
+
+def hear(
+    paths: Mapping[str, Path],
+    items: Sequence[Item],
+    verb: str,
+    console: Console,
+    then: Callable[[str, Judge, Heard, Progress], None] = lambda *_: None,
+) -> dict[str, Heard]:
+    """Ask artefacts by name about items, one after the other; `then` before each is closed."""
+    heard = {}
+    for name, path in paths.items():
+        with (
+            progress_bar("rows", console=console) as progress,
+            Judge.from_pretrained(path, trust=True) as judge,
+        ):
+            task = progress.add_task(f"{verb} {name}", total=len(items))
+            heard[name] = ask(judge, items, partial(progress.advance, task))
+            then(name, judge, heard[name], progress)
+    return heard
 
 
 def losses(

@@ -1,7 +1,6 @@
 """What the exported files lose to the adapter, on the items that the checkpoint was chosen on."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -9,13 +8,11 @@ from slm_judge.model_card.page import interval, number
 
 from slm_judge.data.item import load_split, votes_of
 from slm_judge.files import finite, write_json
-from slm_judge.judge.judge import Judge
-from slm_judge.progress import progress_bar
 from slm_judge.rubric import Dimension
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
-from .answers import Heard, against_annotators, ask, between, losses
+from .answers import Heard, against_annotators, between, hear, losses
 from .artefacts import ADAPTER, artefacts
 from .gguf import MOVED
 
@@ -32,14 +29,8 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
     Returns:
         What was written: per dimension and artefact, how alike its answers are to the adapter's.
     """
-    items, heard = load_split(run.data, "validation")[:ITEMS], dict[str, Heard]()
-    for name, path in artefacts(run).items():
-        with (
-            progress_bar("rows", console=console) as progress,
-            Judge.from_pretrained(path, trust=True) as judge,
-        ):
-            task = progress.add_task(f"asking {name}", total=len(items))
-            heard[name] = ask(judge, items, partial(progress.advance, task))
+    items = load_split(run.data, "validation")[:ITEMS]
+    heard = hear(artefacts(run), items, "asking", console)
     margin, dimensions = run.recipe().verify.max_alpha_loss, dict[str, Any]()
     for dimension in run.rubric().dimensions:
         votes = votes_of(items, dimension.name)

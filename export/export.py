@@ -6,6 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from slm_judge.backends import memory_errors
+from slm_judge.data.item import split_file
 from slm_judge.run import Run
 from slm_judge.screen import say
 
@@ -38,8 +39,8 @@ def export(run: Run, console: Console | None = None) -> None:
             say(console, [f"      {time.monotonic() - started:.1f} s"], "")
         for name in run.recipe().export.gguf:
             say(console, [f"      {name}: {contents(run.gguf_file(name))}"], "")
-        if run.split_file("validation").exists():
+        validation = split_file(run.data, "validation")
+        if validation.exists():
             tell_cost(run, console)
         else:
-            missing = f"{run.split_file('validation')} is missing: what the files lose is not said."
-            say(console, [missing])
+            say(console, [f"{validation} is missing: what the files lose is not said."])

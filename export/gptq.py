@@ -23,7 +23,7 @@ from slm_judge.artefact.base import load_model, load_tokenizer
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.packing import pack, shared_prefix, split_into_packs
 from slm_judge.backends.transformers import pack_budget, pack_tensors
-from slm_judge.data.item import load_split
+from slm_judge.data.item import load_split, split_file
 from slm_judge.errors import ModelError, require
 from slm_judge.progress import progress_bar
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
@@ -50,9 +50,8 @@ class Grid:
     signed: bool
     """Whether the scale has the sign that puts the block's largest weight on the first level."""
 
-    def scales(self, block: Any) -> Any:
-        """Of the rows of a block (rows x columns): one each, exact in 16 bits of either kind."""
-        largest = block.gather(1, block.abs().argmax(dim=1, keepdim=True))[:, 0]
+    def scales(self, largest: Any) -> Any:
+        """Of blocks, by the weight of each that is largest in size; exact in bfloat16."""
         scales = largest / self.levels[0] if self.signed else largest.abs() / self.levels[-1]
         return scales.bfloat16().float()
 
@@ -109,7 +108,8 @@ def save_moved(
     torch, contract = require("torch", "export"), Contract.load(run.merged)
     model = load_model(run.merged, "cuda" if torch.cuda.is_available() else "cpu", "float32")
     tokenizer = load_tokenizer(run.merged)
-    if run.split_file("train").exists():
+    learned = split_file(run.data, "train")
+    if learned.exists():
         reader = DecisionReader(
             tokenizer, contract.decision_template, contract.rubric, contract.labels
         )
@@ -123,7 +123,7 @@ def save_moved(
             move(model, prompts[:ITEMS], grid, console, kept)
             refit_labels(model, inputs, wanted, ids, rubric)
     else:
-        say(console, [f"{run.split_file('train')} is missing: weights are rounded as they are."])
+        say(console, [f"{learned} is missing: weights are rounded as they are."])
     model.to(getattr(torch, run.recipe().export.dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     contract.save(folder)
@@ -266,9 +266,10 @@ def round_columns(weight: Any, hessian: Any, grid: Grid) -> Any:
     for start in range(0, columns, grid.block):
         end = start + grid.block
         block, errors = rest[:, start:end].clone(), torch.empty_like(rest[:, start:end])
-        scales, largest = grid.scales(block), block.abs().argmax(dim=1)
-        divisor = torch.where(scales == 0, 1, scales)
+        largest = block.abs().argmax(dim=1)
         extreme = block.gather(1, largest[:, None])[:, 0]
+        scales = grid.scales(extreme)
+        divisor = torch.where(scales == 0, 1, scales)
         extreme = levels[torch.bucketize(extreme / divisor, bounds)] * scales
         for k, column in enumerate(range(start, end)):
             value = levels[torch.bucketize(block[:, k] / divisor, bounds)] * scales

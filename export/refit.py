@@ -61,15 +61,14 @@ def refit_labels(
     """
     weight = model.get_output_embeddings().weight
     before, hidden = weight[list(ids)].clone(), states(model, packs)
-    lost = (wanted - label_logits(model, hidden, ids, rubric)).square().mean()
-    _fit(model, hidden, wanted, ids, rubric)
-    left = (wanted - label_logits(model, states(model, packs), ids, rubric)).square().mean()
-    if not left < lost:
+    lost = wanted - label_logits(model, hidden, ids, rubric)
+    _fit(model, hidden, lost, ids, rubric)
+    left = wanted - label_logits(model, states(model, packs), ids, rubric)
+    if not left.square().mean() < lost.square().mean():
         weight[list(ids)] = before
 
 
-def _fit(model: Any, hidden: Any, wanted: Any, ids: Sequence[int], rubric: Rubric) -> None:
-    lost = wanted - label_logits(model, hidden, ids, rubric)
+def _fit(model: Any, hidden: Any, lost: Any, ids: Sequence[int], rubric: Rubric) -> None:
     hidden = hidden.unflatten(0, (-1, len(rubric.dimensions)))
     weight = model.get_output_embeddings().weight
     for label, token in enumerate(ids):

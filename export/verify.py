@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress
 from slm_judge.model_card.page import interval, number
 from slm_judge.model_card.page import write as write_report
 
@@ -28,13 +29,12 @@ from slm_judge.evaluation.evaluate import PROBES, Evaluation, evaluate, systems_
 from slm_judge.evaluation.probes import PROBED_ITEMS, option_order
 from slm_judge.files import content_hash, finite, write_json
 from slm_judge.judge.judge import Judge
-from slm_judge.progress import progress_bar
 from slm_judge.recipe import VerifyConfig
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet
 
-from .answers import Heard, against_annotators, ask, between, losses
+from .answers import Heard, against_annotators, between, hear, losses
 from .artefacts import ADAPTER, artefacts, parts
 
 REPORT = "verify.json"
@@ -77,21 +77,18 @@ def _ask_all(
     paths: Mapping[str, Path], main: str, items: list[Item], console: Console
 ) -> tuple[dict[str, Heard], dict[str, Any]]:
     """What each artefact says, and what probes find of the main one."""
-    heard, probes = {}, {}
-    for name, path in paths.items():
-        with (
-            progress_bar("rows", console=console) as progress,
-            Judge.from_pretrained(path, trust=True) as judge,
-        ):
-            task = progress.add_task(f"verifying {name}", total=len(items))
-            heard[name] = ask(judge, items, partial(progress.advance, task))
-            if name == main:
-                probed, labels = items[:PROBED_ITEMS], heard[name].labels
-                given = {d.name: labels(d.name)[:PROBED_ITEMS] for d in judge.rubric.dimensions}
-                task = progress.add_task("with the options in reverse", total=len(probed))
-                advance = partial(progress.advance, task)
-                probes["option_order"] = option_order(judge, probed, given, advance)
-    return heard, probes
+    probes: dict[str, Any] = {}
+
+    def probe(name: str, judge: Judge, heard: Heard, progress: Progress) -> None:
+        if name != main:
+            return
+        probed = items[:PROBED_ITEMS]
+        given = {d.name: heard.labels(d.name)[:PROBED_ITEMS] for d in judge.rubric.dimensions}
+        task = progress.add_task("with the options in reverse", total=len(probed))
+        advance = partial(progress.advance, task)
+        probes["option_order"] = option_order(judge, probed, given, advance)
+
+    return hear(paths, items, "verifying", console, probe), probes
 
 
 def _gold(

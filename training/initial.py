@@ -29,10 +29,11 @@ def start_at_activations(trainer: SlotTrainer) -> None:
     }
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
     positions: dict[str, torch.Tensor] = {}
+    tokens = 0
 
     def keep(name: str, x: torch.Tensor) -> None:
         rows, of_items = x.flatten(0, -2), name.rpartition(".")[2] in _OF_ITEMS
-        if len(rows) == positions["all"].item():  # not an expert's, which reads some tokens alone
+        if len(rows) == tokens:  # not an expert's, which reads some tokens alone
             chosen = positions["items" if of_items else "slots"]
             inputs[name].append(rows[chosen.to(x.device)].float().cpu())
 
@@ -46,7 +47,7 @@ def start_at_activations(trainer: SlotTrainer) -> None:
         with torch.no_grad(), trainer.compute_loss_context_manager():
             for pack in packs:
                 slots, most = pack["inputs"]["logits_to_keep"].flatten(), TOKENS // len(packs)
-                positions["all"] = torch.tensor(pack["inputs"]["input_ids"].shape[-1])
+                tokens = pack["inputs"]["input_ids"].shape[-1]
                 positions["slots"] = _thinned(slots, most)
                 positions["items"] = _thinned(_items(pack), most)
                 trainer.logits_of(trainer.model, pack)

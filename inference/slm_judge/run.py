@@ -92,10 +92,6 @@ class Run:
         """The splits, a JSON Lines file each."""
         return self.folder / "data"
 
-    def split_file(self, name: str) -> Path:
-        """The items of "train", "validation" or "test"."""
-        return self.data / f"{name}.jsonl"
-
     @property
     def checkpoints(self) -> Path:
         """The trainer's checkpoints, for `--resume`."""

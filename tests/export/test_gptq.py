@@ -107,8 +107,9 @@ def test_labels_get_back_the_logits_that_rounding_took(judge):
         torch.testing.assert_close(wanted[:, 0, :4].sum(dim=1), torch.zeros(40), atol=1e-3, rtol=0)
         before = rows.clone()
         hidden = hidden + 0.2 * hidden.std() * drawn(hidden.shape[1])  # a shift of all states
-        lost = (wanted - label_logits(model, hidden, ids, rubric)).square().mean()
-        _fit(model, hidden, wanted, ids, rubric)
+        missing = wanted - label_logits(model, hidden, ids, rubric)
+        lost = missing.square().mean()
+        _fit(model, hidden, missing, ids, rubric)
         left = (wanted - label_logits(model, hidden, ids, rubric)).square().mean()
     assert left < 0.05 * lost
     changed = (rows != before).any(dim=1).nonzero().flatten().tolist()

@@ -49,10 +49,15 @@ def save_splits(splits: Mapping[str, Sequence[Item]], folder: Path) -> None:
     """Write one JSON Lines file a split."""
     for name, items in splits.items():
         with (
-            atomic_file(folder / f"{name}.jsonl") as path,
+            atomic_file(split_file(folder, name)) as path,
             path.open("w", encoding="utf-8") as file,
         ):
             file.writelines(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
+
+
+def split_file(folder: Path, name: str) -> Path:
+    """Where the items of "train", "validation" or "test" are."""
+    return folder / f"{name}.jsonl"
 
 
 def load_split(folder: Path, name: str) -> list[Item]:
@@ -61,7 +66,7 @@ def load_split(folder: Path, name: str) -> list[Item]:
     Raises:
         DataError: it is damaged; the line is named.
     """
-    path, items = folder / f"{name}.jsonl", []
+    path, items = split_file(folder, name), []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             items.append(_ITEM.validate_json(line, strict=True))
