@@ -3,22 +3,27 @@
     python -m benchmarks.study                              # what there is, and how far it is
     python -m benchmarks.study popquorn ablation --minutes 90
     python -m benchmarks.study curve --only "convabuse-50-*"
+    python -m benchmarks.study convabuse --workers 12 --judges-alone    # where there is a GPU
     python -m benchmarks.study --show popquorn              # the table of docs/results.md
 
 A table is a list of rows: a recipe, settings that differ from it, a seed, a part of the data. A row
 is computed once and kept in benchmarks/results/TABLE/ROW.json; one that was cut short goes on where
 it stopped. Baselines learn from all of a row's labelled items: those that the judge trains on and
-those on which it chooses its checkpoint. Folds are pooled and scored once.
+those on which it chooses its checkpoint. They need no GPU: a row whose judge was computed alone
+gets them the next time. Folds are pooled and scored once.
 """
 
 import argparse
 import json
 import math
+import multiprocessing
 import random
 import shutil
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -29,6 +34,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 from slm_judge.training.calibration import log_loss
+from slm_judge.training.energy import device_name
 from slm_judge.training.targets import resolve
 from slm_judge.training.train import train
 
@@ -52,7 +58,7 @@ ROOT = Path(__file__).parents[1]
 FOLDS = 5
 VALIDATION_SHARE, MOST_VALIDATION = 0.2, 200
 """Of the labelled items of a learning curve: "50 labels" are 40 to train and 10 to choose on."""
-LEAST_STEPS, MOST_EPOCHS = 100, 20
+LEAST_STEPS, MOST_EPOCHS = 200, 40
 """Of few items: more passes, until there are as many steps."""
 
 Splits = dict[str, list[Item]]
@@ -95,8 +101,8 @@ _SEVERITY = {"rubric": str(ROOT / "rubrics" / "abuse-severity.yaml")}
 _CURVES: dict[str, dict[str, Any]] = {"convabuse": _SEVERITY, "popquorn": {"data.test_share": 0.25}}
 """Data -> settings of its learning curve and its ablations."""
 SIZES = (50, 100, 200, 400, 800, 0)
-ABLATED = 600
-"""Labelled items of an ablation."""
+ABLATED, _PASSES = 600, {"training.epochs": 4}
+"""Labelled items of an ablation, and passes over them."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "paraphrases": {"augmentation.paraphrase": True},
@@ -134,7 +140,7 @@ PLAN: dict[str, list[Row]] = {
         for s in SEEDS for n in SIZES for data, settings in _CURVES.items()
     ],
     "ablation": [
-        Row(f"{data}-{variant}", data, s, {**settings, **changes}, ABLATED,
+        Row(f"{data}-{variant}", data, s, {**settings, **_PASSES, **changes}, ABLATED,
             yardsticks=False, zero_shot=False)
         for s in SEEDS for data, settings in _CURVES.items()
         for variant, changes in VARIANTS.items()
@@ -204,7 +210,7 @@ def resolved(row: Row, common: Mapping[str, Any]) -> tuple[Recipe, Rubric, Split
     settings: dict[str, Any] = {
         "training.targets": resolve(training.targets, splits["train"], rubric)
     }
-    if row.labelled is not None and "training.epochs" not in common:
+    if row.labelled is not None and "training.epochs" not in {*common, *row.settings}:
         passes = math.ceil(LEAST_STEPS * training.batch_size / len(splits["train"]))
         settings["training.epochs"] = max(training.epochs, min(passes, MOST_EPOCHS))
     return with_settings(recipe, settings), rubric, splits
@@ -222,15 +228,11 @@ def compute(row: Row, folder: Path, common: Mapping[str, Any]) -> Results:
     test = splits["test"]
     labels, losses = judged(run, test)
     systems: Labels = {"judge": labels}
-    if row.yardsticks:
-        systems |= fit_systems(
-            [*splits["train"], *splits["validation"]], test, rubric, str(minilm_folder())
-        )[0]
     if row.zero_shot:
         systems["base, zero-shot"] = zero_shot(recipe.base, rubric, test)
     facts = json.loads((run.adapter / "training.json").read_text(encoding="utf-8"))
     kept = ("seconds", "targets", "device", "versions", "validation", "best_checkpoint")
-    return {
+    result = {
         "row": {**asdict(row), "settings": public_settings(dict(row.settings))},
         "recipe": deciding(recipe),
         "items": {name: len(items) for name, items in splits.items()},
@@ -239,10 +241,32 @@ def compute(row: Row, folder: Path, common: Mapping[str, Any]) -> Results:
         "seconds_with_scoring": round(time.monotonic() - started, 1),
         "loss": [[h["step"], round(h["loss"], 4)] for h in facts["history"] if "loss" in h],
         "log_loss": losses,
-        "results": scored(systems, test, rubric, row.seed),
-        "labels": {name: {d: packed(row) for d, row in one.items()}
-                   for name, one in systems.items()},
-    }  # fmt: skip
+        "results": {},
+        "labels": {},
+    }
+    add(result, systems, test, rubric, row.seed)
+    return result
+
+
+def add(result: Results, systems: Labels, test: list[Item], rubric: Rubric, seed: int) -> None:
+    """Score systems, and keep what they say with the result of a row."""
+    for dimension, found in scored(systems, test, rubric, seed).items():
+        result["results"].setdefault(dimension, {}).update(found)
+    for name, labels in systems.items():
+        result["labels"][name] = {d: packed(said) for d, said in labels.items()}
+
+
+def yardsticks(row: Row, common: Mapping[str, Any], result: Results) -> None:
+    """Fit the baselines of a row, and score them."""
+    _, rubric, splits = resolved(row, common)
+    learned = [*splits["train"], *splits["validation"]]
+    systems = fit_systems(learned, splits["test"], rubric, str(minilm_folder()))[0]
+    add(result, systems, splits["test"], rubric, row.seed)
+
+
+def is_whole(row: Row, result: Results) -> bool:
+    """Whether a row's result has its baselines."""
+    return not row.yardsticks or len(result["labels"]) > 1 + row.zero_shot
 
 
 def judged(run: Run, items: Sequence[Item]) -> tuple[dict[str, list[int]], dict[str, float]]:
@@ -308,6 +332,7 @@ class Study:
     runs: Path
     common: Mapping[str, Any]
     keep: bool = False
+    baselines: bool = True
 
     def path(self, table: str, name: str) -> Path:
         """The file of a row."""
@@ -320,11 +345,21 @@ class Study:
         return [(planned[name], json.loads(path.read_text(encoding="utf-8")))
                 for name, path in paths.items() if path.exists()]  # fmt: skip
 
-    def run(self, table: str, row: Row) -> None:
-        """Compute a row, and pool its folds when it is the last of them."""
+    def run(self, table: str, row: Row, until: float = math.inf) -> None:
+        """Compute what a row lacks, and pool its folds when it is the last of them."""
         path = self.path(table, row.name)
         folder = self.runs / table / path.stem
-        write_json(path, self._same(table, row) or compute(row, folder, self.common))
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+        elif time.time() > until:  # other rows took the time
+            return
+        else:
+            print(f"\n--- {table}/{row.name}", flush=True)
+            result = self._same(table, row) or compute(row, folder, self.common)
+            write_json(path, result)
+        if self.baselines and not is_whole(row, result):
+            yardsticks(row, self.common, result)
+            write_json(path, result)
         if not self.keep:
             shutil.rmtree(folder, ignore_errors=True)
         if row.fold is not None:
@@ -347,6 +382,8 @@ class Study:
         if not all(path.exists() for path in paths):
             return
         parts = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        if len({tuple(sorted(part["labels"])) for part in parts}) > 1:
+            return  # some have their baselines already
         systems: Labels = defaultdict(lambda: defaultdict(list))
         items, rubric = list[Item](), None
         for fold, part in zip(folds, parts, strict=True):
@@ -389,9 +426,8 @@ class Study:
         for path in self.results.glob("*/*.json"):
             done = json.loads(path.read_text(encoding="utf-8"))
             settings = done["recipe"]
-            if "row" in done and alike == tuple(
-                settings[key] for key in ("name", "base", "rubric")
-            ):
+            same = [settings[key] for key in ("name", "base", "rubric")]
+            if "row" in done and done["device"] == device_name() and same == [*alike]:
                 size = work(done["items"], settings["training"]["epochs"])
                 known[size] = done["seconds_with_scoring"]
         if not known:
@@ -419,28 +455,46 @@ def work(items: Mapping[str, int], epochs: float) -> float:
     return epochs * (items["train"] + items["validation"] / 3) + items["test"] / 3
 
 
-def compute_all(study: Study, rows: Sequence[tuple[str, Row]], minutes: float) -> list[str]:
+def compute_all(
+    study: Study, rows: Sequence[tuple[str, Row]], minutes: float, workers: int = 1
+) -> list[str]:
     """Compute what is missing, as long as there is time; returns what failed."""
-    started, failed = time.monotonic(), []
+    until, failed, missing = time.time() + 60 * minutes, list[str](), list[tuple[str, Row]]()
     for table, row in rows:
         if study.path(table, row.name).exists():
             if changed := study.outdated(table, row):
                 said = f"was computed with other {', '.join(changed)}; remove it to do so again"
                 print(f"{study.path(table, row.name)} {said}", flush=True)
-            if row.fold is not None and not study.path(table, whole(row).name).exists():
-                study.pool(table, row)  # cut short behind the last fold
-            continue
-        left = 60 * minutes - (time.monotonic() - started)
-        try:
-            if left < (needed := study.seconds(row)):
-                print(f"{table}/{row.name} would take {needed:.0f} s, {left:.0f} s are left")
                 continue
-            print(f"\n--- {table}/{row.name}", flush=True)
-            study.run(table, row)
-        except JudgeError as error:
-            failed.append(f"{table}/{row.name}: {error}")
-            print(failed[-1], flush=True)
+        elif workers == 1 and until - time.time() < (needed := study.seconds(row)):
+            print(f"{table}/{row.name} would take {needed:.0f} s")
+            continue
+        missing.append((table, row))
+        if workers == 1:
+            failed += attempt(study, table, row, until)
+    if workers > 1:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _one_thread) as pool:
+            asked = [pool.submit(attempt, study, table, row, until) for table, row in missing]
+            failed += [one for done in as_completed(asked) for one in done.result()]
     return failed
+
+
+def attempt(study: Study, table: str, row: Row, until: float) -> list[str]:
+    """Compute a row; returns why it failed, so that the other rows are computed all the same."""
+    try:
+        study.run(table, row, until)
+    except Exception as error:
+        if not isinstance(error, JudgeError):
+            traceback.print_exc()
+        print(said := f"{table}/{row.name}: {error}", flush=True)
+        return [said]
+    return []
+
+
+def _one_thread() -> None:
+    """Of each process, where several share the cores."""
+    torch.set_num_threads(1)
 
 
 def main() -> None:
@@ -453,6 +507,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no row that exceeds")
     parser.add_argument("--show", action="store_true", help="print the tables, draw the curve")
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
+    parser.add_argument("--workers", type=int, default=1, help="rows at a time, a thread each")
+    parser.add_argument("--judges-alone", action="store_true", help="leave the baselines for later")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "study")
     parser.add_argument(
@@ -463,7 +519,9 @@ def main() -> None:
         parser.error(f"no such table: {', '.join(sorted(unknown))}; there are {', '.join(PLAN)}")
     given = (setting.split("=", 1) for setting in arguments.common)
     common = {key: yaml.safe_load(value) for key, value in given}
-    study = Study(arguments.results, arguments.runs, common, arguments.keep)
+    study = Study(
+        arguments.results, arguments.runs, common, arguments.keep, not arguments.judges_alone
+    )
     if arguments.show:
         for table in arguments.tables or PLAN:
             print(f"`python -m benchmarks.study {table}`\n\n{markdown(table, study.rows(table))}")
@@ -472,11 +530,12 @@ def main() -> None:
         return
     rows = [(table, row) for table in arguments.tables for row in PLAN[table]
             if any(fnmatch(row.name, pattern) for pattern in arguments.only)]  # fmt: skip
+    rows.sort(key=lambda one: one[1].seed)  # what is cut short is whole for some seeds
     raw, made = (ROOT.parent / "shared" / "data" / "convabuse_raw.csv",
                  ROOT / "runs" / "data" / "convabuse.csv")  # fmt: skip
     if raw.exists() and not made.exists():
         print(make(raw, made))
-    if failed := compute_all(study, rows, arguments.minutes):
+    if failed := compute_all(study, rows, arguments.minutes, arguments.workers):
         raise SystemExit("\n".join(["failed:", *failed]))
     for table, planned in PLAN.items():
         done = sum(study.path(table, row.name).exists() for row in planned)

@@ -11,11 +11,11 @@ from slm_judge.errors import require
 from slm_judge.files import TEMPORARY, atomic_folder
 from slm_judge.run import Run
 
-from .gptq import NF4, save_moved
+from .gptq import NF4, Unrounded, save_moved
 
 
-def quantize_bnb(run: Run, console: Console) -> None:
-    """Write `bnb-4bit/` from `merged/`.
+def quantize_bnb(run: Run, console: Console, unrounded: Unrounded | None = None) -> None:
+    """Write `bnb-4bit/` from `merged/`; `unrounded` as for `save_moved`.
 
     Raises:
         JudgeError: the run has no merged model.
@@ -30,7 +30,7 @@ def quantize_bnb(run: Run, console: Console) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kept = settings.bnb_16bit
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
-        output = save_moved(run, Path(moved), NF4, console, kept)
+        output = save_moved(run, Path(moved), NF4, console, kept, unrounded)
         quantization = nf4(dtype, [output, *kept])
         model = load_model(moved, device, dtype, quantization_config=quantization)
         with atomic_folder(run.bnb) as work:

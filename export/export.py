@@ -13,6 +13,7 @@ from slm_judge.screen import say
 from .bnb import quantize_bnb
 from .cost import tell_cost
 from .gguf import contents, export_gguf
+from .gptq import Unrounded
 from .merge import merge
 
 
@@ -22,13 +23,13 @@ def export(run: Run, console: Console | None = None) -> None:
     Raises:
         JudgeError: the run has no adapter, a step failed, or another process is at work on it.
     """
-    console = console or Console()
+    console, unrounded = console or Console(), Unrounded()
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         ("merging the adapter into its base", lambda: merge(run)),
-        ("quantizing to bitsandbytes NF4", lambda: quantize_bnb(run, console)),
+        ("quantizing to bitsandbytes NF4", lambda: quantize_bnb(run, console, unrounded)),
         (
             f"writing GGUF: {', '.join(run.recipe().export.gguf)}",
-            lambda: export_gguf(run, console),
+            lambda: export_gguf(run, console, unrounded),
         ),
     )
     with run.alone(), memory_errors("Export on a machine with more of it, or without a GPU."):

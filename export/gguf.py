@@ -26,15 +26,17 @@ from slm_judge.offline.llama_source import CONVERTER, llama_cpp_source
 from slm_judge.run import Run
 from slm_judge.version import __version__
 
-from .gptq import Q4_0, save_moved
+from .gptq import Q4_0, Unrounded, save_moved
 
 MOVED = {"Q4_0": Q4_0}
 """Quantizations before which the weights are moved; the others choose their scales by rules of
 their own, which would undo it."""
 
 
-def export_gguf(run: Run, console: Console) -> None:
+def export_gguf(run: Run, console: Console, unrounded: Unrounded | None = None) -> None:
     """Write `gguf/<name>-<quantization>.gguf` for each quantization of the recipe.
+
+    `unrounded` as for `save_moved`.
 
     Raises:
         JudgeError: the run has no merged model, or llama.cpp knows no such quantization.
@@ -46,7 +48,7 @@ def export_gguf(run: Run, console: Console) -> None:
     for name in quantizations:
         if grid := MOVED.get(name):
             with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
-                save_moved(run, Path(moved), grid, console)
+                save_moved(run, Path(moved), grid, console, unrounded=unrounded)
                 _export_types(run, Path(moved), [name])
     _export_types(run, merged, [name for name in quantizations if name not in MOVED])
 

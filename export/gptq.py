@@ -90,8 +90,21 @@ class _Input:
         return output[0] if isinstance(output, tuple) else output
 
 
+@dataclass
+class Unrounded:
+    """What a merged model says about training items: computed once, whatever the files."""
+
+    logits: Any = None
+    """See `label_logits`."""
+
+
 def save_moved(
-    run: Run, folder: Path, grid: Grid, console: Console, kept: Sequence[str] = ()
+    run: Run,
+    folder: Path,
+    grid: Grid,
+    console: Console,
+    kept: Sequence[str] = (),
+    unrounded: Unrounded | None = None,
 ) -> str:
     """Write the merged model of a run with its weights moved for a file of `grid`.
 
@@ -101,6 +114,7 @@ def save_moved(
         grid: what the file can hold.
         console: where progress is written.
         kept: names of layers that the file does not round, as transformers matches them.
+        unrounded: of the same merged model, filled where it is empty.
 
     Returns:
         The name of the output layer, which no file rounds to 4 bits.
@@ -119,9 +133,11 @@ def save_moved(
         with torch.no_grad():
             inputs, rubric = [one.inputs for one in _packs(prompts, model.device)], contract.rubric
             ids = label_token_ids(contract, tokenizer)
-            wanted = label_logits(model, states(model, inputs), ids, rubric)
+            unrounded = unrounded or Unrounded()
+            if unrounded.logits is None:
+                unrounded.logits = label_logits(model, states(model, inputs), ids, rubric)
             move(model, prompts[:ITEMS], grid, console, kept)
-            refit_labels(model, inputs, wanted, ids, rubric)
+            refit_labels(model, inputs, unrounded.logits, ids, rubric)
     else:
         say(console, [f"{learned} is missing: weights are rounded as they are."])
     model.to(getattr(torch, run.recipe().export.dtype)).save_pretrained(folder)

@@ -17,6 +17,8 @@ from .trainer import SlotTrainer
 
 ITEMS, TOKENS = 96, 1024
 """Training items that are looked at, and most of their tokens or slots."""
+SPARE, PASSES = 16, 4
+"""Of the search for the components (Halko et al., 2011): directions beyond those that are kept."""
 _OF_ITEMS = ("k_proj", "v_proj")
 
 
@@ -90,7 +92,10 @@ def _point(a: torch.nn.Parameter, inputs: torch.Tensor) -> None:
     centred = inputs - mean
     direction = mean / mean.norm().clamp(min=1e-12)
     centred -= (centred @ direction)[:, None] * direction
-    _, spread, components = torch.linalg.svd(centred, full_matrices=False)
-    components = components[: min(len(a), int((spread > 1e-4 * inputs.norm()).sum()))]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the directions in which the components are sought
+        sought = min(len(a) + SPARE, *centred.shape)
+        _, spread, components = torch.svd_lowrank(centred, q=sought, niter=PASSES)
+    components = components.T[: min(len(a), int((spread > 1e-4 * inputs.norm()).sum()))]
     with torch.no_grad():
         a[: len(components)] = components.to(a) * a.norm(dim=1).mean()

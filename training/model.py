@@ -98,7 +98,7 @@ class Learner:
         )
         if self.base.device == "cpu":
             attention.use(model)
-            add_in_place(config)
+        add_in_place(config)
         return get_peft_model(model, config)
 
     def trainer(self, evaluate: bool = True) -> SlotTrainer:

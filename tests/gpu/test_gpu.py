@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rich.console import Console
 
 from slm_judge import Judge
 from slm_judge.data.item import load_split
@@ -32,7 +33,7 @@ def trained(tmp_path_factory):
     )
     run = train(recipe)
     merge(run)
-    quantize_bnb(run)
+    quantize_bnb(run, Console(quiet=True))
     return run
 
 

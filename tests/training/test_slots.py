@@ -67,7 +67,7 @@ def encoded(items, contract, tokenizer):
     return reader.encode([item.state for item in items])
 
 
-def adapted(quantization, in_place=False):
+def adapted(quantization, in_place=False, dtype=None):
     from peft import LoraConfig, get_peft_model
 
     base = Base("tiny", quantization=quantization)
@@ -75,7 +75,7 @@ def adapted(quantization, in_place=False):
     if in_place:
         add_in_place(config)
     torch.manual_seed(0)
-    model = get_peft_model(load_base(base, "cpu"), config)
+    model = get_peft_model(load_base(base, "cpu", dtype), config)
     with torch.no_grad():  # B starts at zero, which would hide half of the gradients
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -130,6 +130,24 @@ def test_packed_loss_and_gradients_are_those_of_whole_prompts(
     for name, gradient in plain.items():
         scale = gradient.abs().max().clamp(min=1e-6)
         assert ((packed[name] - gradient).abs().max() / scale) < 1e-3, name
+
+
+def test_in_16_bits_the_adapter_is_added_as_well_as_by_peft(dataset, targets, contract, tokenizer):
+    loss = SlotLoss(contract.rubric, label_token_ids(contract, tokenizer))
+    packs = SlotCollator(targets, pack_budget("cpu"))(list(dataset))["packs"]
+    packs[0].pop("rows")
+    _, exact = loss_and_gradients(adapted("none"), packs, loss)
+    errors = {}
+    for in_place in (False, True):
+        model = adapted("none", in_place, "bfloat16")
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # as the trainer does on a GPU
+            _, found = loss_and_gradients(model, packs, loss)
+        assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+        missed = [(found[name] - exact[name]).norm() / exact[name].norm() for name in exact]
+        errors[in_place] = torch.stack(missed)
+    assert errors[True].median() < 1.1 * errors[False].median()
+    assert errors[True].max() < 1.5 * errors[False].max()
+    assert errors[True].median() > 0  # it did compute in 16 bits
 
 
 def test_rows_of_about_one_length_are_a_group():
