@@ -1,9 +1,9 @@
 """PEFT's LoRA layers, with the adapter's share added in place.
 
 PEFT writes the scaled share of the adapter and its sum with the layer's output as tensors of their
-own, forward and backward; on a CPU, such passes over memory cost as much as the adapter's sums. On a
-GPU a small base waits for the start of each operation; there are 13 here, and 23 in PEFT's layers,
-which turn what they read to float32 and back.
+own, forward and backward; on a CPU, such passes over memory cost as much as the adapter's sums. On
+a GPU, a small base waits for the start of each operation, of which PEFT needs more: it turns what
+a layer reads to float32 and back.
 """
 
 from typing import Any
