@@ -101,7 +101,7 @@ _SEVERITY = {"rubric": str(ROOT / "rubrics" / "abuse-severity.yaml")}
 _CURVES: dict[str, dict[str, Any]] = {"convabuse": _SEVERITY, "popquorn": {"data.test_share": 0.25}}
 """Data -> settings of its learning curve and its ablations."""
 SIZES = (50, 100, 200, 400, 800, 0)
-ABLATED, _PASSES = 600, {"training.epochs": 4}
+ABLATED, _PASSES = 600, {"convabuse": 4, "popquorn": 8}
 """Labelled items of an ablation, and passes over them."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
@@ -140,7 +140,8 @@ PLAN: dict[str, list[Row]] = {
         for s in SEEDS for n in SIZES for data, settings in _CURVES.items()
     ],
     "ablation": [
-        Row(f"{data}-{variant}", data, s, {**settings, **_PASSES, **changes}, ABLATED,
+        Row(f"{data}-{variant}", data, s,
+            {**settings, "training.epochs": _PASSES[data], **changes}, ABLATED,
             yardsticks=False, zero_shot=False)
         for s in SEEDS for data, settings in _CURVES.items()
         for variant, changes in VARIANTS.items()
@@ -260,7 +261,8 @@ def yardsticks(row: Row, common: Mapping[str, Any], result: Results) -> None:
     """Fit the baselines of a row, and score them."""
     _, rubric, splits = resolved(row, common)
     learned = [*splits["train"], *splits["validation"]]
-    systems = fit_systems(learned, splits["test"], rubric, str(minilm_folder()))[0]
+    folder = minilm_folder()
+    systems = fit_systems(learned, splits["test"], rubric, folder and str(folder))[0]
     add(result, systems, splits["test"], rubric, row.seed)
 
 
@@ -455,6 +457,22 @@ def work(items: Mapping[str, int], epochs: float) -> float:
     return epochs * (items["train"] + items["validation"] / 3) + items["test"] / 3
 
 
+def chosen(tables: Sequence[str], patterns: Sequence[str]) -> list[tuple[str, Row]]:
+    """The planned rows that a pattern fits, those of the first pattern first, then by seed.
+
+    What is cut short is whole for some seeds.
+    """
+    found = []
+    for table in tables:
+        for row in PLAN[table]:
+            names = row.name, f"{table}/{row.name}"
+            fits = [i for i, one in enumerate(patterns) if any(fnmatch(n, one) for n in names)]
+            if fits:
+                found.append((fits[0], row.seed, table, row))
+    found.sort(key=lambda one: one[:2])
+    return [(table, row) for _, _, table, row in found]
+
+
 def compute_all(
     study: Study, rows: Sequence[tuple[str, Row]], minutes: float, workers: int = 1
 ) -> list[str]:
@@ -503,7 +521,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(PLAN))
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="ROW", help="names, with *")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="ROW",
+                        help="names, or TABLE/names, with *; in this order")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no row that exceeds")
     parser.add_argument("--show", action="store_true", help="print the tables, draw the curve")
     parser.add_argument("--keep", action="store_true", help="keep the runs' folders")
@@ -528,9 +547,7 @@ def main() -> None:
         if "curve" in (arguments.tables or PLAN):
             curve_figure(study.rows("curve"), ROOT / "docs" / "learning-curve.png")
         return
-    rows = [(table, row) for table in arguments.tables for row in PLAN[table]
-            if any(fnmatch(row.name, pattern) for pattern in arguments.only)]  # fmt: skip
-    rows.sort(key=lambda one: one[1].seed)  # what is cut short is whole for some seeds
+    rows = chosen(arguments.tables, arguments.only)
     raw, made = (ROOT.parent / "shared" / "data" / "convabuse_raw.csv",
                  ROOT / "runs" / "data" / "convabuse.csv")  # fmt: skip
     if raw.exists() and not made.exists():

@@ -1,6 +1,7 @@
 """The merged model in bitsandbytes 4-bit (NF4)."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,20 +21,23 @@ def quantize_bnb(run: Run, console: Console, unrounded: Unrounded | None = None)
     Raises:
         JudgeError: the run has no merged model.
     """
-    torch = require("torch", "export")
     require("bitsandbytes", "export")
-    merged = run.require(run.merged, f"export {run.folder}")
+    run.require(run.merged, f"export {run.folder}")
+    settings = run.recipe().export
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
+        output = save_moved(run, Path(moved), NF4, console, settings.bnb_16bit, unrounded)
+        with atomic_folder(run.bnb) as work:
+            save_bnb(Path(moved), work, settings.dtype, [output, *settings.bnb_16bit])
+
+
+def save_bnb(model: Path, folder: Path, dtype: str, kept: Sequence[str]) -> None:
+    """Round a judge's folder to NF4, but for the layers whose names end with one of `kept`."""
+    torch = require("torch", "export")
     # 16 bits beside the 4-bit weights, wherever the file is made. On a CPU, slm-judge computes with
     # it in float32 (see the transformers backend).
-    settings = run.recipe().export
-    dtype = "float16" if settings.dtype == "float16" else "bfloat16"
+    dtype = "float16" if dtype == "float16" else "bfloat16"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    kept = settings.bnb_16bit
-    with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
-        output = save_moved(run, Path(moved), NF4, console, kept, unrounded)
-        quantization = nf4(dtype, [output, *kept])
-        model = load_model(moved, device, dtype, quantization_config=quantization)
-        with atomic_folder(run.bnb) as work:
-            model.save_pretrained(work)
-            load_tokenizer(merged).save_pretrained(work)
-            Contract.load(merged).save(work)
+    rounded = load_model(model, device, dtype, quantization_config=nf4(dtype, kept))
+    rounded.save_pretrained(folder)
+    load_tokenizer(model).save_pretrained(folder)
+    Contract.load(model).save(folder)

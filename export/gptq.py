@@ -105,6 +105,7 @@ def save_moved(
     console: Console,
     kept: Sequence[str] = (),
     unrounded: Unrounded | None = None,
+    fit: bool = True,
 ) -> str:
     """Write the merged model of a run with its weights moved for a file of `grid`.
 
@@ -115,6 +116,7 @@ def save_moved(
         console: where progress is written.
         kept: names of layers that the file does not round, as transformers matches them.
         unrounded: of the same merged model, filled where it is empty.
+        fit: whether the labels' rows are fitted anew afterwards.
 
     Returns:
         The name of the output layer, which no file rounds to 4 bits.
@@ -137,7 +139,8 @@ def save_moved(
             if unrounded.logits is None:
                 unrounded.logits = label_logits(model, states(model, inputs), ids, rubric)
             move(model, prompts[:ITEMS], grid, console, kept)
-            refit_labels(model, inputs, unrounded.logits, ids, rubric)
+            if fit:
+                refit_labels(model, inputs, unrounded.logits, ids, rubric)
     else:
         say(console, [f"{learned} is missing: weights are rounded as they are."])
     model.to(getattr(torch, run.recipe().export.dtype)).save_pretrained(folder)

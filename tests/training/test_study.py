@@ -145,6 +145,35 @@ def test_labels_are_kept_as_letters():
     assert unpacked(packed([0, 9, 10, 27])) == [0, 9, 10, 27]
 
 
+def test_rows_come_in_the_order_of_the_patterns_and_seed_by_seed():
+    patterns = ["convabuse/*seed2", "curve/popquorn-50-*", "convabuse/*"]
+    found = study.chosen(["curve", "convabuse"], patterns)
+    assert [f"{table}/{row.name}" for table, row in found] == [
+        "convabuse/all-seed2",
+        *(f"curve/popquorn-50-seed{seed}" for seed in range(3)),
+        "convabuse/all-seed0",
+        "convabuse/all-seed1",
+    ]
+
+
+def test_baselines_can_come_later_and_several_rows_at_a_time(tmp_path, monkeypatch):
+    rows = [Row("few", "tiny", seed, labelled=40, zero_shot=False) for seed in range(2)]
+    monkeypatch.setitem(study.PLAN, "curve", rows)
+    monkeypatch.setattr(study, "minilm_folder", lambda: None)  # the encoder has tests of its own
+    given = [("curve", row) for row in rows]
+    here = Study(tmp_path / "results", tmp_path / "runs", {"training.epochs": 1}, baselines=False)
+    assert compute_all(here, given, minutes=10, workers=2) == []
+    results = [json.loads(here.path("curve", row.name).read_text()) for row in rows]
+    assert [[*one["labels"]] for one in results] == [["judge"]] * 2
+    assert results[0]["labels"] != results[1]["labels"]
+    assert compute_all(replace(here, baselines=True), given, minutes=0) == []
+    for row, before in zip(rows, results, strict=True):
+        now = json.loads(here.path("curve", row.name).read_text())
+        assert now["labels"]["judge"] == before["labels"]["judge"]
+        assert "majority label" in now["results"]["urgency"]
+        assert now["results"]["urgency"]["judge"] == before["results"]["urgency"]["judge"]
+
+
 def test_a_row_is_computed_once_and_shown(tmp_path, monkeypatch):
     row = Row("sample-50", "tiny", labelled=50, yardsticks=False, zero_shot=False)
     monkeypatch.setitem(study.PLAN, "curve", [row])
