@@ -172,7 +172,8 @@ def _panel(axes: Any, points: Mapping[str, Mapping[int, list[float]]]) -> dict[s
     shown["one annotator"] = axes.axhline(np.mean(everyone), color=HUMAN, linestyle="--")
     drawn = ["judge", *(name for name in points if "balanced" in name)]
     if asked := [alpha for alphas in points["base, zero-shot"].values() for alpha in alphas]:
-        shown["base, zero-shot"] = axes.axhline(np.mean(asked), color="#999999", linestyle=":")
+        told = f"base, zero-shot: {spread([np.mean(asked)], 2)}"  # as a line, it lies far below
+        axes.text(0.98, 0.03, told, transform=axes.transAxes, ha="right", color="#777777")
     for name, colour in zip(drawn, COLOURS, strict=False):
         counts = sorted(points[name])
         means = np.array([np.mean(points[name][n]) for n in counts])
@@ -181,6 +182,7 @@ def _panel(axes: Any, points: Mapping[str, Mapping[int, list[float]]]) -> dict[s
         (shown[name],) = axes.plot(counts, means, "o-", color=colour)
         axes.fill_between(counts, means - spreads, means + spreads, color=colour, alpha=0.15)
     axes.set_xscale("log")
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     counts = sorted({n for by_size in points.values() for n in by_size})
     ticks = [n for n, before in zip(counts, [0, *counts], strict=False) if n > 1.4 * before]
     axes.set_xticks(ticks, [str(n) for n in ticks])
