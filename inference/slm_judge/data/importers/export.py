@@ -131,7 +131,7 @@ def parts(value: object) -> list[str]:
 
 
 def is_ticked(value: object, option: str = "") -> bool | None:
-    """Whether a box was ticked: 1, true, yes, x, or its option's name; None if that is not clear."""
+    """Whether a box was ticked: 1, true, yes, x, or its option's name; None if unclear."""
     text = read_name(value).casefold()
     if text in _YES or (text and text == option.casefold()):
         return True

@@ -97,9 +97,9 @@ def lengthen(export: Export) -> Long:
     kept = [row for row in rows if any(row.get(d.name) is not None for d in asked)]
     export.left_out[_NO_ANSWERS] += len(rows) - len(kept)
     export.aliases |= {old: new for old, new in (texts | further).items() if old != new}
-    for name, new in ((item, ITEM_ID), (export.annotator, ANNOTATOR_ID)):
-        if name and name not in (new, " item"):
-            export.aliases[name] = new
+    for own, new in ((item, ITEM_ID), (export.annotator, ANNOTATOR_ID)):
+        if own and own not in (new, " item"):
+            export.aliases[own] = new
     return Long(export, kept, list(texts.values()), asked, list(further.values()))
 
 
@@ -312,8 +312,8 @@ def _labelled(name: str, column: str, question: Question, counts: Counter[str]) 
         return replace(asked, ordered=True)
     if len(used) > 2:
         asked.doubts.append(
-            "Options stand in the order of their numbers. Is that an order from least to most? Then "
-            "add: level_of_measurement: ordinal"
+            "Options stand in the order of their numbers. Is that an order from least to most? "
+            "Then add: level_of_measurement: ordinal"
         )
     return asked
 

@@ -13,12 +13,12 @@ from .export import Export, Row, parts
 
 _TEXTS = re.compile(
     r"(.*[_ ])?(text|comment|sentence|message|post|tweet|content|title|body|passage|document|"
-    r"utterance|prompt|response|reply|context|premise|hypothesis|headline|review|summary)"
+    r"utterance|prompt|reply|context|premise|hypothesis|headline)"
     r"([_ ]?\d+)?",
     re.I,
 )
 _REMARKS = re.compile(
-    r".*(explanation|rationale|reason|justification|feedback|remark|notes?|comments|why|_text)$",
+    r".*((?-i:_TEXT)|explanation|rationale|reason|justification|feedback|remark|notes?|comments|why)",
     re.I,
 )
 _ITEMS = re.compile(
@@ -81,8 +81,10 @@ def looks_like_text(export: Export, column: str) -> bool:
     if not different or _PEOPLE[0].fullmatch(column) or all(map(_is_number, different)):
         return False
     words = sum(len(text.split()) for text in different) / len(different)
-    many = len(different) > 30 or len(different) > 0.2 * len(export.rows)
-    return many and (words >= _WORDS or bool(_TEXTS.fullmatch(column)))
+    many = len(different) > min(30, max(2, 0.2 * len(export.rows)))
+    if _TEXTS.fullmatch(column):
+        return many or words >= _WORDS
+    return many and words >= _WORDS
 
 
 def _is_number(text: str) -> bool:
@@ -97,7 +99,7 @@ def assign(export: Export, options: Options) -> None:
     """
     if options.items:
         _join(export, options)
-    export.annotator = options.annotator or export.annotator or _annotator(export)
+    export.annotator = options.annotator or export.annotator or find_annotator(export)
     export.texts = list(options.texts) or export.texts or _texts(export, options)
     if not export.texts:
         raise DataError(
@@ -137,7 +139,8 @@ def _join(export: Export, options: Options) -> None:
     export.columns = [*(name for name in export.columns if name not in columns), *columns]
 
 
-def _annotator(export: Export) -> str | None:
+def find_annotator(export: Export) -> str | None:
+    """The column whose name says that it names a person, if there is one."""
     for pattern in _PEOPLE:
         for name in export.columns:
             if (

@@ -8,13 +8,13 @@ Sources of the formats: the header of MTurk's batch results and docs.aws.amazon.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from slm_judge.data.text import is_blank, read_name
 
 from .export import Export, Question, Row, is_ticked, parts
-from .roles import looks_like_text
+from .roles import find_annotator, looks_like_text
 
 _QUALTRICS = {
     "StartDate", "EndDate", "Status", "IPAddress", "Progress", "Duration (in seconds)", "Finished",
@@ -145,27 +145,22 @@ def qualtrics(export: Export) -> None:
 
 
 def _loop_texts(export: Export, loops: Mapping[str, re.Match[str]]) -> dict[str, str]:
-    """What differs between the wordings of a question that is asked in a loop."""
-    found: dict[str, str] = {}
+    """The wordings of a question that is asked in a loop, where they differ; else nothing."""
     by: dict[str, list[str]] = defaultdict(list)
     for name, match in loops.items():
         by[match[2]].append(name)
-    for question, columns in by.items():
-        wordings = [" ".join(export.question(name).text.split()) for name in columns]
-        start = _common(wordings)
-        end = _common([wording[start:][::-1] for wording in wordings])
-        for name, wording in zip(columns, wordings, strict=True):
-            found[name] = wording[start : len(wording) - end].strip(" -:\"'")
-        whole = wordings[0][:start] + wordings[0][len(wordings[0]) - end :]
-        export.question(question).text = whole.strip(" -:\"'")
+    found = {
+        name: export.question(name).text
+        for columns in by.values()
+        for name in columns
+        if len({export.question(other).text for other in columns}) == len(columns)
+    }
+    if found:
+        export.notes.append(
+            "the wording of the first question, as a whole, is taken for the text of an item; "
+            "--items takes a table of the texts alone."
+        )
     return found
-
-
-def _common(texts: Sequence[str]) -> int:
-    """How many letters texts have in common at their start."""
-    together = zip(*texts, strict=False)
-    return next((at for at, letters in enumerate(together) if len(set(letters)) > 1),
-                min(map(len, texts)))  # fmt: skip
 
 
 def google_forms(export: Export) -> None:
@@ -206,7 +201,7 @@ def _items_in_columns(export: Export, columns: Mapping[str, tuple[str, str, str]
     texts: dict[str, str] = {}
     for name, (item, question, text) in columns.items():
         items[item][question] = name
-        texts[item] = max(texts.get(item, ""), text, key=len)
+        texts[item] = texts.get(item) or text
         export.questions.setdefault(question, Question(options=export.question(name).options))
     rows = []
     for number, row in enumerate(export.rows, start=1):
@@ -232,6 +227,9 @@ def _person(export: Export, column: str) -> None:
     """Name the person behind each row of the export."""
     if not any(" person" in row for row in export.rows):
         return
-    for row in export.rows:
-        row["respondent"] = read_name(row.get(column)) or str(row.pop(" person"))
-    export.columns = [name for name in export.columns if name != column] + ["respondent"]
+    export.annotator = find_annotator(export)
+    if export.annotator is None:
+        for row in export.rows:
+            row["respondent"] = read_name(row.get(column)) or str(row[" person"])
+        export.columns = [*(name for name in export.columns if name != column), "respondent"]
+        export.annotator = "respondent"

@@ -8,6 +8,7 @@ from slm_judge.data.text import is_blank, read_name
 from slm_judge.errors import DataError
 
 from .export import ANNOTATOR_ID, Export, Question, Row, is_ticked
+from .roles import looks_like_text
 
 _PERSON = (
     r"(?:annotator|annot|anno|ann|rater|coder|judge|worker|labell?er|evaluator|expert|reviewer|"
@@ -24,7 +25,7 @@ _MARKS = (":::", " - ", ".", "/", ":", "_", " ")
 _COUNT = re.compile(
     r"(n|num|number|count|total|votes)(_of)?(_?(annotators|annotations|votes|raters))?", re.I
 )
-_TOLERANCE = 0.011  # of a sum of shares with two digits
+_CHANCE = 0.125  # a share fits n annotators by chance once in 4, where n is this by its rounding
 _MOST_ANNOTATORS = 50
 _ENOUGH = 5  # rows with the same sum that are no chance
 _LABEL = "label"
@@ -62,7 +63,7 @@ def _annotators(export: Export, pattern: str) -> None:
             if match := how.fullmatch(name):
                 parts = match.groupdict()
                 found[parts["annotator"]][parts.get("question") or _LABEL] = name
-        if len(found) > 1 and (pattern or _share_questions(found)):
+        if len(found) > 1 and (pattern or _share_questions(export, found)):
             _melt(export, found)
             return
     if pattern:
@@ -79,22 +80,27 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(escaped.replace(r"\{question\}", "(?P<question>.+)"))
 
 
-def _share_questions(found: Mapping[str, Mapping[str, str]]) -> bool:
-    """Whether each question was asked of several annotators."""
+def _share_questions(export: Export, found: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether each question was asked of several annotators, and their answers are no texts."""
     questions = Counter(name for columns in found.values() for name in columns)
-    return all(times > 1 for times in questions.values())
+    columns = [column for asked in found.values() for column in asked.values()]
+    plain = any(not looks_like_text(export, column) for column in columns)
+    return plain and all(times > 1 for times in questions.values())
 
 
 def _melt(export: Export, found: Mapping[str, Mapping[str, str]]) -> None:
     gone = {column: name for columns in found.values() for name, column in columns.items()}
     rows: list[Row] = []
+    beside = {who: name for who in found if who.isdigit() for name in export.columns
+              if re.fullmatch(rf"{_PERSON}([ _-]?(id|name))?[ _-]?{who}", name, re.I)}  # fmt: skip
     for row in export.rows:
         rest = {key: value for key, value in row.items() if key not in gone}
         said = {who: {name: row.get(column) for name, column in columns.items()}
                 for who, columns in found.items()}  # fmt: skip
         said = {who: cells for who, cells in said.items()
                 if not all(map(is_blank, cells.values()))}  # fmt: skip
-        rows += [{**rest, ANNOTATOR_ID: who, **cells} for who, cells in said.items()]
+        rows += [{**rest, ANNOTATOR_ID: read_name(row.get(beside.get(who, ""))) or who, **cells}
+                 for who, cells in said.items()]  # fmt: skip
         export.left_out[_NOBODY] += not said
     names = dict.fromkeys(gone.values())
     for column, name in gone.items():
@@ -105,7 +111,8 @@ def _melt(export: Export, found: Mapping[str, Mapping[str, str]]) -> None:
     )
     export.rows, export.annotator = rows, ANNOTATOR_ID
     export.replace(gone, list(names))
-    export.columns = [*(c for c in export.columns if c != ANNOTATOR_ID), ANNOTATOR_ID]
+    others = [name for name in export.columns if name not in {ANNOTATOR_ID, *beside.values()}]
+    export.columns = [*others, ANNOTATOR_ID]
 
 
 # --- groups of columns, a column an option ---
@@ -174,26 +181,54 @@ def _votes(
     constant = min(sums) == max(sums) < 100 and len(sums) >= _ENOUGH
     if whole and max(sums) > 1 and (sums in totals or constant):
         return [[int(value) for value in row] for row in cells]
-    scale = next((s for s in (1, 100) if all(abs(x / s - 1) < _TOLERANCE for x in sums if x)), None)
+    rounding = 0.51 * 10.0 ** -_digits(export, columns.values())
+    near = len(columns) * rounding
+    scale = next((s for s in (1, 100) if all(abs(x - s) < near for x in sums if x)), None)
     if (whole and scale != 100) or scale is None or len({*map(tuple, cells)}) < 2:
         return None
-    shares = [[value / scale for value in row] for row in cells]
-    numbers = [n_annotators] if n_annotators else range(2, _MOST_ANNOTATORS + 1)
-    for n in numbers:
-        votes = [[round(share * n) for share in row] for row in shares]
-        near = all(abs(share - round(share * n) / n) < _TOLERANCE / 2
-                   for row in shares for share in row)  # fmt: skip
-        if n_annotators or (near and all(sum(row) in (0, n) for row in votes)):
+    shares, rounding = [[value / scale for value in row] for row in cells], rounding / scale
+    most = min(_MOST_ANNOTATORS, int(_CHANCE / rounding))
+    asked = [n_annotators] if n_annotators else range(2, most + 1)
+    tries: list[Sequence[float | None]] = [[float(number)] * len(shares) for number in asked]
+    for n in tries if n_annotators else [*totals, *tries]:
+        found = _whole(shares, n, rounding)
+        if found or n_annotators:
+            votes, error = found or _whole(shares, n, 1) or ([], 1.0)
+            how = "--annotators" if n_annotators else "the fewest that make all of them; if there "
+            how += (
+                f"; shares and votes differ by up to {error:.2g}"
+                if n_annotators
+                else ("were others, name their number in --annotators")
+            )
+            many = f"{n[0]:g}" if len(set(n)) == 1 else "as many as the column of counts says"
             export.notes.append(
-                f"shares of annotators a label are read as the votes of {n}"
-                + (" (--annotators)." if n_annotators else ", the fewest that make all of them; if "
-                   "there were others, name their number in --annotators.")
-            )  # fmt: skip
+                f"shares of annotators a label are read as the votes of {many} ({how})."
+            )
             return votes
     raise DataError(
         f"{export.location}: {', '.join(columns.values())} look like shares of annotators a label, "
-        f"but no number of annotators up to {_MOST_ANNOTATORS} makes them; name it in --annotators."
+        f"but no number of annotators up to {most} makes them; name it in --annotators."
     )
+
+
+def _digits(export: Export, columns: Iterable[str]) -> int:
+    """How many digits behind the point the numbers have at most, up to 9."""
+    cells = {read_name(row.get(name)) for name in columns for row in export.rows}
+    return min(9, max((len(cell.partition(".")[2]) for cell in cells), default=0))
+
+
+def _whole(
+    shares: Sequence[Sequence[float]], n: Sequence[float | None], rounding: float
+) -> tuple[list[list[int]], float] | None:
+    """Votes that make the shares but for their rounding, and the largest difference."""
+    votes, error = [], 0.0
+    for row, total in zip(shares, n, strict=True):
+        cast = [round(share * (total or 0)) for share in row]
+        error = max([error, *(abs(s - v / total) for s, v in zip(row, cast, strict=True) if total)])
+        if error > rounding or (rounding < 1 and any(row) and sum(cast) != total):
+            return None
+        votes.append(cast)
+    return votes, error
 
 
 def _cast(
