@@ -414,6 +414,23 @@ def annotate(
         raise typer.Exit(3)
 
 
+@app.command("export-predictions")
+def export_predictions(
+    table: Annotated[str, typer.Argument(help="Table that `slm-judge annotate` wrote.")],
+    rubric: Annotated[Path, typer.Option(help="YAML file of the rubric.")],
+    to: Annotated[str, typer.Option(help="label-studio or argilla.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write.")],
+    prefix: Annotated[str, typer.Option(help="Of the judge's columns.")] = "",
+    item_id: ItemColumn = ITEM_ID,
+) -> None:
+    """Write a judge's labels as pre-annotations, for people to correct in their tool."""
+    from .data.preannotate import export_predictions as write
+    from .rubric import Rubric
+
+    lines = write(table, Rubric.from_file(rubric), to, output, prefix, item_id)
+    say(Console(), lines, "")
+
+
 def _choose(option: str, value: str, *allowed: str) -> None:
     if value not in allowed:
         raise JudgeError(f"{option} is {', '.join(allowed[:-1])} or {allowed[-1]}, not {value!r}.")

@@ -3,6 +3,7 @@
 import csv
 import json
 import zipfile
+from xml.etree import ElementTree
 
 import krippendorff
 import numpy as np
@@ -16,6 +17,7 @@ from slm_judge.data.importers.long import Long
 from slm_judge.data.importers.read import FORMATS, read_export, summary
 from slm_judge.data.importers.roles import Options
 from slm_judge.data.importing import import_annotations
+from slm_judge.data.preannotate import export_predictions
 from slm_judge.data.read import read_annotations
 from slm_judge.data.split import load_splits
 from slm_judge.data.tables import read_table
@@ -26,6 +28,12 @@ from tests.conftest import ROOT
 SHARED = ROOT.parent / "shared"
 WORDS = ["late", "early", "broken", "twice", "empty", "wet"]
 TEXTS = [f"The parcel came {word} today." for word in WORDS]
+
+MOOD = Rubric.parse(
+    {"name": "m", "instructions": "?", "fields": ["text"],
+     "dimensions": [{"name": "mood", "type": "choice", "instructions": "Which mood?",
+                     "options": ["joy", "anger"]}]}, "test",
+)  # fmt: skip
 
 
 def lines(path, rows):
@@ -746,22 +754,18 @@ def test_bad_files_are_a_sentence(tmp_path, name, content, complaint):
 
 
 def test_a_recipe_reads_an_export(tmp_path):
-    rubric = Rubric.parse(
-        {"name": "m", "instructions": "?", "fields": ["text"],
-         "dimensions": [{"name": "mood", "type": "choice", "instructions": "?",
-                         "options": ["joy", "anger"]}]}, "test")  # fmt: skip
     tasks = [
         {**task(k % 6, *((who, False, [choice(("joy", "anger")[(k + who) % 2])]) for who in (1, 2))),
          "id": k, "data": {"text": f"{TEXTS[k % 6]} Case {k}."}} for k in range(30)
     ]  # fmt: skip
     file = whole(tmp_path / "project.json", tasks)
     found = []
-    splits = load_splits(DataConfig(train=file), rubric, 0, found)
+    splits = load_splits(DataConfig(train=file), MOOD, 0, found)
     items = [item for part in splits.values() for item in part]
     assert len(items) == 30
     assert all(set(item.votes["mood"]) == {"1", "2"} for item in items)
     assert any("read as Label Studio" in note for note in found)
-    known = read_annotations(file, rubric)
+    known = read_annotations(file, MOOD)
     assert len(known.items) == 30
     assert {name for item in known.items for name in item.votes["mood"]} == {"1", "2"}
 
@@ -770,16 +774,81 @@ def test_a_table_that_is_read_as_it_is_stays_so(tmp_path):
     """Columns that a recipe names are there: nothing is guessed."""
     rows = [{"instance_id": k, "user_id": "u", "text": f"{TEXTS[k % 6]} {k}", "mood": ("joy", "anger")[k % 2]}
             for k in range(30)]  # fmt: skip
-    rubric = Rubric.parse(
-        {"name": "m", "instructions": "?", "fields": ["text"],
-         "dimensions": [{"name": "mood", "type": "choice", "instructions": "?",
-                         "options": ["joy", "anger"]}]}, "test")  # fmt: skip
     found = []
     config = DataConfig(
         train=table(tmp_path / "t.csv", rows), item_id="instance_id", annotator="user_id"
     )
-    assert sum(map(len, load_splits(config, rubric, 0, found).values())) == 30
+    assert sum(map(len, load_splits(config, MOOD, 0, found).values())) == 30
     assert not any("read as" in note for note in found)
+
+
+def test_a_recipe_knows_its_questions(tmp_path):
+    """Annotators with names of their own: the rubric says which part of a column is the question."""
+    rows = [{"item_id": f"i{k}", "text": f"{TEXTS[k % 6]} {k}", "mood_anna": ("joy", "anger")[k % 2],
+             "mood_ben": ("joy", "anger")[k % 3 % 2]} for k in range(30)]  # fmt: skip
+    notes = []
+    splits = load_splits(DataConfig(train=table(tmp_path / "t.csv", rows)), MOOD, 0, notes)
+    items = [item for part in splits.values() for item in part]
+    assert len(items) == 30
+    assert all(set(item.votes["mood"]) == {"anna", "ben"} for item in items)
+    assert any("2 annotators (anna, ben), 1 columns each (mood)" in note for note in notes)
+
+
+# --- the way back ---
+
+
+def judged(tmp_path):
+    rows = [{"item_id": f"i{k}", "text": f"{text} <&\"", "mood": ("joy", "anger", "")[k % 3],
+             "mood_confidence": ("0.91", "0.62", "")[k % 3], "outcome": "annotated"}
+            for k, text in enumerate(TEXTS)]  # fmt: skip
+    return table(tmp_path / "annotated.csv", rows)
+
+
+def test_predictions_go_to_label_studio_and_come_back(tmp_path):
+    output = tmp_path / "tasks.json"
+    said = export_predictions(judged(tmp_path), MOOD, "label-studio", output)
+    assert said[1] == "left out: 2 rows without a text or a label."
+    tasks = json.loads(output.read_text())
+    assert len(tasks) == 4
+    assert tasks[1]["predictions"] == [{
+        "model_version": "m", "score": 0.62,
+        "result": [{"from_name": "mood", "to_name": "text", "type": "choices",
+                    "value": {"choices": ["anger"]}}],
+    }]  # fmt: skip
+    interface = ElementTree.parse(output.with_suffix(".xml")).getroot()
+    assert [node.get("value") for node in interface.iter("Choice")] == ["joy", "anger"]
+    # What people make of it: they accept the predictions.
+    done = [{**task, "id": k, "annotations": [{"completed_by": 1, "result": task["predictions"][0]["result"]}]}
+            for k, task in enumerate(tasks)]  # fmt: skip
+    read = read_export([whole(tmp_path / "done.json", done)])
+    assert [(row["item_id_text"], row["mood"], row["text"]) for row in read.rows] == [
+        (task["data"]["item_id"], task["predictions"][0]["result"][0]["value"]["choices"][0],
+         task["data"]["text"]) for task in tasks
+    ]  # fmt: skip
+
+
+def test_predictions_go_to_argilla(tmp_path):
+    output = tmp_path / "records.json"
+    export_predictions(judged(tmp_path), MOOD, "argilla", output)
+    record = json.loads(output.read_text())[0]
+    assert record["suggestions"] == {"mood": {"value": "joy", "score": 0.91, "agent": "m"}}
+    assert (record["id"], record["fields"]) == ("i0", {"text": f'{TEXTS[0]} <&"'})
+
+
+def test_predictions_that_cannot_go(tmp_path):
+    for tool, name, rubric, complaint in (
+        ("brat", "o.json", MOOD, "--to is label-studio or argilla"),
+        ("argilla", "o.csv", MOOD, "--output is a .json file"),
+        (
+            "argilla",
+            "o.json",
+            MOOD.model_copy(update={"fields": ["body"]}),
+            "lacks the columns body",
+        ),
+    ):
+        with pytest.raises(DataError, match=complaint):
+            export_predictions(judged(tmp_path), rubric, tool, tmp_path / name)
+        assert not (tmp_path / name).exists()
 
 
 def test_the_page_names_every_format():

@@ -7,6 +7,7 @@ read as something else than what is written, is counted and said.
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from slm_judge.rubric import Dimension, Rubric
 
 from .importers.opening import is_only_importable
 from .importers.read import FORMATS, as_rows, read_export, tool_of
+from .importers.roles import Options
 from .item import ITEM_ID, Item, unnamed
 from .tables import IMPORTER, Rows, names, read_table, require_columns
 from .text import is_blank, is_replaced_in, read_name, read_state
@@ -285,14 +287,14 @@ def open_rows(location: str, wanted: Sequence[str]) -> Rows:
     tool = tool_of(table)
     if not Path(location).is_file() or not (missing or (nested and tool.nested)):
         return table
-    try:
-        imported = as_rows(read_export([location]))
-    except DataError:
-        if tool.nested:
-            raise
-        return table
-    known = {*imported.columns, *imported.aliases}
-    return imported if tool.nested or known.issuperset(wanted) else table
+    if tool.nested:
+        return as_rows(read_export([location]))
+    for pattern in ("", "{question}_{annotator}", "{annotator}_{question}"):
+        with suppress(DataError):
+            imported = as_rows(read_export([location], Options(columns=pattern)))
+            if {*imported.columns, *imported.aliases}.issuperset(wanted):
+                return imported
+    return table
 
 
 def advice(table: Rows, rubric: Rubric) -> str:

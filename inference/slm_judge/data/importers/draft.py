@@ -1,7 +1,8 @@
 """A rubric to begin with: what a table shows, and questions about what it cannot show."""
 
-import json
 import re
+
+import yaml
 
 from .export import clean_name
 from .long import Asked, Long
@@ -67,4 +68,4 @@ def _scalar(text: str) -> str:
     """A text as YAML; one that could be read as anything else is quoted."""
     if _PLAIN.fullmatch(text) and text.casefold() not in _WORDS:
         return text
-    return json.dumps(text, ensure_ascii=True)
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=10**9).strip()

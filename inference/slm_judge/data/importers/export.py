@@ -9,6 +9,7 @@ from typing import Any
 
 from slm_judge.data.item import ITEM_ID
 from slm_judge.data.text import read_name
+from slm_judge.text import normalise
 
 SOURCE = " file"
 """Key of a row: the name of its file, or of the folder in a file's path that names a person."""
@@ -127,7 +128,7 @@ class Export:
 def parts(value: object) -> list[str]:
     """The plain answers in a cell: none, one, or those of a list."""
     found = value if isinstance(value, list | tuple) else [value]
-    return [name for name in map(read_name, found) if name]
+    return [normalise(name) for name in map(read_name, found) if name]
 
 
 def is_ticked(value: object, option: str = "") -> bool | None:

@@ -88,7 +88,8 @@ def lengthen(export: Export) -> Long:
     known = {export.item, export.annotator, *export.texts, *export.answers}
     further = {}
     for name in (name for name in export.columns if name not in known):
-        further[name] = clean_name(name, taken) if name in taken else name
+        is_name = name.strip() and name not in taken
+        further[name] = name if is_name else clean_name(name, taken)
         taken.append(further[name])
     for row, source in zip(rows, export.rows, strict=True):
         row |= {ITEM_ID: read_name(source.get(item)), ANNOTATOR_ID: _who(export, source)}

@@ -54,7 +54,7 @@ def open_export(locations: Sequence[str]) -> Export:
     columns = dict.fromkeys(key for row in export.rows for key in row)
     export.columns = [name for name in columns if name not in (SOURCE, LINE)]
     export.n_read = len(export.rows)
-    if not export.rows:
+    if not export.rows or not export.columns:
         raise DataError(f"{export.location} has no rows.")
     return export
 

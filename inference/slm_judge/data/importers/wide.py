@@ -60,9 +60,10 @@ def _annotators(export: Export, pattern: str) -> None:
     for how in [_compiled(pattern)] if pattern else _PATTERNS:
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for name in _candidates(export):
-            if match := how.fullmatch(name):
+            if (match := how.fullmatch(name)) and not (pattern and looks_like_text(export, name)):
                 parts = match.groupdict()
                 found[parts["annotator"]][parts.get("question") or _LABEL] = name
+        found = _several(found) if pattern else found
         if len(found) > 1 and (pattern or _share_questions(export, found)):
             _melt(export, found)
             return
@@ -78,6 +79,14 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise DataError(f"--columns is e.g. '{{question}}_{{annotator}}', got {pattern!r}.")
     escaped = re.escape(pattern).replace(r"\{annotator\}", "(?P<annotator>[^_. ]+)")
     return re.compile(escaped.replace(r"\{question\}", "(?P<question>.+)"))
+
+
+def _several(found: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """The questions that several annotators were asked: `item_id` is named like a pattern too."""
+    times = Counter(name for columns in found.values() for name in columns)
+    left = {who: {name: column for name, column in columns.items() if times[name] > 1}
+            for who, columns in found.items()}  # fmt: skip
+    return {who: columns for who, columns in left.items() if columns}
 
 
 def _share_questions(export: Export, found: Mapping[str, Mapping[str, str]]) -> bool:
