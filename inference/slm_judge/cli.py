@@ -67,6 +67,48 @@ def rubric_check(
     typer.echo(preview(rubric, base))
 
 
+@app.command("import")
+def import_(
+    files: Annotated[
+        list[str], typer.Argument(help="Export of an annotation tool, or a table of any shape.")
+    ],
+    output: Annotated[Path, typer.Option(help="Table to write: .csv, .tsv, .jsonl or .parquet.")],
+    rubric: Annotated[
+        Path | None, typer.Option(help="Draft of a rubric to write, e.g. draft.yaml.")
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="The tool, where it is not recognised: see the docs.")
+    ] = "",
+    item_id: Annotated[str | None, typer.Option(help="Column that names the item.")] = None,
+    annotator: AnnotatorColumn = None,
+    text: Annotated[list[str] | None, typer.Option(help="Column of a text of the item.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Column of a question's answers.")] = None,
+    columns: Annotated[
+        str,
+        typer.Option(help="How columns of annotators are named, e.g. '{question}_{annotator}'."),
+    ] = "",
+    annotators: Annotated[
+        int, typer.Option(help="How many people are behind shares of a label.", min=0)
+    ] = 0,
+    items: Annotated[
+        str | None, typer.Option(help="Table of the texts, where the export names only items.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
+) -> None:
+    """Make a table with a row an annotation, and a draft of a rubric, of people's exports."""
+    from .data.importers.roles import Options
+    from .data.importing import import_annotations
+
+    options = Options(
+        format_, item_id, annotator, text or [], label or [], columns, annotators, items
+    )
+    console = Console()
+    say(console, import_annotations(files, output, options, rubric, overwrite), "")
+    say(console, [f"Written: {output}{f' and {rubric}' if rubric else ''}."], "")
+    if not rubric:
+        say(console, ["--rubric draft.yaml also writes a draft of a rubric."])
+
+
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. recipes/tiny.yaml.")],
@@ -370,6 +412,23 @@ def annotate(
     say(console, counts, "")
     if summary.not_annotated:
         raise typer.Exit(3)
+
+
+@app.command("export-predictions")
+def export_predictions(
+    table: Annotated[str, typer.Argument(help="Table that `slm-judge annotate` wrote.")],
+    rubric: Annotated[Path, typer.Option(help="YAML file of the rubric.")],
+    to: Annotated[str, typer.Option(help="label-studio or argilla.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write.")],
+    prefix: Annotated[str, typer.Option(help="Of the judge's columns.")] = "",
+    item_id: ItemColumn = ITEM_ID,
+) -> None:
+    """Write a judge's labels as pre-annotations, for people to correct in their tool."""
+    from .data.preannotate import export_predictions as write
+    from .rubric import Rubric
+
+    lines = write(table, Rubric.from_file(rubric), to, output, prefix, item_id)
+    say(Console(), lines, "")
 
 
 def _choose(option: str, value: str, *allowed: str) -> None:

@@ -7,25 +7,23 @@ read as something else than what is written, is counted and said.
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from slm_judge.errors import DataError
 from slm_judge.rubric import Dimension, Rubric
 
+from .importers.opening import is_only_importable
+from .importers.read import FORMATS, as_rows, read_export, tool_of
+from .importers.roles import Options
 from .item import ITEM_ID, Item, unnamed
 from .tables import IMPORTER, Rows, names, read_table, require_columns
 from .text import is_blank, is_replaced_in, read_name, read_state
 
 _EXAMPLES = 3
 _MOST_LISTED = 8  # options in a message
-_TOOLS = {
-    "Label Studio": {"annotation_id", "lead_time"},
-    "Prodigy": {"_input_hash", "_task_hash"},
-    "doccano": {"label", "Comments"},
-    "Amazon Mechanical Turk": {"HITId", "WorkerId"},
-}
-"""Annotation tools, by columns that only their exports have."""
 
 
 @dataclass
@@ -100,6 +98,20 @@ class Columns:
     def of(self, name: str) -> str:
         """The column of a field or a dimension."""
         return self.renamed.get(name, name)
+
+    def within(self, table: Rows) -> "Columns":
+        """These columns by the names that they got where a table is an export of a tool."""
+
+        def ours(name: str) -> str:
+            return name if name in table.columns else table.aliases.get(name, name)
+
+        return Columns(
+            (ours(self.item_id) if self.item_id else table.annotator and ITEM_ID) or None,
+            ours(self.annotator) if self.annotator else table.annotator,
+            ours(self.group) if self.group else None,
+            {name: ours(column) for name, column in self.renamed.items()},
+            [ours(name) for name in self.further],
+        )
 
     def named(self) -> list[str]:
         """Columns that somebody asked for."""
@@ -254,15 +266,47 @@ def _several(dimension: Dimension, raw: object) -> str:
     return "; a cell holds one label: `type: multi` for several is planned"
 
 
-def advice(columns: Sequence[str], rubric: Rubric) -> str:
+def open_rows(location: str, wanted: Sequence[str]) -> Rows:
+    """The rows of a table; of a tool's export, as a table with a row an annotation.
+
+    A file is read as an export where no other reader knows its kind, where columns are missing, or
+    where a column of a known tool holds lists.
+
+    Args:
+        location: see `TableStream`; also .json, .xlsx, .dta, .sav, .zip and folders of Potato.
+        wanted: the columns that will be asked for.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if is_only_importable(location):
+        return as_rows(read_export([location]))
+    table = read_table(location)
+    missing = [name for name in wanted if name not in table.columns]
+    nested = any(isinstance(row.get(name), list | dict) for row in table.rows for name in wanted)
+    tool = tool_of(table)
+    if not Path(location).is_file() or not (missing or (nested and tool.nested)):
+        return table
+    if tool.nested:
+        return as_rows(read_export([location]))
+    for pattern in ("", "{question}_{annotator}", "{annotator}_{question}"):
+        with suppress(DataError):
+            imported = as_rows(read_export([location], Options(columns=pattern)))
+            if {*imported.columns, *imported.aliases}.issuperset(wanted):
+                return imported
+    return table
+
+
+def advice(table: Rows, rubric: Rubric) -> str:
     """What to do with a table that somebody's tool exported, or with a column an annotator."""
-    for tool, marks in _TOOLS.items():
-        if marks <= set(columns):
-            return f"It looks like an export of {tool}.{IMPORTER}"
+    if table.annotator or table.aliases:
+        return f"It was read as an export.{IMPORTER}"
+    if (tool := tool_of(table)) is not FORMATS["table"]:
+        return f"It looks like an export of {tool.title}.{IMPORTER}"
     for dimension in rubric.dimensions:
-        like = [c for c in columns if c.startswith(f"{dimension.name}_") or
+        like = [c for c in table.columns if c.startswith(f"{dimension.name}_") or
                 c.endswith(f"_{dimension.name}")]  # fmt: skip
-        if dimension.name not in columns and len(like) > 1:
+        if dimension.name not in table.columns and len(like) > 1:
             return f"{names(like)} look like a column an annotator.{IMPORTER}"
     return ""
 
@@ -286,19 +330,21 @@ def read_annotations(
     Raises:
         DataError: a column that was named is missing, or no annotation is usable.
     """
-    table, columns = read_table(location), Columns(item_id, annotator, further=further)
+    columns = Columns(item_id, annotator, further=further)
+    table = open_rows(location, [*columns.named(), *(d.name for d in rubric.dimensions)])
+    columns = columns.within(table)
     require_columns(table.columns, columns.named(), location)
     absent = [d.name for d in rubric.dimensions if d.name not in table.columns]
     if len(absent) == len(rubric.dimensions):
         raise DataError(
             f"{location} has none of the rubric's dimensions {', '.join(absent)}; it has "
-            f"{names(table.columns)}. {advice(table.columns, rubric)}"
+            f"{names(table.columns)}. {advice(table, rubric)}"
         )
     findings = Findings(strict=False, notes=list(table.notes))
     if absent:
         findings.notes.append(f"{location} lacks {', '.join(absent)}: left out.")
     found = read_items(table, columns, rubric, findings)
-    if not annotator and len(found.items) < len(table.rows):
+    if not columns.annotator and len(found.items) < len(table.rows):
         findings.notes.append(_who(table, columns, rubric))
     found.notes = findings.said(location)
     if not any(item.votes for item in found.items):

@@ -12,8 +12,8 @@ from slm_judge.recipe import DataConfig
 from slm_judge.rubric import Rubric
 
 from .item import Item, votes_of
-from .read import Columns, Findings, advice, read_items
-from .tables import Rows, names, read_table
+from .read import Columns, Findings, advice, open_rows, read_items
+from .tables import Rows, names
 
 
 def load_splits(
@@ -35,14 +35,15 @@ def load_splits(
     """
     findings = Findings()
     given = {"train": config.train, "validation": config.validation, "test": config.test}
-    tables = {name: read_table(location) for name, location in given.items() if location}
+    wanted = _wanted(config, rubric)
+    tables = {name: open_rows(location, wanted) for name, location in given.items() if location}
     splits = {name: _items(table, config, rubric, findings, name) for name, table in tables.items()}
     if config.drop_leaks:
         splits = _without_leaks(splits)
     _check_leaks(splits, findings)
     _check_variety(splits["train"], rubric, findings)
     origin = ", ".join(location for location in given.values() if location)
-    findings.raise_any(origin, advice(tables["train"].columns, rubric))
+    findings.raise_any(origin, advice(tables["train"], rubric))
     if notes is not None:
         notes += [*(note for table in tables.values() for note in table.notes)]
         notes += findings.said(origin)
@@ -63,12 +64,25 @@ def load_splits(
     return splits
 
 
+def _columns(config: DataConfig) -> Columns:
+    return Columns(config.item_id, config.annotator, config.group, config.columns)
+
+
+def _ours(rubric: Rubric) -> list[str]:
+    return [*rubric.fields, *(dimension.name for dimension in rubric.dimensions)]
+
+
+def _wanted(config: DataConfig, rubric: Rubric) -> list[str]:
+    columns = _columns(config)
+    return [*map(columns.of, _ours(rubric)), *columns.named()]
+
+
 def _items(
     table: Rows, config: DataConfig, rubric: Rubric, findings: Findings, name: str
 ) -> list[Item]:
     """The items of a split; rows that are numbered are told apart by their split."""
-    columns = Columns(config.item_id, config.annotator, config.group, config.columns)
-    ours = [*rubric.fields, *(dimension.name for dimension in rubric.dimensions)]
+    columns = _columns(config).within(table)
+    ours = _ours(rubric)
     unknown = sorted(set(config.columns) - set(ours))
     for key in unknown:
         findings.add("columns of the recipe that the rubric does not know", key)
