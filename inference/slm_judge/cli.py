@@ -263,20 +263,50 @@ def estimate(
     item_id: ItemColumn = ITEM_ID,
     annotator: AnnotatorColumn = None,
     prefix: Annotated[str, typer.Option(help="Of the judge's columns.")] = "",
+    run: Annotated[
+        Path | None, typer.Option(help="The judge's run: leave out what it was trained on.")
+    ] = None,
+    probability: Annotated[
+        str | None, typer.Option(help="Column: the chance with which an item was drawn.")
+    ] = None,
+    strata: Annotated[
+        str | None, typer.Option(help="Column: part of the corpus that was drawn from separately.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column: items that are alike, e.g. of one conversation.")
+    ] = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(help="Column: prefix of the judge that was not trained on the item."),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help='Regression, e.g. "refund ~ channel + urgency".')
+    ] = None,
+    logit: Annotated[
+        bool, typer.Option("--logit", help="The regressions are logistic, not linear.")
+    ] = False,
+    column: Annotated[
+        list[str] | None, typer.Option(help="field=column, where the corpus's name differs.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
-    """Estimate means and shares of a corpus, corrected for the judge's errors."""
+    """Estimate means, shares and regressions of a corpus, corrected for the judge's errors."""
     require_extra("evaluate")
-    from .evaluation.estimate import as_json, estimate_table
+    from .evaluation.estimate import Drawing, as_json, estimate_table
     from .evaluation.estimate import estimate as estimate_corpus
     from .files import write_json
     from .rubric import Rubric
+    from .run import Run
 
-    found = estimate_corpus(
-        corpus, annotations, Rubric.from_file(rubric), item_id, annotator, prefix
+    drawing = Drawing(
+        item_id, annotator, prefix, probability, strata, group, folds, _columns(column or [])
     )
+    trained = Run.find(run) if run else None
+    models, questions = model or [], Rubric.from_file(rubric)
+    found = estimate_corpus(corpus, annotations, questions, drawing, trained, models, logit)
     console = Console()
     say(console, found.notes)
+    say(console, found.doubts, "WARNING: ", "bold red")
     estimate_table(found).show(console)
     if output:
         write_json(output, as_json(found))
@@ -335,6 +365,9 @@ def annotate(
     review_below: Annotated[
         float | None, typer.Option(help="Also write the rows below this confidence to --review.")
     ] = None,
+    review_share: Annotated[
+        float, typer.Option(help="Also review this share of the other rows, drawn at random.")
+    ] = 0.0,
     review: Annotated[
         str | None, typer.Option(help="File for people to review; by default OUTPUT.review.")
     ] = None,
@@ -380,6 +413,7 @@ def annotate(
         on_empty=on_empty,  # type: ignore[arg-type]
         on_too_long=on_too_long,  # type: ignore[arg-type]
         review_below=review_below,
+        review_share=review_share,
         review=review,
         rows_per_piece=rows_per_piece,
     )
@@ -407,7 +441,7 @@ def annotate(
     done = summary.rows - summary.not_annotated
     counts = [f"{count:>9,} {outcome}" for outcome, count in summary.outcomes.most_common()]
     counts.append(f"{done:,} of {summary.rows:,} rows annotated: {output}")
-    if review_below is not None:
+    if options.reviews:
         counts.append(f"{summary.reviewed:,} rows to review")
     say(console, counts, "")
     if summary.not_annotated:

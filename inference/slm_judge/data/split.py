@@ -95,9 +95,9 @@ def _items(
     return read_items(table, columns, rubric, findings, "" if name == "train" else f"{name}-").items
 
 
-def _text_key(item: Item) -> str:
-    """Identifies the item's text, whatever its id."""
-    text = json.dumps(item.state, sort_keys=True, ensure_ascii=False)
+def text_key(state: Mapping[str, str]) -> str:
+    """Identifies the text of an item, whatever its id."""
+    text = json.dumps(state, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.casefold().encode()).hexdigest()
 
 
@@ -107,7 +107,7 @@ def _check_leaks(splits: Mapping[str, Sequence[Item]], problems: Findings) -> No
     groups: dict[str, str] = {}
     for name, items in splits.items():
         for item in items:
-            first = texts.setdefault(_text_key(item), (name, item.item_id))
+            first = texts.setdefault(text_key(item.state), (name, item.item_id))
             if first[0] != name:
                 where = f"{first[0]} item {first[1]} and {name} item {item.item_id}"
                 problems.add("the same text in two splits (data.drop_leaks drops them)", where)
@@ -121,7 +121,7 @@ def _without_leaks(splits: Mapping[str, list[Item]]) -> dict[str, list[Item]]:
     later: set[str] = set()
     for name in ("test", "validation", "train"):
         if name in splits:
-            keys = [_text_key(item) for item in splits[name]]
+            keys = [text_key(item.state) for item in splits[name]]
             pairs = zip(splits[name], keys, strict=True)
             kept[name] = [item for item, key in pairs if key not in later]
             later |= set(keys)
@@ -178,7 +178,7 @@ def _merge_groups(items: Iterable[Item]) -> dict[str, list[Item]]:
 
     items = list(items)
     for item in items:
-        parent[root(f"text:{_text_key(item)}")] = root(f"group:{item.group}")
+        parent[root(f"text:{text_key(item.state)}")] = root(f"group:{item.group}")
     merged: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         merged[root(f"group:{item.group}")].append(item)
