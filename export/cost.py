@@ -6,14 +6,14 @@ from typing import Any
 from rich.console import Console
 from slm_judge.model_card.page import interval, number
 
-from slm_judge.data.item import load_split, votes_of
+from slm_judge.data.item import load_split, sample_rows, votes_of
 from slm_judge.files import finite, write_json
-from slm_judge.rubric import Dimension
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
-from .answers import Heard, against_annotators, between, hear, losses
+from .answers import against_annotators, between, hear, losses
 from .artefacts import ADAPTER, artefacts
+from .decide import checks
 from .gguf import MOVED
 
 REPORT = "export.json"
@@ -29,7 +29,8 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
     Returns:
         What was written: per dimension and artefact, how alike its answers are to the adapter's.
     """
-    items = load_split(run.data, "validation")[:ITEMS]
+    items = load_split(run.data, "validation")
+    items = [items[row] for row in sample_rows(len(items), ITEMS, run.recipe().training.seed)]
     heard = hear(artefacts(run), items, "asking", console)
     margin, dimensions = run.recipe().verify.max_alpha_loss, dict[str, Any]()
     for dimension in run.rubric().dimensions:
@@ -40,7 +41,7 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
             name: {
                 **against_annotators(labels, votes, dimension),
                 **({} if name == ADAPTER else {
-                    **_alike(dimension, heard[ADAPTER], heard[name]),
+                    "between": between(dimension, heard[ADAPTER], heard[name]),
                     "change": lost[name],
                 }),
             }
@@ -51,11 +52,6 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
     cost_table(report).show(console)
     say(console, remedies(run, report))
     return report
-
-
-def _alike(dimension: Dimension, adapter: Heard, other: Heard) -> dict[str, float]:
-    found = between(dimension, adapter, other)
-    return {"equal_labels": found["agreement"], "alpha_between": found["alpha"]}
 
 
 def cost_table(report: Mapping[str, Any]) -> Sheet:
@@ -70,25 +66,23 @@ def cost_table(report: Mapping[str, Any]) -> Sheet:
         table.group(dimension)
         for name, found in systems.items():
             change = interval(found["change"], 3) if "change" in found else ""
-            equal = number(found["equal_labels"], 3) if change else ""
+            equal = number(found["between"]["agreement"], 3) if change else ""
             table.add(name, number(found["alpha"], 3), change, equal)
     return table
 
 
 def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
     """What can be done where a file loses more than `verify` allows, in words."""
-    thresholds = run.recipe().verify
-    losing = {
-        name: None
-        for systems in report["dimensions"].values()
-        for name, found in systems.items()
-        if "change" in found
-        and (
-            found["equal_labels"] < thresholds.min_agreement
-            or (found["alpha_between"] or 0) < thresholds.min_alpha_between
-            or (found["change"]["estimate"] or 0) < -thresholds.max_alpha_loss
-        )
-    }
+    thresholds, losing = run.recipe().verify, dict[str, None]()
+    for systems in report["dimensions"].values():
+        annotated = systems[ADAPTER]["alpha"] is not None
+        for name, found in systems.items():
+            if name == ADAPTER:
+                continue
+            change = found["change"] if annotated else None
+            checked = checks(name, found["between"], change, report["items"], thresholds)
+            if any(check.may_fail for check in checked):
+                losing[name] = None
     if not losing:
         return []
     settings, helps = run.recipe().export, list[str]()

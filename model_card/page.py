@@ -49,7 +49,11 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
     environment.filters |= {"interval": interval, "number": number, "value": format_value}
     source = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(
-        report=report, images=images, first=report["systems"][0], significant=significant(report)
+        report=report,
+        images=images,
+        first=report["systems"][0],
+        significant=significant(report),
+        calibration=calibration,
     )
 
 
@@ -61,6 +65,18 @@ def significant(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         for probe in dimension["probes"]
         if probe["p_adjusted"] < 0.05
     ]
+
+
+def calibration(found: Mapping[str, float]) -> str:
+    """Whether confidences mean what they say, from `agreement.calibration.CalibrationError`."""
+    low, high = number(found["low"], 3), number(found["high"], 3)
+    shown = (
+        f"The calibration error is {interval(found, 3)}; on as many items a perfect judge would "
+        f"show {number(found['perfect'], 3)} on average."
+    )
+    if not found["low"]:
+        return f"{shown} So its confidence is not shown to be off; it may be by up to {high}."
+    return f"{shown} So its confidence is off, by {low} to {high}."
 
 
 def interval(found: Mapping[str, float | None] | None, digits: int = 2) -> str:

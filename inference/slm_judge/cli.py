@@ -14,6 +14,7 @@ from rich.console import Console
 
 from .agreement.alt_test import EPSILON
 from .agreement.bootstrap import RESAMPLES
+from .agreement.calibration import LEVEL
 from .agreement.compare import MARGIN
 from .data.item import ITEM_ID
 from .errors import JudgeError, VerificationError, require_extra, system_message
@@ -246,13 +247,18 @@ def threshold(
     error: Annotated[
         float, typer.Option(help="Share of wrong labels to accept among those that are kept.")
     ] = 0.1,
+    confidence: Annotated[
+        float, typer.Option(help="Probability with which a guaranteed threshold holds that.")
+    ] = LEVEL,
 ) -> None:
     """Choose the confidence below which a human should look (annotate --review-below)."""
     require_extra("evaluate")
-    from .evaluation.threshold import threshold_table, thresholds
+    from .evaluation.threshold import threshold_notes, threshold_table, thresholds
     from .run import Run
 
-    threshold_table(thresholds(Run.find(run), error), error).show(Console())
+    report, console = thresholds(Run.find(run), error, confidence), Console()
+    threshold_table(report, error, confidence).show(console)
+    say(console, threshold_notes(report, confidence))
 
 
 @app.command()

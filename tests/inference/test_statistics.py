@@ -141,7 +141,7 @@ def test_rank_correlations_reproduce_a_published_number():
 def test_scores_of_probabilities():
     p = np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]])
     shares = np.array([[1.0, 0, 0], [0, 0.5, 0.5]])
-    assert brier_score(p, shares) == pytest.approx((0.09 + 0.04 + 0.01 + 0.04 + 0 + 0.04) / 2)
+    assert brier_score(p, shares) == pytest.approx((0.14 + (0.38 + 0.78) / 2) / 2)
     expected = -(np.log(0.7) + 0.5 * np.log(0.5) + 0.5 * np.log(0.3)) / 2
     assert cross_entropy(p, shares) == pytest.approx(expected)
     nothing = np.zeros((0, 3))

@@ -131,6 +131,7 @@ def card_on(rubric, report, words, kind=""):
     artefacts = ("adapter", words[2])
     verified = {
         "notes": [words[6], words[15]],
+        "undecided": [words[3], words[8]],
         "dimensions": {
             name: {
                 "artefacts": {key: {} for key in artefacts},

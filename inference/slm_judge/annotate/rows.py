@@ -194,7 +194,7 @@ class PieceAnnotator:
         }
         for index, logits in self.judge.decide([piece.prompts[key] for key in fresh]):
             answer = annotation_from_logits(
-                contract.rubric.dimensions, logits, contract.temperatures
+                contract.rubric.dimensions, logits, contract.calibration
             )
             cells: list[Any] = []
             for dimension in contract.rubric.dimensions:

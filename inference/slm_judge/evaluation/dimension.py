@@ -20,8 +20,8 @@ from slm_judge.agreement.alt_test import EPSILON, alt_test
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.calibration import (
     brier_score,
+    calibration_error,
     cross_entropy,
-    expected_calibration_error,
     reliability,
     risk_coverage,
 )
@@ -274,7 +274,9 @@ def _calibration(
     curve = risk_coverage(confidence, errors)
     points = np.unique(np.linspace(0, len(curve.risk) - 1, _CURVE_POINTS).astype(int))
     return {
-        "expected_calibration_error": expected_calibration_error(confidence, agreement, n_bins),
+        "expected_calibration_error": calibration_error(
+            confidence, agreement, counts.sum(axis=1).astype(int), n_bins
+        ).as_dict(),
         "brier_score": brier_score(answers.probabilities, shares),
         "log_loss": cross_entropy(answers.probabilities, shares),
         "bins": [asdict(b) for b in reliability(confidence, agreement, n_bins)],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from slm_judge.agreement.bias import quarters
+from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.data.item import ITEM_ID, Item, load_split
 from slm_judge.data.predictions import Answers, read_predictions
 from slm_judge.data.read import Annotations, Columns, read_annotations
@@ -68,7 +69,8 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
         path = run.require(run.predictions / f"{name}.jsonl", f"verify {run.folder}")
         read = read_predictions(str(path), rubric, [item.item_id for item in items])
         systems[name], kept = read.answers, read.rows
-    annotations = Annotations([items[i] for i in kept])
+    notes = calibration_notes(Contract.load(run.adapter))
+    annotations = Annotations([items[i] for i in kept], notes=notes)
     if groups:
         location = recipe.data.test or recipe.data.train
         annotations.columns = _columns_of(location, recipe.data.item_id, groups, annotations.items)
