@@ -67,7 +67,9 @@ def _verify(run: Run, console: Console) -> dict[str, Any]:
             write_predictions(run.predictions / f"{name}.jsonl", items, rubric, one.probabilities)
         write_json(run.report / PROBES, probes)
         systems = {name: heard[name].answers() for name in systems_of(recipe)}
-        evaluation = Evaluation(recipe.name, rubric, Annotations(items), systems, probes=probes)
+        evaluation = Evaluation(
+            recipe.name, rubric, Annotations(items), systems, probes=probes, held_out=True
+        )
         write_report(evaluate(evaluation), run.report)
     write_json(run.report / REPORT, report)
     return report
