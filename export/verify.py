@@ -70,7 +70,9 @@ def _verify(run: Run, console: Console) -> dict[str, Any]:
         write_json(run.report / PROBES, probes)
         systems = {name: heard[name].answers for name in systems_of(recipe)}
         known = Annotations(items, notes=calibration_notes(Contract.load(run.adapter)))
-        evaluation = Evaluation(recipe.name, rubric, known, systems, probes=probes)
+        evaluation = Evaluation(
+            recipe.name, rubric, known, systems, probes=probes, held_out=True
+        )
         write_report(evaluate(evaluation), run.report)
     write_json(run.report / REPORT, report)
     return report

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
+from markupsafe import Markup
 
 from slm_judge.files import atomic_file, write_json, write_text
 from slm_judge.rubric import format_value
@@ -16,6 +17,7 @@ from slm_judge.screen import Sheet
 from . import figures
 
 PAGE, NUMBERS, FIGURES = "report.html", "report.json", "figures"
+_MOST_ANNOTATORS = 100  # in a table of the page
 
 
 def write(report: Mapping[str, Any], folder: Path) -> Path:
@@ -46,7 +48,7 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
     environment = SandboxedEnvironment(
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"interval": interval, "number": number, "value": format_value}
+    environment.filters |= {"interval": _spaced, "number": number, "value": format_value}
     source = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         report=report,
@@ -54,6 +56,7 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
         first=report["systems"][0],
         significant=significant(report),
         calibration=calibration,
+        most_annotators=_MOST_ANNOTATORS,
     )
 
 
@@ -89,6 +92,13 @@ def interval(found: Mapping[str, float | None] | None, digits: int = 2) -> str:
     return text
 
 
+def _spaced(found: Mapping[str, float | None] | None, digits: int = 2) -> Markup:
+    """The same for a page, whose lines break before the interval alone."""
+    estimate, _, rest = interval(found, digits).partition(" ")
+    spaced = Markup(' <span class="interval">{}</span>').format(rest)
+    return Markup("{}{}").format(estimate, spaced if rest else "")
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A number, or a dash where there is none."""
     if value is None:
@@ -100,19 +110,30 @@ def table(report: Mapping[str, Any]) -> Sheet:
     """The report in short, for a terminal."""
     found = Sheet(
         f"{report['title']}: {report['items']} items, 95 % intervals",
-        ("alpha", "accuracy", "may replace"),
-        "may replace: whether the judge may stand in for an annotator",
+        ("alpha", "accuracy", "minus annotators", "may replace"),
+        "minus annotators: alpha of the judge minus theirs, on the same items; may replace: "
+        "whether the judge may stand in for an annotator",
     )
+
+    def add(name: str, one: Mapping[str, Any], minus: Any = None, may: str = "") -> None:
+        found.add(name, interval(one["alpha"]), interval(one["accuracy"]),
+                  interval(minus) if minus else "", may)  # fmt: skip
+
     for name, dimension in report["dimensions"].items():
         found.group(name)
         if humans := dimension["humans"]:
-            found.add("annotators", interval(humans["alpha"]), interval(humans["accuracy"]), "")
+            add("an annotator" if dimension["named"] else "an annotation", humans)
+            add("the aggregate of the others", humans["aggregate"])
         for system, one in dimension["systems"].items():
             test = one["alternative_annotator_test"]
-            may = ("yes" if test["passed"] else "no") if test["annotators"] else "–"
-            found.add(system, interval(one["alpha"]), interval(one["accuracy"]), may)
+            may = ("yes" if test["passed"] else "not shown") if test["annotators"] else "–"
+            add(system, one["compared"], one["minus_annotators"], may)
+            if apart := one["apart"]:
+                add(f"{system}, {apart['items']} items with one annotation", apart)
+        if constant := dimension.get("constant"):
+            add("always one option, at best", constant, constant["minus_annotators"])
         if not dimension["systems"]:
-            found.add("no annotations", "–", "–", "–")
+            found.add("no annotations", "–", "–", "–", "–")
     return found
 
 

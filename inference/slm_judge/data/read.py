@@ -5,6 +5,7 @@ evaluation is lenient: it goes on with what can be used. Either way, what was le
 read as something else than what is written, is counted and said.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ from .text import is_blank, is_replaced_in, read_name, read_state
 
 _EXAMPLES = 3
 _MOST_LISTED = 8  # options in a message
+_NOBODY = {"None", "nan", "NaN", "null", "<NA>"}  # what programs write where no annotator is known
+_CALLED_SO = re.compile(r"annotator|rater\b|coder\b|worker|label?ler|judged_by", re.IGNORECASE)
 
 
 @dataclass
@@ -216,11 +219,12 @@ class _Reader:
 
     def _vote(self, row: Mapping[str, Any], item: Item, where: str) -> None:
         annotator = self._name(row.get(self.columns.annotator)) if self.columns.annotator else ""
-        if not annotator:
+        said = repr(annotator) if annotator else "nothing"
+        if not annotator or annotator in _NOBODY:
             annotator = unnamed(self._rows[item.item_id])
             self._rows[item.item_id] += 1
             if self.columns.annotator:
-                self.findings.read_as[self.columns.annotator]["nothing as somebody unnamed"] += 1
+                self.findings.read_as[self.columns.annotator][f"{said} as somebody unnamed"] += 1
         for dimension, column in self.dimensions:
             option = self._label(dimension, row.get(column), where)
             if option is None:
@@ -231,8 +235,9 @@ class _Reader:
             elif (earlier := votes[annotator]) == option:
                 self.repeated += 1
             else:
+                rule = "" if self.findings.strict else " (the first one counts)"
                 self.findings.add(
-                    "the same item and annotator twice with different labels",
+                    f"the same item and annotator twice with different labels{rule}",
                     f"{where}: item {item.item_id}, annotator {annotator}, {dimension.name} "
                     f"{dimension.key(earlier)} and {dimension.key(option)}",
                 )
@@ -344,26 +349,41 @@ def read_annotations(
     if absent:
         findings.notes.append(f"{location} lacks {', '.join(absent)}: left out.")
     found = read_items(table, columns, rubric, findings)
-    if not columns.annotator and len(found.items) < len(table.rows):
-        findings.notes.append(_who(table, columns, rubric))
+    if not columns.annotator:
+        likely = likely_annotators(table, columns, rubric)
+        hint = f" {names(likely)} may name them: --annotator {likely[0]}." if likely else ""
+        if len(found.items) < len(table.rows):
+            findings.notes.append(
+                f"{location}: items have several rows, and no column was named that says who made "
+                "them, so nothing is said about annotators: what agrees, or does not, are "
+                f"annotations, perhaps of one person.{hint}"
+            )
+        elif likely:
+            findings.notes.append(f"{location}: no column was named that says who annotated.{hint}")
     found.notes = findings.said(location)
     if not any(item.votes for item in found.items):
         raise DataError(f"{location} has no label of the rubric. {' '.join(found.notes)}")
     return found
 
 
-def _who(table: Rows, columns: Columns, rubric: Rubric) -> str:
-    """A note on items with several rows of which nobody knows who made them."""
-    known = {*columns.named(), *rubric.fields, *(d.name for d in rubric.dimensions)}
-    likely = []
+def likely_annotators(table: Rows, columns: Columns, rubric: Rubric) -> list[str]:
+    """Columns that look as if they named the annotator, though nobody said so.
+
+    They hold few values, each of them for many items and for each at most once. Where items have a
+    row each, nearly any column is like that, so its name must say it too.
+    """
+    known = {*columns.named(), *rubric.fields, *(columns.of(d.name) for d in rubric.dimensions)}
     ids = [read_name(row.get(columns.item_id or "")) for row in table.rows]
+    several = len(set(ids)) < len(ids) if columns.item_id else False
+    likely = []
     for name in (c for c in table.columns if c not in known):
         values = [read_name(row.get(name)) for row in table.rows]
-        pairs = set(zip(ids, values, strict=True))
-        if "" not in values and 1 < len(set(values)) < len(values) == len(pairs):
+        pairs = [pair for pair in zip(ids, values, strict=True) if pair[1]]
+        people = {value for _, value in pairs}
+        if not 0 < 3 * len(people) <= 2 * len(pairs) or 2 * len(pairs) < len(values):
+            continue
+        if (several and len(people) > 1 and len(set(pairs)) == len(pairs)) or (
+            not several and _CALLED_SO.search(name)
+        ):
             likely.append(name)
-    hint = f" {names(likely)} may be one: --annotator {likely[0]}." if likely else ""
-    return (
-        f"{table.location}: items have several rows, and no column was named that says who "
-        f"annotated them, so nothing is said about annotators.{hint}"
-    )
+    return sorted(likely, key=lambda name: not _CALLED_SO.search(name))

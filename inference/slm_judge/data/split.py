@@ -12,7 +12,7 @@ from slm_judge.recipe import DataConfig
 from slm_judge.rubric import Rubric
 
 from .item import Item, votes_of
-from .read import Columns, Findings, advice, open_rows, read_items
+from .read import Columns, Findings, advice, likely_annotators, open_rows, read_items
 from .tables import Rows, names
 
 
@@ -43,7 +43,10 @@ def load_splits(
     _check_leaks(splits, findings)
     _check_variety(splits["train"], rubric, findings)
     origin = ", ".join(location for location in given.values() if location)
-    findings.raise_any(origin, advice(tables["train"], rubric))
+    hints = _unnamed(tables["train"], config, rubric)
+    told = [told for told in (advice(tables["train"], rubric), *hints) if told]
+    findings.raise_any(origin, "\n".join(told))
+    findings.notes += hints
     if notes is not None:
         notes += [*(note for table in tables.values() for note in table.notes)]
         notes += findings.said(origin)
@@ -93,6 +96,15 @@ def _items(
     if missing or unknown:
         return []
     return read_items(table, columns, rubric, findings, "" if name == "train" else f"{name}-").items
+
+
+def _unnamed(table: Rows, config: DataConfig, rubric: Rubric) -> list[str]:
+    """A hint where nobody said which column names the annotator."""
+    columns = Columns(config.item_id, None, config.group, config.columns)
+    likely = [] if config.annotator else likely_annotators(table, columns, rubric)
+    if not likely:
+        return []
+    return [f"{names(likely)} may name who annotated: data.annotator of the recipe says so."]
 
 
 def text_key(state: Mapping[str, str]) -> str:

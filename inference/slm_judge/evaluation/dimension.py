@@ -8,7 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from slm_judge.agreement import bias, scores
-from slm_judge.agreement.aggregate import aggregate, level_values, mean_levels, ratings_of
+from slm_judge.agreement.aggregate import (
+    aggregate,
+    aggregate_of_others,
+    level_values,
+    mean_levels,
+)
 from slm_judge.agreement.alpha import (
     Floats,
     alpha_of_coincidences,
@@ -16,7 +21,7 @@ from slm_judge.agreement.alpha import (
     judge_confusions,
     vote_counts,
 )
-from slm_judge.agreement.alt_test import EPSILON, alt_test
+from slm_judge.agreement.alt_test import EPSILON
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.calibration import (
     brier_score,
@@ -30,6 +35,8 @@ from slm_judge.agreement.estimate import items_needed, widths
 from slm_judge.data.item import is_named
 from slm_judge.data.predictions import Answers
 from slm_judge.rubric import Dimension
+
+from . import annotators
 
 _CURVE_POINTS = 200
 
@@ -80,12 +87,17 @@ def evaluate_dimension(
         "annotators": len({name for row in kept for name in row if is_named(name)}) or None,
         "ratings": sum(map(len, kept)),
     }
-    report["notes"] = _notes(report, kept, len(votes))
+    report["notes"] = annotators.notes(dimension, kept, len(votes))
     if not len(rows):
         return report | {"humans": None, "systems": {}, "probes": []}
     bootstrap = Bootstrap(len(rows), settings.resamples, settings.seed)
     plain = [list(row.values()) for row in kept]
     report["humans"] = _humans(dimension, plain, bootstrap)
+    report["named"] = all(is_named(name) for row in kept for name in row)
+    given = annotators.yardstick(plain, dimension, bootstrap)
+    report["constant"] = annotators.constant(
+        dimension, kept, given, _confusion_statistics(dimension), settings.epsilon
+    )
     reference: Floats | None = None
     report["systems"] = {}
     for name, answers in systems.items():
@@ -93,7 +105,7 @@ def evaluate_dimension(
             answers.labels[rows],
             None if answers.probabilities is None else answers.probabilities[rows],
         )
-        found, alphas = _system(dimension, kept, chosen, bootstrap, settings)
+        found, alphas = _system(dimension, kept, chosen, bootstrap, settings, given)
         if reference is None:
             reference = alphas
         else:
@@ -102,49 +114,34 @@ def evaluate_dimension(
     first = next(iter(systems.values()))
     named = {key: [values[i] for i in rows] for key, values in (groups or {}).items()}
     report["probes"] = _probes(dimension, plain, first.labels[rows], named)
-    alpha = next(iter(report["systems"].values()))["alpha"]
+    main = next(iter(report["systems"].values()))
+    report["by_annotator"] = annotators.by_annotator(
+        dimension, kept, main["alternative_annotator_test"], settings.resamples, settings.seed
+    )
+    report["notes"] += annotators.careless(report["by_annotator"])
+    alpha = main["alpha"]
     report["sample_size"] = _sample_size(Interval(**alpha), len(rows))
     return report
-
-
-def _notes(
-    report: Mapping[str, Any], votes: Sequence[Mapping[str, int]], n_items: int
-) -> list[str]:
-    """What is missing, and what that leaves."""
-    notes = []
-    if not votes:
-        return ["No item has an annotation, so nothing can be computed."]
-    if len(votes) < n_items:
-        notes.append(f"{n_items - len(votes)} of {n_items} items have no annotation: left out.")
-    if max(map(len, votes)) < 2:
-        notes.append(
-            "No item was annotated by two people, so agreement among annotators, the human "
-            "ceiling and the alternative annotator test cannot be computed; how well the systems "
-            "agree with the annotations can."
-        )
-    elif any(not is_named(name) for row in votes for name in row):
-        notes.append(
-            "Nobody said who made some of the annotations, so they count as annotations, but the "
-            "alternative annotator test, which is about annotators, is done without them."
-        )
-    used = {option for row in votes for option in row.values()}
-    if len(used) == 1:
-        notes.append(
-            f"All annotations are {report['options'][used.pop()]!r}: agreement cannot be told "
-            "from chance, and alpha is 1 for systems that say the same, or at most 0."
-        )
-    return notes
 
 
 def _humans(
     dimension: Dimension, votes: Sequence[Sequence[int]], bootstrap: Bootstrap
 ) -> dict[str, Any] | None:
-    """Annotators among themselves; it is also each annotator against the rest."""
-    if max(map(len, votes)) < 2:
+    """Annotators among themselves; it is also each annotator against the rest.
+
+    `aggregate`: each annotation against the aggregate of the item's others.
+    """
+    several = sum(len(row) > 1 for row in votes)
+    if not several:
         return None
     coincidences = annotator_coincidences(votes, len(dimension.options))
     statistics = _confusion_statistics(dimension, symmetric=True)
-    return _intervals(bootstrap.totals(coincidences), statistics)
+    others = bootstrap.totals(aggregate_of_others(votes, dimension))
+    return {
+        "items": several,
+        **_intervals(bootstrap.totals(coincidences), statistics),
+        "aggregate": _intervals(others, _confusion_statistics(dimension)),
+    }
 
 
 def _confusion_statistics(
@@ -188,6 +185,7 @@ def _system(
     answers: Answers,
     bootstrap: Bootstrap,
     settings: Settings,
+    given: annotators.Yardstick,
 ) -> tuple[dict[str, Any], Floats]:
     """One system's figures; and its alpha, followed by those of the resamples."""
     n_options, plain = len(dimension.options), [list(row.values()) for row in votes]
@@ -196,6 +194,15 @@ def _system(
     statistics = _confusion_statistics(dimension)
     totals = bootstrap.totals(confusions)
     report = _intervals(totals, statistics)
+    shared = given.shared
+    on_shared = totals if shared.all() else bootstrap.totals(confusions * shared[:, None, None])
+    alphas = statistics["alpha"](on_shared)
+    report["compared"] = {"items": int(shared.sum()), **_intervals(on_shared, statistics)}
+    report["apart"] = None
+    if not shared.all():
+        rest = {"items": int((~shared).sum()), **_intervals(totals - on_shared, statistics)}
+        report["apart"] = rest
+    report["minus_annotators"] = annotators.minus_annotators(alphas, given)
     whole = aggregate(plain, dimension)
     against = judge_confusions(labels, [[option] for option in whole.tolist()], n_options)
     report["against_aggregate"] = _intervals(bootstrap.totals(against), statistics)
@@ -209,7 +216,9 @@ def _system(
         report |= scores.rank_correlations(levels[answers.labels], mean_levels(plain, dimension))
     report["confusion"] = totals[0].tolist()
     report["options"] = _options(totals[0])
-    report["alternative_annotator_test"] = _alt_test(dimension, votes, labels, settings)
+    report["alternative_annotator_test"] = annotators.stand_in(
+        dimension, votes, labels, alphas, given, settings.epsilon
+    )
     report["calibration"] = _calibration(plain, answers, whole, n_options, settings.bins)
     return report, statistics["alpha"](totals)
 
@@ -226,34 +235,6 @@ def _options(confusion: Floats) -> list[dict[str, Any]]:
         }
         for k in range(len(confusion))
     ]
-
-
-def _alt_test(
-    dimension: Dimension,
-    votes: Sequence[Mapping[str, int]],
-    labels: Sequence[int],
-    settings: Settings,
-) -> dict[str, Any]:
-    named = [{name: option for name, option in row.items() if is_named(name)} for row in votes]
-    ratings, annotators = ratings_of(named)
-    nominal = dimension.level_of_measurement == "nominal"
-    found = alt_test(
-        labels,
-        ratings,
-        annotators,
-        level_values(dimension),
-        settings.epsilon,
-        "accuracy" if nominal else "neg_rmse",
-    )
-    return {
-        "epsilon": found.epsilon,
-        "winning_rate": found.winning_rate,
-        "advantage_probability": found.advantage_probability,
-        "passed": found.passed,
-        "verdict": found.verdict,
-        "annotators": [asdict(comparison) for comparison in found.comparisons],
-        "skipped_annotators": len(found.skipped),
-    }
 
 
 def _calibration(

@@ -43,6 +43,8 @@ class Evaluation:
     settings: Settings = field(default_factory=Settings)
     probes: Mapping[str, Any] = field(default_factory=dict)
     """Further findings of probes that ran the judge."""
+    held_out: bool = False
+    """Whether it is known that the systems did not learn from these items."""
 
 
 def systems_of(recipe: Recipe) -> list[str]:
@@ -74,7 +76,9 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
     if groups:
         location = recipe.data.test or recipe.data.train
         annotations.columns = _columns_of(location, recipe.data.item_id, groups, annotations.items)
-    return Evaluation(recipe.name, rubric, annotations, systems, settings or Settings(), probes)
+    return Evaluation(
+        recipe.name, rubric, annotations, systems, settings or Settings(), probes, True
+    )
 
 
 def _columns_of(
@@ -159,6 +163,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
             "slm_judge": __version__,
             "settings": vars(evaluation.settings),
             "items": len(items),
+            "held_out": evaluation.held_out,
             "systems": list(evaluation.systems),
             "notes": evaluation.annotations.notes,
             "dimensions": dimensions,
