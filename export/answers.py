@@ -106,16 +106,20 @@ def losses(
     votes: Sequence[Sequence[int]],
     dimension: Dimension,
     margin: float,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Alpha of each artefact minus the adapter's, on the same resampled items."""
+    """Alpha of each artefact minus the adapter's, on the same resampled items or groups of them."""
     values, level = dimension.values, dimension.level_of_measurement
-    bootstrap = Bootstrap(len(votes))
+    bootstrap = Bootstrap(len(votes), groups=groups)
     alphas = {}
     for name, labels in judged.items():
         coincidences = judge_coincidences(labels, votes, len(dimension.options))
         alphas[name] = alpha_of_coincidences(bootstrap.totals(coincidences), values, level)
     reference = alphas.pop(ADAPTER)
-    return {name: difference(reference, given, margin).as_dict() for name, given in alphas.items()}
+    return {
+        name: difference(reference, given, margin, bootstrap.units).as_dict()
+        for name, given in alphas.items()
+    }
 
 
 def against_annotators(

@@ -155,7 +155,7 @@ def _dimension_report(
             artefact: against_annotators(labels, votes, dimension)
             for artefact, labels in judged.items()
         },
-        "loss": losses(judged, votes, dimension, margin),
+        "loss": losses(judged, votes, dimension, margin, [item.group for item in items]),
         "between": {
             f"{first} / {second}": between(dimension, heard[first], heard[second])
             for first, second in combinations(heard, 2)

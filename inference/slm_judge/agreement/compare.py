@@ -39,6 +39,8 @@ class Difference:
         return {**self.interval.as_dict(), "margin": self.margin, "verdict": self.verdict}
 
 
-def difference(reference: Floats, other: Floats, margin: float = 0.0) -> Difference:
-    """The difference of two statistics of `Bootstrap.totals`, of the same resampled items."""
-    return Difference(percentile_interval(other - reference, confidence=0.9), margin)
+def difference(
+    reference: Floats, other: Floats, margin: float = 0.0, units: int | None = None
+) -> Difference:
+    """The difference of two statistics of `Bootstrap.totals`, of the same resampled `units`."""
+    return Difference(percentile_interval(other - reference, confidence=0.9, units=units), margin)

@@ -109,8 +109,9 @@ def _disagreement(n_options: int, weights: Weights, scaled: bool = False) -> Flo
     """Weights of disagreement, V x V, by the order of the options; scaled: at most 1."""
     rank = np.arange(n_options)
     distance = np.abs(rank[:, None] - rank[None, :]).astype(float)
-    found = {"none": (distance > 0) * 1.0, "linear": distance, "quadratic": distance**2}[weights]
-    return found / found.max() if scaled else found
+    kinds = {"none": (distance > 0) * 1.0, "linear": distance, "quadratic": distance**2}
+    found: Floats = kinds[weights] / (kinds[weights].max() if scaled else 1.0)
+    return found
 
 
 def gwet_parts(votes: Votes, n_options: int) -> Floats:
@@ -221,7 +222,7 @@ def rank_correlations(
     """
     known = np.isfinite(means)
     (first, x), (second, y) = (
-        np.unique(side[known], return_inverse=True) for side in (judged, means)
+        np.unique(side[known].round(9), return_inverse=True) for side in (judged, means)
     )
     shape = len(first), len(second)
     cell = x * shape[1] + y
@@ -231,7 +232,7 @@ def rank_correlations(
         for part in np.array_split(weights[:, known], min(pieces, len(weights))):
             size = part.shape[0] * shape[0] * shape[1]
             index = np.arange(len(part))[:, None] * (shape[0] * shape[1]) + cell
-            table = np.bincount(index.ravel(), part.ravel(), minlength=size)
+            table = np.bincount(index.ravel(), part.ravel(), minlength=size).astype(float)
             tables = table.reshape(len(part), *shape)
             found["spearman"].append(_spearman(tables))
             found["kendall"].append(_kendall(tables))
