@@ -111,24 +111,30 @@ def losses(
     votes: Sequence[Sequence[int]],
     dimension: Dimension,
     margin: float,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Alpha of each artefact minus the adapter's, on the same resampled items with annotations."""
+    """Alpha of each artefact minus the adapter's, on the same resampled items or groups of them."""
     rows = [row for row, given in enumerate(votes) if given] or [*range(len(votes))]
     kept, alphas = [votes[row] for row in rows], dict[str, Floats]()
+    bootstrap = Bootstrap(len(rows), groups=groups and [groups[row] for row in rows])
     for name, labels in judged.items():
-        alphas[name] = _alphas([labels[row] for row in rows], kept, dimension)
+        alphas[name] = _alphas([labels[row] for row in rows], kept, dimension, bootstrap)
     reference = alphas.pop(ADAPTER)
     cost = change_cost(np.array([judged[ADAPTER][row] for row in rows]), kept, dimension)
     return {
-        name: {**difference(reference, given, margin, cost).as_dict(), "items": len(rows)}
+        name: {
+            **difference(reference, given, margin, cost, bootstrap.units).as_dict(),
+            "items": len(rows),
+        }
         for name, given in alphas.items()
     }
 
 
-def _alphas(labels: Sequence[int], votes: Votes, dimension: Dimension) -> Floats:
+def _alphas(
+    labels: Sequence[int], votes: Votes, dimension: Dimension, bootstrap: Bootstrap
+) -> Floats:
     """Alpha of labels with votes, followed by those of resampled items."""
-    coincidences = judge_coincidences(labels, votes, len(dimension.options))
-    totals = Bootstrap(len(votes)).totals(coincidences)
+    totals = bootstrap.totals(judge_coincidences(labels, votes, len(dimension.options)))
     return alpha_of_coincidences(totals, dimension.values, dimension.level_of_measurement)
 
 
@@ -142,12 +148,14 @@ def against_annotators(
     }
 
 
-def between(dimension: Dimension, first: Heard, second: Heard) -> dict[str, Any]:
-    """How alike two artefacts answer; intervals are of 90 %."""
+def between(
+    dimension: Dimension, first: Heard, second: Heard, groups: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """How alike two artefacts answer; intervals are of 90 %, over items or groups of them."""
     one, two = first.labels(dimension.name), second.labels(dimension.name)
     pairs = [[label] for label in one]
-    alphas = _alphas(two, pairs, dimension)
-    alpha = percentile_interval(alphas, CONFIDENCE)
+    alphas = _alphas(two, pairs, dimension, bootstrap := Bootstrap(len(two), groups=groups))
+    alpha = percentile_interval(alphas, CONFIDENCE, units=bootstrap.units)
     alpha = lower_limit(alpha, alphas, change_cost(np.array(two), pairs, dimension))
     equal = share_interval(sum(map(int.__eq__, one, two)), len(one))
     apart = np.abs(first.probabilities(dimension.name) - second.probabilities(dimension.name))

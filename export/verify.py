@@ -70,9 +70,7 @@ def _verify(run: Run, console: Console) -> dict[str, Any]:
         write_json(run.report / PROBES, probes)
         systems = {name: heard[name].answers for name in systems_of(recipe)}
         known = Annotations(items, notes=calibration_notes(Contract.load(run.adapter)))
-        evaluation = Evaluation(
-            recipe.name, rubric, known, systems, probes=probes, held_out=True
-        )
+        evaluation = Evaluation(recipe.name, rubric, known, systems, probes=probes, held_out=True)
         write_report(evaluate(evaluation), run.report)
     write_json(run.report / REPORT, report)
     return report
@@ -163,7 +161,7 @@ def _dimension_report(
             artefact: against_annotators(labels, votes, dimension)
             for artefact, labels in judged.items()
         },
-        "loss": losses(judged, votes, dimension, margin),
+        "loss": losses(judged, votes, dimension, margin, [item.group for item in items]),
         "between": {
             f"{first} / {second}": between(dimension, heard[first], heard[second])
             for first, second in combinations(heard, 2)

@@ -10,6 +10,7 @@ from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
+from slm_judge.agreement.bias import AGREEMENT, BEYOND, FEWEST, FEWEST_CLUSTERS, SHIFT
 from slm_judge.files import atomic_file, write_json, write_text
 from slm_judge.rubric import format_value
 from slm_judge.screen import Sheet
@@ -18,6 +19,7 @@ from . import figures
 
 PAGE, NUMBERS, FIGURES = "report.html", "report.json", "figures"
 _MOST_ANNOTATORS = 100  # in a table of the page
+_NAMED = 5  # groups in a sentence
 
 
 def write(report: Mapping[str, Any], folder: Path) -> Path:
@@ -54,19 +56,20 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
         report=report,
         images=images,
         first=report["systems"][0],
-        significant=significant(report),
+        probes=probes_of(report),
+        found=significant(report),
+        bias=bias_sentences(report),
         calibration=calibration,
         most_annotators=_MOST_ANNOTATORS,
     )
 
 
-def significant(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Probes that found a difference, corrected for their number."""
+def probes_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All probes, with their dimension."""
     return [
         {"dimension": name, **probe}
         for name, dimension in report["dimensions"].items()
         for probe in dimension["probes"]
-        if probe["p_adjusted"] < 0.05
     ]
 
 
@@ -80,6 +83,67 @@ def calibration(found: Mapping[str, float]) -> str:
     if not found["low"]:
         return f"{shown} So its confidence is not shown to be off; it may be by up to {high}."
     return f"{shown} So its confidence is off, by {low} to {high}."
+
+
+def significant(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Probes that found a difference, corrected for their number; those of a bias first."""
+    found = [probe for probe in probes_of(report) if probe["verdict"]]
+    return sorted(found, key=lambda probe: probe["verdict"] != "bias")
+
+
+def bias_sentences(report: Mapping[str, Any]) -> list[str]:
+    """What the probes of a report say, and what was not tested."""
+    probes, found, judge = probes_of(report), significant(report), report["systems"][0]
+    said = [_bias(probe, judge) for probe in found if probe["verdict"] == "bias"]
+    others = [probe for probe in found if probe["verdict"] == "difference"]
+    if beyond := [probe for probe in others if probe["measure"] == BEYOND]:
+        said.append(
+            f"Comparisons in which {judge} agrees with annotators, beyond their own agreement, "
+            f"more on one side: {len(beyond)}. On neither side is it shown to agree with them less "
+            "than they do with each other, so no bias is claimed."
+        )
+    if alone := [probe for probe in others if probe["measure"] == AGREEMENT]:
+        said.append(
+            f"Comparisons in which {judge} agrees with annotators more on one side: {len(alone)}. "
+            "Most items have one annotator, so nobody can tell whether the judge or the annotators "
+            "are the reason."
+        )
+    if probes and not found:
+        said.append(
+            f"Comparisons of groups: {len(probes)}. None found a difference beyond chance in how "
+            f"{judge} agrees with annotators, or rates against them."
+        )
+    untested: dict[str, set[str]] = {}
+    for dimension in report["dimensions"].values():
+        for attribute, groups in dimension["untested"].items():
+            untested.setdefault(attribute, set()).update(groups)
+    said += [
+        f"Not tested in every dimension: {attribute}, {', '.join(sorted(names)[:_NAMED])}"
+        f"{', ...' if len(names) > _NAMED else ''}. Both sides need {FEWEST} values, of "
+        f"{FEWEST_CLUSTERS} groups of items or annotators, and some variation."
+        for attribute, names in untested.items()
+    ]
+    return said or ["No groups of items were compared, so nothing is said about bias."]
+
+
+def _bias(probe: Mapping[str, Any], judge: str) -> str:
+    """A bias in words."""
+    change = probe["difference"]
+    sides = [f"{probe['attribute']}: {probe['group']}", probe["others"] or "the others"]
+    size = f"difference {interval(change)}, corrected p = {number(probe['p_adjusted'], 4)}"
+    if probe["measure"] == SHIFT:
+        kind = "higher" if change["estimate"] > 0 else "lower"
+        return (
+            f"{probe['dimension']}: on {sides[0]}, {judge} rates {kind} against annotators than on "
+            f"{sides[1]} ({size})."
+        )
+    worse, better = (
+        sides if change["estimate"] < 0 else (f"{probe['attribute']}: {sides[1]}", probe["group"])
+    )
+    return (
+        f"{probe['dimension']}: on {worse}, {judge} agrees with annotators less than they do with "
+        f"each other, and by more than on {better} ({size})."
+    )
 
 
 def interval(found: Mapping[str, float | None] | None, digits: int = 2) -> str:

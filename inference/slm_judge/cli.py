@@ -205,6 +205,12 @@ def evaluate(
     group: Annotated[
         list[str] | None, typer.Option(help="Column to probe for bias, e.g. source.")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Column whose items belong together, e.g. author (files).")
+    ] = None,
+    new_annotators: Annotated[
+        bool, typer.Option("--new-annotators", help="Intervals speak about new annotators too.")
+    ] = False,
     expertise: Annotated[
         str, typer.Option(help="Of the annotators: expert, skilled or crowd.")
     ] = "skilled",
@@ -231,8 +237,13 @@ def evaluate(
         annotations,
         rubric,
         output,
-        Columns(item_id, annotator, further=group or []),
-        Settings(resamples=resamples, epsilon=EPSILON[expertise], margin=margin),
+        Columns(item_id, annotator, cluster, further=group or []),
+        Settings(
+            resamples=resamples,
+            epsilon=EPSILON[expertise],
+            margin=margin,
+            new_annotators=new_annotators,
+        ),
     )
     report = stage.evaluate(evaluation)
     console = Console()

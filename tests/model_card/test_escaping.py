@@ -113,7 +113,7 @@ def report_on(folder, words):
     report = evaluate(found)
     for dimension in report["dimensions"].values():
         for probe in dimension["probes"]:
-            probe["p_adjusted"] = 0.0
+            probe |= {"p_adjusted": 0.0, "verdict": "bias"}
     return rubric, report
 
 

@@ -49,7 +49,11 @@ class Difference:
 
 
 def difference(
-    reference: Floats, other: Floats, margin: float = 0.0, change: float = 0.0
+    reference: Floats,
+    other: Floats,
+    margin: float = 0.0,
+    change: float = 0.0,
+    units: int | None = None,
 ) -> Difference:
     """The difference of two statistics of `Bootstrap.totals`, of the same resampled items.
 
@@ -58,8 +62,9 @@ def difference(
         other: 1 + n_resamples.
         margin: loss that does not matter.
         change: see `lower_limit`.
+        units: see `percentile_interval`.
     """
-    found = percentile_interval(other - reference, CONFIDENCE)
+    found = percentile_interval(other - reference, CONFIDENCE, units=units)
     return Difference(lower_limit(found, other - reference, change), margin)
 
 

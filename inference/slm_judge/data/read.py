@@ -96,7 +96,7 @@ class Columns:
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Field or dimension of the rubric -> column, where they differ."""
     further: Sequence[str] = ()
-    """Columns to keep beside the items; an item's first row counts."""
+    """Columns to keep beside the items, or beside the annotators; see `Annotations`."""
 
     def of(self, name: str) -> str:
         """The column of a field or a dimension."""
@@ -129,6 +129,9 @@ class Annotations:
     items: list[Item]
     columns: dict[str, list[str]] = field(default_factory=dict)
     """Of the items, the further columns that were asked for."""
+    of_annotators: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Those that differ between an item's rows, but not between an annotator's: annotator ->
+    value."""
     notes: list[str] = field(default_factory=list)
 
     def select(self, rows: Sequence[int]) -> "Annotations":
@@ -136,6 +139,7 @@ class Annotations:
         return Annotations(
             [self.items[i] for i in rows],
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
+            self.of_annotators,
             self.notes,
         )
 
@@ -170,7 +174,48 @@ def read_items(
             f"{table.location}: {reader.repeated} labels repeat what the same annotator said about "
             "the same item: counted once."
         )
-    return Annotations(list(reader.items.values()), reader.further)
+    if reader.regrouped:
+        findings.notes.append(
+            f"{table.location}: {reader.regrouped} rows name another {columns.group} than their "
+            "item's first row, which counts."
+        )
+    found = Annotations(list(reader.items.values()))
+    for name in columns.further:
+        _sort_attribute(name, reader.further[name], found, table.location)
+    return found
+
+
+def _sort_attribute(
+    name: str, cells: Sequence[tuple[str, str, str]], found: Annotations, location: str
+) -> None:
+    """Whether a column is of the items or of the annotators; a note where it is of neither.
+
+    Where no item has two rows, it is of the annotators if each has one value on several items.
+
+    Args:
+        name: of the column.
+        cells: item, annotator (or "") and value of each row; blank values say nothing.
+        found: takes the column, or the note.
+        location: of the table.
+    """
+    of_item, of_annotator = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    known = [(item, annotator, value) for item, annotator, value in cells if value]
+    for item, annotator, value in known:
+        of_item[item].add(value)
+        of_annotator[annotator].add(value)
+    alone = len(cells) == len(found.items) and len(of_annotator) < len(of_item)
+    varies = max(map(len, of_item.values()), default=0) > 1
+    named = known and all(annotator for _, annotator, _ in known)
+    if (varies or alone) and named and max(map(len, of_annotator.values())) == 1:
+        found.of_annotators[name] = {who: next(iter(one)) for who, one in of_annotator.items()}
+    elif varies:
+        why = "annotators" if named else "annotators, whom nobody named (--annotator)"
+        found.notes.append(
+            f"{location}: {name} differs between rows of one item, and is none of the items or the "
+            f"{why}: not probed."
+        )
+    else:
+        found.columns[name] = ["".join(of_item[item.item_id]) for item in found.items]
 
 
 class _Reader:
@@ -184,8 +229,8 @@ class _Reader:
             (d, c) for d in rubric.dimensions if (c := columns.of(d.name)) in present
         ]
         self.items: dict[str, Item] = {}
-        self.further: dict[str, list[str]] = {name: [] for name in columns.further}
-        self.trimmed = self.repeated = self.replaced = 0
+        self.further: dict[str, list[tuple[str, str, str]]] = {n: [] for n in columns.further}
+        self.trimmed = self.repeated = self.replaced = self.regrouped = 0
         self._rows: Counter[str] = Counter()  # rows of each item without an annotator's name
 
     def read(self, row: Mapping[str, Any], where: str, number: str) -> None:
@@ -201,24 +246,25 @@ class _Reader:
         if problem and strict:
             self.findings.add(f"rows with {problem}", where)
         item = self.items.get(item_id)
+        group = (read_name(row.get(columns.group)) if columns.group else "") or item_id
+        annotator = self._name(row.get(columns.annotator)) if columns.annotator else ""
+        for name, seen in self.further.items():
+            seen.append((item_id, annotator, read_name(row.get(name))))
         if item is None:
-            group = read_name(row.get(columns.group)) if columns.group else ""
-            item = self.items[item_id] = Item(item_id, state, {}, group or item_id)
-            for name, values in self.further.items():
-                values.append(read_name(row.get(name)))
+            item = self.items[item_id] = Item(item_id, state, {}, group)
         elif strict and not columns.annotator:
             self.findings.add("the same item_id twice (wide layout)", f"{where}: {item_id}")
         elif strict and state != item.state:
             self.findings.add("the same item_id with different texts", f"{where}: {item_id}")
-        self._vote(row, item, where)
+        self.regrouped += group != item.group
+        self._vote(row, item, annotator, where)
 
     def _name(self, value: object) -> str:
         name = read_name(value)
         self.trimmed += isinstance(value, str) and bool(name) and name != value
         return name
 
-    def _vote(self, row: Mapping[str, Any], item: Item, where: str) -> None:
-        annotator = self._name(row.get(self.columns.annotator)) if self.columns.annotator else ""
+    def _vote(self, row: Mapping[str, Any], item: Item, annotator: str, where: str) -> None:
         said = repr(annotator) if annotator else "nothing"
         if not annotator or annotator in _NOBODY:
             annotator = unnamed(self._rows[item.item_id])
@@ -322,6 +368,7 @@ def read_annotations(
     item_id: str = ITEM_ID,
     annotator: str | None = None,
     further: Sequence[str] = (),
+    group: str | None = None,
 ) -> Annotations:
     """Read annotations, wide (one row an item) or long (one row an annotation), leniently.
 
@@ -330,12 +377,13 @@ def read_annotations(
         rubric: gives the dimensions, and the fields, which may be missing here.
         item_id: column that names the item.
         annotator: column that names the annotator; without it, nothing is known about who voted.
-        further: columns to keep, e.g. for bias probes; an item's first row counts.
+        further: columns to keep, e.g. for bias probes.
+        group: column whose items belong together, e.g. the author.
 
     Raises:
         DataError: a column that was named is missing, or no annotation is usable.
     """
-    columns = Columns(item_id, annotator, further=further)
+    columns = Columns(item_id, annotator, group, further=further)
     table = open_rows(location, [*columns.named(), *(d.name for d in rubric.dimensions)])
     columns = columns.within(table)
     require_columns(table.columns, columns.named(), location)
@@ -360,7 +408,7 @@ def read_annotations(
             )
         elif likely:
             findings.notes.append(f"{location}: no column was named that says who annotated.{hint}")
-    found.notes = findings.said(location)
+    found.notes = [*findings.said(location), *found.notes]
     if not any(item.votes for item in found.items):
         raise DataError(f"{location} has no label of the rubric. {' '.join(found.notes)}")
     return found

@@ -13,11 +13,9 @@ from slm_judge.agreement.alpha import (
     Floats,
     Votes,
     alpha_of_coincidences,
-    annotator_coincidences,
-    vote_counts,
 )
 from slm_judge.agreement.alt_test import AltTest, Score, alt_test
-from slm_judge.agreement.bootstrap import Bootstrap, Interval, percentile_interval
+from slm_judge.agreement.bootstrap import Interval, percentile_interval
 from slm_judge.agreement.scores import BOUNDS
 from slm_judge.agreement.stand_in import StandIn, best_constant, constant_confusion
 from slm_judge.data.item import is_named
@@ -44,26 +42,31 @@ class Yardstick:
     """The option that agrees best, in alpha, where it is always said."""
     of_constant: Floats
     """Its alpha on the shared items, then of each resample."""
+    units: int
+    """Items, groups or annotators that were drawn."""
 
 
-def yardstick(votes: Votes, dimension: Dimension, bootstrap: Bootstrap) -> Yardstick:
+def shared_items(votes: Votes) -> npt.NDArray[np.bool_]:
+    """Which items have several annotations; all of them where none has."""
+    several = np.array([len(row) > 1 for row in votes])
+    return several if several.any() else np.ones(len(votes), dtype=bool)
+
+
+def yardstick(
+    shared: npt.NDArray[np.bool_], said: Floats, among: Floats, units: int, dimension: Dimension
+) -> Yardstick:
     """Annotators and the best constant judge on the items where both can be compared.
 
     Args:
-        votes: N items; their annotators' option indices.
+        shared: see `shared_items`.
+        said: how often each option was said on those, then in each resample; 1 + R x V.
+        among: coincidences among annotators, likewise; 1 + R x V x V.
+        units: items, groups or annotators that were drawn.
         dimension: gives the options and the level of measurement.
-        bootstrap: over the N items.
     """
     values, level = dimension.values, dimension.level_of_measurement
-    several = np.array([len(row) > 1 for row in votes])
-    shared = several if several.any() else np.ones(len(votes), dtype=bool)
-    counts = vote_counts(votes, len(values))
-    said = bootstrap.totals(counts * shared[:, None])
-    among = None
-    if several.any():
-        totals = bootstrap.totals(annotator_coincidences(votes, len(values)))
-        among = alpha_of_coincidences(totals, values, level)
-    return Yardstick(shared, among, said, *best_constant(said, values, level))
+    alphas = alpha_of_coincidences(among, values, level) if among[0].any() else None
+    return Yardstick(shared, alphas, said, *best_constant(said, values, level), units)
 
 
 def constant(
@@ -84,7 +87,7 @@ def constant(
             for option in range(len(dimension.values))
         ]
         best = max(values, key=lambda one: float(np.nan_to_num(one[0], nan=-np.inf)))
-        found[name] = percentile_interval(best, bounds=BOUNDS[name]).as_dict()
+        found[name] = percentile_interval(best, bounds=BOUNDS[name], units=given.units).as_dict()
     common = int(given.said[0].argmax())
     test = _test(dimension, votes, [common] * len(votes), epsilon)
     return found | {
@@ -115,8 +118,8 @@ def stand_in(
     test = _test(dimension, votes, labels, epsilon)
     found = StandIn(
         test,
-        percentile_interval(alphas, bounds=(-np.inf, 1.0)),
-        percentile_interval(alphas - given.of_constant),
+        percentile_interval(alphas, bounds=(-np.inf, 1.0), units=given.units),
+        percentile_interval(alphas - given.of_constant, units=given.units),
         format_value(dimension.values[given.constant]),
     )
     return {
@@ -152,7 +155,7 @@ def minus_annotators(alphas: Floats, given: Yardstick) -> dict[str, Any] | None:
     """Alpha of a system minus the annotators' own, on the same resampled items; and in words."""
     if given.among is None:
         return None
-    found = percentile_interval(alphas - given.among)
+    found = percentile_interval(alphas - given.among, units=given.units)
     return found.as_dict() | {"told": _told(found)}
 
 

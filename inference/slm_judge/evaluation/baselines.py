@@ -76,7 +76,7 @@ def baselines(
     Args:
         recipe: names the data; the split of its run is used where there is one.
         predictions: name of a system -> table with `item_id` and a column a dimension.
-        n_resamples: of the bootstrap over items.
+        n_resamples: of the bootstrap over items, or over groups of them (data.group).
         console: where the table is written.
         encoder: see `fit_systems`.
         zero_shots: bases and judges; see `zero_shot`.
@@ -113,7 +113,8 @@ def baselines(
     }
     systems |= {**fitted, **judged, **untrained, **answered}
     notes = [*left_out, *partial_ones, *notes]
-    bootstrap = Bootstrap(len(test), n_resamples, recipe.training.seed)
+    groups = [item.group for item in test]
+    bootstrap = Bootstrap(len(test), n_resamples, recipe.training.seed, groups)
     results = {}
     for dimension in rubric.dimensions:
         votes = votes_of(test, dimension.name)
@@ -356,7 +357,10 @@ def _scores(
         "macro_f1": macro_f1(totals),
     }
     return Scores(
-        **{name: percentile_interval(v, bounds=BOUNDS[name]) for name, v in found.items()}
+        **{
+            name: percentile_interval(v, bounds=BOUNDS[name], units=bootstrap.units)
+            for name, v in found.items()
+        }
     )
 
 

@@ -12,9 +12,8 @@ from slm_judge.agreement.bias import quarters
 from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.data.item import ITEM_ID, Item, load_split
 from slm_judge.data.predictions import Answers, read_predictions
-from slm_judge.data.read import Annotations, Columns, read_annotations
+from slm_judge.data.read import Annotations, Columns, Findings, read_annotations, read_items
 from slm_judge.data.tables import read_table, require_columns
-from slm_judge.data.text import read_name
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.files import finite
 from slm_judge.recipe import Recipe
@@ -22,7 +21,7 @@ from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 from slm_judge.version import __version__
 
-from .dimension import Settings, correct_probes, evaluate_dimension
+from .dimension import Groups, Settings, correct_probes, evaluate_dimension
 
 PROBES = "probes.json"  # in the report of a run: what probes that ran the judge found
 LENGTH = "length of the text"
@@ -74,22 +73,31 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
     notes = calibration_notes(Contract.load(run.adapter))
     annotations = Annotations([items[i] for i in kept], notes=notes)
     if groups:
-        location = recipe.data.test or recipe.data.train
-        annotations.columns = _columns_of(location, recipe.data.item_id, groups, annotations.items)
+        _add_columns(annotations, recipe, rubric, groups)
     return Evaluation(
         recipe.name, rubric, annotations, systems, settings or Settings(), probes, True
     )
 
 
-def _columns_of(
-    location: str, item_id: str | None, columns: Sequence[str], items: Sequence[Item]
-) -> dict[str, list[str]]:
+def _add_columns(
+    annotations: Annotations, recipe: Recipe, rubric: Rubric, names: Sequence[str]
+) -> None:
+    """Columns of a run's data, of its items or of their annotators."""
+    data, location = recipe.data, recipe.data.test or recipe.data.train
     table = read_table(location)
-    require_columns(table.columns, columns, location)
-    if not item_id or item_id not in table.columns:
+    require_columns(table.columns, names, location)
+    if not data.item_id or data.item_id not in table.columns:
         raise DataError(f"Groups need a column that names the items: data.item_id of {location}.")
-    rows = {read_name(row.get(item_id)): row for row in reversed(table.rows)}
-    return {c: [read_name(rows.get(i.item_id, {}).get(c)) for i in items] for c in columns}
+    columns = Columns(data.item_id, data.annotator, None, data.columns, names)
+    found = read_items(table, columns, rubric, Findings(strict=False))
+    row = {item.item_id: n for n, item in enumerate(found.items)}
+    rows = [row.get(item.item_id) for item in annotations.items]
+    annotations.columns = {
+        name: ["" if n is None else values[n] for n in rows]
+        for name, values in found.columns.items()
+    }
+    annotations.of_annotators = found.of_annotators
+    annotations.notes += found.notes
 
 
 def of_files(
@@ -100,6 +108,7 @@ def of_files(
     annotator: str | None = None,
     groups: Sequence[str] = (),
     settings: Settings | None = None,
+    cluster: str | None = None,
 ) -> Evaluation:
     """Any predictions against any annotations, matched on the item.
 
@@ -113,11 +122,13 @@ def of_files(
         annotator: column of `annotations` that names the annotator.
         groups: columns of `annotations` to probe for bias.
         settings: of the evaluation.
+        cluster: column of `annotations` whose items belong together, e.g. the author: intervals
+            and probes take them whole.
 
     Raises:
         DataError: nothing can be compared; the message says what is missing.
     """
-    found = read_annotations(annotations, rubric, item_id, annotator, further=groups)
+    found = read_annotations(annotations, rubric, item_id, annotator, groups, cluster)
     present = [d for d in rubric.dimensions if any(d.name in item.votes for item in found.items)]
     known = rubric.model_copy(update={"dimensions": present})
     names = [item.item_id for item in found.items]
@@ -143,9 +154,12 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     """Every number of the report."""
     items = evaluation.annotations.items
     words = [sum(len(text.split()) for text in item.state.values()) for item in items]
-    groups: dict[str, Sequence[str]] = dict(evaluation.annotations.columns)
+    attributes: dict[str, Sequence[str]] = dict(evaluation.annotations.columns)
     if any(words):
-        groups[LENGTH] = quarters(words, "words")
+        attributes[LENGTH] = quarters(words, "words")
+    groups = Groups(
+        [item.group for item in items], attributes, evaluation.annotations.of_annotators
+    )
     dimensions = {}
     for dimension in evaluation.rubric.dimensions:
         name = dimension.name
@@ -217,13 +231,15 @@ def find(
 ) -> tuple[Evaluation, Path]:
     """What the command line asks for, and the folder for the report; see `of_run`, `of_files`.
 
-    `columns` says what names items and annotators, and which further ones to probe for bias.
+    `columns` says what names items, annotators and groups, and which further ones to probe.
 
     Raises:
         JudgeError: neither a run nor predictions, annotations and a rubric are named, or both.
     """
     columns = columns or Columns()
     if run is not None:
+        if columns.group:
+            raise JudgeError("--cluster is for files: a run knows data.group of its recipe.")
         if predictions or annotations or rubric:
             raise JudgeError("Name a run, or --predictions, --annotations and --rubric; not both.")
         found = Run.find(run)
@@ -240,5 +256,6 @@ def find(
         columns.annotator,
         columns.further,
         settings,
+        columns.group,
     )
     return evaluation, output or Path("report")
