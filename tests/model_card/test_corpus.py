@@ -14,7 +14,7 @@ from slm_judge.annotate.rows import STABLE_DIGITS, AnnotateOptions
 from slm_judge.cli import main
 from slm_judge.data.item import Item, load_split
 from slm_judge.errors import DataError
-from slm_judge.evaluation.estimate import as_json, estimate, estimate_table
+from slm_judge.evaluation.estimate import Drawing, as_json, estimate, estimate_table
 from slm_judge.evaluation.evaluate import evaluate, of_run
 from slm_judge.evaluation.threshold import threshold_table, thresholds
 
@@ -115,6 +115,7 @@ def corpus(folder, bias=0.3, n=2000, labelled=300, seed=0):
             "urgency": np.clip(levels + (rng.random(n) < 0.5), 1, 4),
             "topic": "billing",
             "refund": judged,
+            **{f"{d}_confidence": rng.random(n) for d in ("urgency", "topic", "refund")},
         }
     )
     table.to_parquet(folder / "corpus.parquet")
@@ -173,8 +174,9 @@ def test_too_few_labels(tmp_path, support):
         estimate(str(tmp_path / "corpus.parquet"), str(tmp_path / "humans.csv"), support)
     with pytest.raises(DataError, match="lacks the columns judge_urgency"):
         estimate(
-            str(tmp_path / "corpus.parquet"), str(tmp_path / "humans.csv"), support, prefix="judge_"
-        )
+            str(tmp_path / "corpus.parquet"), str(tmp_path / "humans.csv"), support,
+            Drawing(prefix="judge_"),
+        )  # fmt: skip
 
 
 def test_the_command_line(tmp_path, support, monkeypatch, capsys):

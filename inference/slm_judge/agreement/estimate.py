@@ -76,7 +76,8 @@ def corpus_means(
         influence = sample.influence(judged, human, weight)
         mean = influence.mean(axis=0)
         variance = (sample.sums(influence - mean) ** 2).sum(axis=0)
-        gap, more = mean - weight * judged.mean(axis=0), sample.effective + 2
+        gap = mean - weight * judged.mean(axis=0)
+        more = sample.effective(influence - mean) + 2
         ends = np.array([[1.0], [-weight]]) if step is None else np.array([gap - step, gap + step])
         centre = mean + (ends - gap).sum(axis=0) / more
         variance += ((ends - gap) ** 2).sum(axis=0) / more**2
@@ -122,10 +123,8 @@ class ModelRows:
 
     def moments(self, beta: Floats, link: "Link", n_items: int) -> Floats:
         """Items x p: x (y - mean of y)."""
-        found = np.zeros((n_items, self.x.shape[1]))
-        rest = self.share * (self.y - link(self.x @ beta)[0])
-        np.add.at(found, self.items, self.x * rest[:, None])
-        return found
+        rest = self.x.T * (self.share * (self.y - link(self.x @ beta)[0]))
+        return np.stack([np.bincount(self.items, one, n_items) for one in rest], axis=1)
 
     def information(self, beta: Floats, link: "Link", weights: Floats) -> Floats:
         """Minus the derivative of the sum of weighted moments, p x p; one weight an item."""

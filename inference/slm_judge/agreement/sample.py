@@ -12,6 +12,7 @@ judge as the surrogate. Variances are those of the sums of an item's, or a group
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -64,10 +65,11 @@ class Sample:
         own, sizes = strata[rows], np.bincount(strata)
         sums = np.bincount(own, weights, len(sizes))
         found = cls(rows, weights * (sizes / np.where(sums, sums, 1))[own], strata, groups)
-        if found.groups_annotated().min() < 2:
+        if found.groups_annotated.min() < 2:
             raise ValueError("at least two annotated items, or groups, in each stratum are needed")
         return found
 
+    @cached_property
     def groups_annotated(self) -> Whole:
         """Of each stratum, the number of groups with annotated items."""
         pairs = np.unique(np.stack([self.strata[self.rows], self.groups[self.rows]]), axis=1)
@@ -76,14 +78,28 @@ class Sample:
     @property
     def freedom(self) -> int:
         """Degrees of freedom: annotated groups less strata."""
-        found = self.groups_annotated()
+        found = self.groups_annotated
         return int(found.sum()) - len(found)
 
-    @property
-    def effective(self) -> float:
-        """Number of equally weighted groups that tell as much (Kish, Survey Sampling, 1965)."""
+    def effective(self, influence: Floats | None = None) -> Floats:
+        """Number of independent items of equal weight that tell as much (Kish, 1965).
+
+        That of the items by their weights, less as the variance by groups exceeds that by items,
+        but not less than that of the groups by their weights, which also counts where both are 0.
+
+        Args:
+            influence: N x p, of what is estimated; without it, groups count as items.
+        """
         sums = np.bincount(self.groups[self.rows], self.weights)
-        return float(sums.sum() ** 2 / (sums**2).sum())
+        groups = float(sums.sum() ** 2 / (sums**2).sum())
+        items = float(self.weights.sum() ** 2 / (self.weights**2).sum())
+        if influence is None:
+            return np.array([groups])
+        alone = (influence**2).sum(axis=0) / len(self.groups) ** 2
+        together = (self.sums(influence) ** 2).sum(axis=0)
+        ratio = np.divide(alone, together, out=np.zeros_like(alone), where=together > 0)
+        found: Floats = np.clip(items * ratio, groups, max(items, groups))
+        return found
 
     def influence(self, judge: Floats, people: Floats, trust: float) -> Floats:
         """What each item adds to the mean of the corrected moments, N x p.
@@ -97,7 +113,7 @@ class Sample:
             trust: weight of the judge's.
         """
         gap, own = people - trust * judge[self.rows], self.strata[self.rows]
-        sizes, found = np.bincount(self.strata), self.groups_annotated()
+        sizes, found = np.bincount(self.strata), self.groups_annotated
         means = np.stack(
             [np.bincount(own, self.weights * column, len(sizes)) for column in gap.T], axis=1
         ) / sizes[:, None]  # fmt: skip
@@ -108,9 +124,10 @@ class Sample:
 
     def sums(self, influence: Floats) -> Floats:
         """Sums over the items of each group, groups x p, over N: their squares sum to variances."""
-        found = np.zeros((int(self.groups.max()) + 1, influence.shape[1]))
-        np.add.at(found, self.groups, influence / len(self.groups))
-        return found
+        share = influence / len(self.groups)
+        if self.groups.max() + 1 == len(self.groups):  # each item is one
+            return share
+        return np.stack([np.bincount(self.groups, column) for column in share.T], axis=1)
 
     def best_trust(self, judge: Floats, people: Floats, scale: Floats | None = None) -> float:
         """The trust, between 0 and 1, with which the variances have the least sum.

@@ -53,7 +53,7 @@ def _labels(
     dimension: Dimension, sample: Sample, judged: Floats, weighted: str
 ) -> list[tuple[str, float]]:
     share, found = judged.mean(axis=0), []
-    common = np.minimum(share, 1 - share) * sample.effective >= _FEWEST
+    common = np.minimum(share, 1 - share) * sample.effective() >= _FEWEST
     if len(share) == 2:
         common[0] = False  # says what the other one says
     inside, everywhere, p = sample.away(judged)
@@ -113,7 +113,7 @@ def _too_often(sample: Sample, agreed: Floats, most: float) -> float:
     nothing = np.zeros((len(sample.strata), 1))
     influence = sample.influence(nothing, agreed[:, None], 0)
     shown = float((sample.sums(influence - influence.mean()) ** 2).sum())
-    error = np.sqrt(max(shown, most * (1 - most) / sample.effective))
+    error = np.sqrt(max(shown, most * (1 - most) / sample.effective()[0]))
     return float(stats.t.sf((influence.mean() - most) / error, sample.freedom))
 
 
@@ -129,6 +129,6 @@ def doubt_about_chances(n_items: int, chances: npt.ArrayLike) -> str:
         return ""
     return (
         f"By their probabilities, the {len(each)} annotated items stand for {total:,.0f} items; "
-        f"the corpus has {n_items:,}. Either not all that were drawn are annotated, and the missing "
-        "ones may be missing for a reason, or these are not the probabilities of the draw."
+        f"the corpus has {n_items:,}. Either not all that were drawn are annotated, and the "
+        "missing ones may be missing for a reason, or these are not the probabilities of the draw."
     )
