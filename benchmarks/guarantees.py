@@ -16,7 +16,7 @@ from slm_judge.export.answers import Heard, between, losses
 from slm_judge.export.artefacts import ADAPTER
 from slm_judge.export.decide import checks
 
-from slm_judge.agreement.alpha import judge_alpha
+from slm_judge.agreement.alpha import alpha_of_coincidences
 from slm_judge.agreement.calibration import (
     calibration_error,
     choose_threshold,
@@ -137,10 +137,17 @@ def drawn_labels(world: str, changed: float, n: int, rng: np.random.Generator) -
 
 
 def true_loss(world: str, changed: float) -> float:
-    """Alpha that such an artefact loses to the adapter."""
-    votes, adapter, other = drawn_labels(world, changed, _LARGE, np.random.default_rng(0))
-    asked = dimension()
-    return judge_alpha(adapter, votes, asked) - judge_alpha(other, votes, asked)
+    """Alpha that such an artefact loses to the adapter, with any number of items."""
+    shares = np.array(WORLDS[world])
+
+    def noise(error: float) -> Floats:
+        return (1 - error) * np.eye(3) + error * shares
+
+    alphas = []
+    for said in (noise(0.2), noise(0.2) @ noise(changed)):
+        pairs = noise(0.25).T @ np.diag(shares) @ said  # votes and labels of one item
+        alphas.append(alpha_of_coincidences((pairs + pairs.T) * 1e9, "abc", "nominal"))
+    return float(alphas[0] - alphas[1])
 
 
 def decided(world: str, changed: float, n: int, runs: int, margin: float) -> dict[str, float]:
