@@ -106,9 +106,9 @@ def losses(
     votes: Sequence[Sequence[int]],
     dimension: Dimension,
     margin: float,
-    groups: Sequence[str] | None = None,
+    groups: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
-    """Alpha of each artefact minus the adapter's, on the same resampled items or groups of them."""
+    """Alpha of each artefact minus the adapter's, on the same resampled groups of the N items."""
     values, level = dimension.values, dimension.level_of_measurement
     bootstrap = Bootstrap(len(votes), groups=groups)
     alphas = {}

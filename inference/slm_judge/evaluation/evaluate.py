@@ -69,11 +69,11 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
         systems[name], kept = read.answers, read.rows
     annotations = Annotations([items[i] for i in kept])
     if groups:
-        _add_columns(annotations, recipe, rubric, groups)
+        add_columns(annotations, recipe, rubric, groups)
     return Evaluation(recipe.name, rubric, annotations, systems, settings or Settings(), probes)
 
 
-def _add_columns(
+def add_columns(
     annotations: Annotations, recipe: Recipe, rubric: Rubric, names: Sequence[str]
 ) -> None:
     """Columns of a run's data, of its items or of their annotators."""
