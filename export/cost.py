@@ -36,7 +36,7 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
     for dimension in run.rubric().dimensions:
         votes = votes_of(items, dimension.name)
         judged = {name: one.labels(dimension.name) for name, one in heard.items()}
-        lost = losses(judged, votes, dimension, margin)
+        lost = losses(judged, votes, dimension, margin, [item.group for item in items])
         dimensions[dimension.name] = {
             name: {
                 **against_annotators(labels, votes, dimension),
@@ -59,8 +59,8 @@ def cost_table(report: Mapping[str, Any]) -> Sheet:
     table = Sheet(
         f"What the files lose to the adapter, on {report['items']} validation items",
         ("alpha", "change", "= adapter"),
-        "change: of alpha against the annotators, with a 90 % interval over items; = adapter: "
-        "share of equal labels",
+        "change: of alpha against the annotators, with a 90 % interval; = adapter: share of "
+        "equal labels",
     )
     for dimension, systems in report["dimensions"].items():
         table.group(dimension)

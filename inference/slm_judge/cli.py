@@ -135,7 +135,7 @@ def baselines(
         list[str] | None,
         typer.Option(help="name=file: what another system said (item_id, a column a dimension)."),
     ] = None,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap over items.")] = RESAMPLES,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = RESAMPLES,
     zero_shot: Annotated[
         list[str] | None, typer.Option(help="Base or judge (Hub, folder, .gguf, smollm2) to ask.")
     ] = None,
@@ -217,9 +217,7 @@ def evaluate(
     margin: Annotated[
         float, typer.Option(help="Alpha that a system may lose to the first one.", min=0)
     ] = MARGIN,
-    resamples: Annotated[
-        int, typer.Option(help="Of the bootstrap over items.", min=100)
-    ] = RESAMPLES,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=100)] = RESAMPLES,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the report; by default RUN/report.")
     ] = None,

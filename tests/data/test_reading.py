@@ -250,6 +250,40 @@ def test_nobody_becomes_somebody(tmp_path):
     assert "--annotator who" in " ".join(read_annotations(location, MOOD).notes)
 
 
+def test_columns_are_of_items_or_of_annotators(tmp_path):
+    """`source` is of the items, `gender` of the annotators, `hour` of neither."""
+    columns = "item_id,who,text,mood,source,gender,hour"
+    rows = ["a,x,t,joy,news,w,1", "a,y,t,anger,,m,2", "b,x,u,joy,blog,w,3", "b,z,u,joy,blog,,3"]
+    location, asked = long(tmp_path, rows, columns), ["source", "gender", "hour"]
+    found = read_annotations(location, MOOD, annotator="who", further=asked)
+    assert found.columns == {"source": ["news", "blog"]}
+    assert found.of_annotators == {"gender": {"x": "w", "y": "m"}}
+    (note,) = (n for n in found.notes if "not probed" in n)
+    assert "hour differs between rows of one item" in note
+    assert found.select([1]).of_annotators == found.of_annotators
+    nameless = read_annotations(location, MOOD, further=asked)
+    assert set(nameless.columns) == {"source"}
+    assert sum("nobody named (--annotator): not probed" in note for note in nameless.notes) == 2
+
+
+def test_a_column_of_annotators_with_items_of_their_own(tmp_path):
+    columns = "item_id,who,text,mood,gender,topic"
+    rows = ["a,x,t,joy,w,1", "b,x,u,joy,w,2", "c,y,v,joy,m,1", "d,y,w,joy,m,2"]
+    found = read_annotations(
+        long(tmp_path, rows, columns), MOOD, annotator="who", further=["gender", "topic"]
+    )
+    assert found.of_annotators == {"gender": {"x": "w", "y": "m"}}
+    assert found.columns == {"topic": ["1", "2", "1", "2"]}
+
+
+def test_groups_of_items_are_read_and_what_differs_is_said(tmp_path):
+    columns = "item_id,who,text,mood,author"
+    rows = ["a,x,t,joy,ann", "a,y,t,joy,bob", "b,x,u,joy,ann", "c,x,v,joy,"]
+    found = read_annotations(long(tmp_path, rows, columns), MOOD, annotator="who", group="author")
+    assert [item.group for item in found.items] == ["ann", "ann", "c"]
+    assert any("1 rows name another author than their item's first row" in n for n in found.notes)
+
+
 def test_predictions_are_matched_however_ids_are_written(tmp_path):
     pd.DataFrame({"item_id": [1.0, 2.0], "mood": "joy", "strength": 1}).to_csv(
         tmp_path / "p.csv", index=False

@@ -115,6 +115,8 @@ def baselines(
     notes = [*left_out, *partial_ones, *notes]
     groups = [item.group for item in test]
     bootstrap = Bootstrap(len(test), n_resamples, recipe.training.seed, groups)
+    if bootstrap.units < len(test):
+        notes.append(f"Intervals are drawn by the {bootstrap.units} groups of the test items.")
     results = {}
     for dimension in rubric.dimensions:
         votes = votes_of(test, dimension.name)

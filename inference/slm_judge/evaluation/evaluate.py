@@ -73,13 +73,13 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
     notes = calibration_notes(Contract.load(run.adapter))
     annotations = Annotations([items[i] for i in kept], notes=notes)
     if groups:
-        _add_columns(annotations, recipe, rubric, groups)
+        add_columns(annotations, recipe, rubric, groups)
     return Evaluation(
         recipe.name, rubric, annotations, systems, settings or Settings(), probes, True
     )
 
 
-def _add_columns(
+def add_columns(
     annotations: Annotations, recipe: Recipe, rubric: Rubric, names: Sequence[str]
 ) -> None:
     """Columns of a run's data, of its items or of their annotators."""
