@@ -11,8 +11,8 @@ import numpy as np
 from slm_judge.agreement.bias import quarters
 from slm_judge.data.item import ITEM_ID, Item, load_split
 from slm_judge.data.predictions import Answers, read_predictions
-from slm_judge.data.read import Annotations, Columns, read_annotations
-from slm_judge.data.tables import read_table, require_columns
+from slm_judge.data.read import Annotations, Columns, open_rows, read_annotations
+from slm_judge.data.tables import require_columns
 from slm_judge.data.text import read_name
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.files import finite
@@ -78,12 +78,16 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
 def _columns_of(
     location: str, item_id: str | None, columns: Sequence[str], items: Sequence[Item]
 ) -> dict[str, list[str]]:
-    table = read_table(location)
-    require_columns(table.columns, columns, location)
-    if not item_id or item_id not in table.columns:
+    table = open_rows(location, [*([item_id] if item_id else []), *columns])
+    known = Columns(item_id, further=columns).within(table)
+    require_columns(table.columns, known.further, location)
+    if not known.item_id or known.item_id not in table.columns:
         raise DataError(f"Groups need a column that names the items: data.item_id of {location}.")
-    rows = {read_name(row.get(item_id)): row for row in reversed(table.rows)}
-    return {c: [read_name(rows.get(i.item_id, {}).get(c)) for i in items] for c in columns}
+    rows = {read_name(row.get(known.item_id)): row for row in reversed(table.rows)}
+    return {
+        name: [read_name(rows.get(item.item_id, {}).get(column)) for item in items]
+        for name, column in zip(columns, known.further, strict=True)
+    }
 
 
 def of_files(
