@@ -111,12 +111,12 @@ def losses(
     votes: Sequence[Sequence[int]],
     dimension: Dimension,
     margin: float,
-    groups: Sequence[str],
+    groups: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Alpha of each artefact minus the adapter's, on the same resampled groups of the N items."""
     rows = [row for row, given in enumerate(votes) if given] or [*range(len(votes))]
     kept, alphas = [votes[row] for row in rows], dict[str, Floats]()
-    bootstrap = Bootstrap(len(rows), groups=[groups[row] for row in rows])
+    bootstrap = Bootstrap(len(rows), groups=groups and [groups[row] for row in rows])
     for name, labels in judged.items():
         alphas[name] = _alphas([labels[row] for row in rows], kept, dimension, bootstrap)
     reference = alphas.pop(ADAPTER)

@@ -32,16 +32,17 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
     items = load_split(run.data, "validation")
     items = [items[row] for row in sample_rows(len(items), ITEMS, run.recipe().training.seed)]
     heard = hear(artefacts(run), items, "asking", console)
+    groups = [item.group for item in items]
     margin, dimensions = run.recipe().verify.max_alpha_loss, dict[str, Any]()
     for dimension in run.rubric().dimensions:
         votes = votes_of(items, dimension.name)
         judged = {name: one.labels(dimension.name) for name, one in heard.items()}
-        lost = losses(judged, votes, dimension, margin, [item.group for item in items])
+        lost = losses(judged, votes, dimension, margin, groups)
         dimensions[dimension.name] = {
             name: {
                 **against_annotators(labels, votes, dimension),
                 **({} if name == ADAPTER else {
-                    "between": between(dimension, heard[ADAPTER], heard[name]),
+                    "between": between(dimension, heard[ADAPTER], heard[name], groups),
                     "change": lost[name],
                 }),
             }

@@ -153,6 +153,7 @@ def _dimension_report(
     train_votes = [vote_shares(row, len(dimension.options)) for row in votes_of(train, name)]
     majority = [int(np.sum(train_votes, axis=0).argmax())] * len(items)
     judged = {artefact: one.labels(name) for artefact, one in heard.items()}
+    groups = [item.group for item in items]
     report: dict[str, Any] = {
         "annotations": sum(map(len, votes)),
         "annotators_alpha": annotators_alpha(votes, dimension),
@@ -161,9 +162,9 @@ def _dimension_report(
             artefact: against_annotators(labels, votes, dimension)
             for artefact, labels in judged.items()
         },
-        "loss": losses(judged, votes, dimension, margin, [item.group for item in items]),
+        "loss": losses(judged, votes, dimension, margin, groups),
         "between": {
-            f"{first} / {second}": between(dimension, heard[first], heard[second])
+            f"{first} / {second}": between(dimension, heard[first], heard[second], groups)
             for first, second in combinations(heard, 2)
         },
     }

@@ -26,7 +26,8 @@ class DataConfig(_Section):
 
     train: str
     """CSV, JSON Lines or Parquet file (also compressed), or Hub dataset `user/name@revision`;
-    `#split` behind a Hub dataset names its split. Relative paths start at the recipe's folder."""
+    `#split` behind a Hub dataset names its split; or a file that docs/import.md lists. Relative
+    paths start at the recipe's folder."""
     validation: str | None = None
     """Rows to choose the checkpoint on; by default a share of the items of `train`."""
     test: str | None = None

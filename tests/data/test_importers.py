@@ -22,6 +22,7 @@ from slm_judge.data.read import read_annotations
 from slm_judge.data.split import load_splits
 from slm_judge.data.tables import read_table
 from slm_judge.errors import DataError
+from slm_judge.evaluation.evaluate import _columns_of
 from slm_judge.recipe import DataConfig
 from tests.conftest import ROOT
 
@@ -782,6 +783,15 @@ def test_a_table_that_is_read_as_it_is_stays_so(tmp_path):
     assert not any("read as" in note for note in found)
 
 
+def test_groups_of_an_export(tmp_path):
+    tasks = [{**task(k % 6, (1, False, [choice(("joy", "anger")[k % 2])])), "id": k,
+              "data": {"text": f"{TEXTS[k % 6]} {k}", "source": "ab"[k % 2]}} for k in range(30)]  # fmt: skip
+    file = whole(tmp_path / "project.json", tasks)
+    items = read_annotations(file, MOOD, further=["source"])
+    assert items.columns["source"][:3] == ["a", "b", "a"]
+    assert _columns_of(file, "id", ["source"], items.items) == items.columns
+
+
 def test_a_recipe_knows_its_questions(tmp_path):
     """Annotators with names of their own: the rubric says which part of a column is the question."""
     rows = [{"item_id": f"i{k}", "text": f"{TEXTS[k % 6]} {k}", "mood_anna": ("joy", "anger")[k % 2],
@@ -821,7 +831,7 @@ def test_predictions_go_to_label_studio_and_come_back(tmp_path):
     done = [{**task, "id": k, "annotations": [{"completed_by": 1, "result": task["predictions"][0]["result"]}]}
             for k, task in enumerate(tasks)]  # fmt: skip
     read = read_export([whole(tmp_path / "done.json", done)])
-    assert [(row["item_id_text"], row["mood"], row["text"]) for row in read.rows] == [
+    assert [(row["item_id"], row["mood"], row["text"]) for row in read.rows] == [
         (task["data"]["item_id"], task["predictions"][0]["result"][0]["value"]["choices"][0],
          task["data"]["text"]) for task in tasks
     ]  # fmt: skip

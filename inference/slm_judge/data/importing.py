@@ -7,9 +7,10 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from slm_judge.errors import DataError
+from slm_judge.errors import DataError, RubricError
 from slm_judge.files import write_text
 from slm_judge.rubric import Rubric
+from slm_judge.text import to_utf8
 
 from .importers.draft import draft
 from .importers.export import ANNOTATOR_ID
@@ -73,7 +74,11 @@ def _check(table: Long, text: str) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "draft.yaml"
         path.write_text(text, encoding="utf-8")
-        rubric = Rubric.from_file(path)
+        try:
+            rubric = Rubric.from_file(path)
+        except RubricError as error:
+            text = str(error).replace(str(path), "its draft")
+            raise DataError(f"{table.export.location} gives no valid rubric: {text}") from error
     findings = Findings()
     read_items(as_rows(table), Columns(ITEM_ID, ANNOTATOR_ID), rubric, findings)
     findings.raise_any(table.export.location)
@@ -82,5 +87,5 @@ def _check(table: Long, text: str) -> None:
 def _cell(value: object) -> str | None:
     """A value as the text of a cell."""
     if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return (value if isinstance(value, str) else read_name(value)) or None
+        return json.dumps(value, default=str)
+    return to_utf8(value if isinstance(value, str) else read_name(value)) or None

@@ -12,8 +12,15 @@ from slm_judge.agreement.bias import quarters
 from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.data.item import ITEM_ID, Item, load_split
 from slm_judge.data.predictions import Answers, read_predictions
-from slm_judge.data.read import Annotations, Columns, Findings, read_annotations, read_items
-from slm_judge.data.tables import read_table, require_columns
+from slm_judge.data.read import (
+    Annotations,
+    Columns,
+    Findings,
+    open_rows,
+    read_annotations,
+    read_items,
+)
+from slm_judge.data.tables import require_columns
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.files import finite
 from slm_judge.recipe import Recipe
@@ -84,19 +91,20 @@ def add_columns(
 ) -> None:
     """Columns of a run's data, of its items or of their annotators."""
     data, location = recipe.data, recipe.data.test or recipe.data.train
-    table = read_table(location)
-    require_columns(table.columns, names, location)
-    if not data.item_id or data.item_id not in table.columns:
+    table = open_rows(location, [*([data.item_id] if data.item_id else []), *names])
+    columns = Columns(data.item_id, data.annotator, None, data.columns, names).within(table)
+    require_columns(table.columns, columns.further, location)
+    if not columns.item_id or columns.item_id not in table.columns:
         raise DataError(f"Groups need a column that names the items: data.item_id of {location}.")
-    columns = Columns(data.item_id, data.annotator, None, data.columns, names)
     found = read_items(table, columns, rubric, Findings(strict=False))
     row = {item.item_id: n for n, item in enumerate(found.items)}
     rows = [row.get(item.item_id) for item in annotations.items]
+    asked = dict(zip(columns.further, names, strict=True))
     annotations.columns = {
-        name: ["" if n is None else values[n] for n in rows]
+        asked[name]: ["" if n is None else values[n] for n in rows]
         for name, values in found.columns.items()
     }
-    annotations.of_annotators = found.of_annotators
+    annotations.of_annotators = {asked[name]: by for name, by in found.of_annotators.items()}
     annotations.notes += found.notes
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from slm_judge.data.item import ITEM_ID
 from slm_judge.data.text import is_blank, read_name, read_text
 from slm_judge.errors import DataError
+from slm_judge.rubric import LARGEST
 
 from .export import ANNOTATOR_ID, LINE, Export, Question, Row, clean_name, is_ticked, parts
 
@@ -327,7 +328,8 @@ def _guessed(name: str, column: str, question: Question, counts: Counter[str]) -
     if question.flag or {value.casefold() for value in counts} <= _TWO:
         doubt = [] if question.flag else _doubt_two(counts)
         return Asked(name, column, "noul", {}, counts, question.text, doubts=doubt)
-    numbers = {value: number for value in counts if (number := _number(value)) is not None}
+    numbers = {value: number for value in counts
+               if (number := _number(value)) is not None and abs(number) <= LARGEST}  # fmt: skip
     if len(numbers) == len(counts):
         return _levels(name, column, question, counts)
     known = {option: meaning for option, meaning in question.options.items() if option in counts}

@@ -153,7 +153,12 @@ def _excel(path: Path, location: str, export: Export) -> list[Row]:
     pandas = require("pandas", "import")
     try:
         sheets = pandas.read_excel(
-            path, sheet_name=None, header=None, dtype=object, keep_default_na=False
+            path,
+            sheet_name=None,
+            header=None,
+            dtype=object,
+            keep_default_na=False,
+            engine="openpyxl",
         )
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{location} cannot be read as Excel: {error}") from error

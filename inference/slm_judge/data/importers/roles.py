@@ -43,6 +43,7 @@ _ABOUT = re.compile(
 _MOST_OPTIONS = 40
 _WORDS = 2.5  # of a text, on average
 _FILLED = 0.9  # of the rows, where a column is a text of the items
+_REPEATED = 0.2  # of the rows, from where on repeated texts are one item said several things about
 _SOME = 3  # items with several annotations that show what differs between them
 
 
@@ -188,7 +189,7 @@ def _item(export: Export, options: Options) -> None:
     by_text: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in export.rows:
         by_text[tuple(str(row.get(name)) for name in texts)].append(row)
-    several = any(len(rows) > 1 for rows in by_text.values())
+    several = len(by_text) < (1 - _REPEATED) * len(export.rows)
     asked = options.item or export.item
     for name in [asked] if asked else _item_columns(export, texts):
         ids = [read_name(row.get(name)) for row in export.rows]
@@ -203,7 +204,9 @@ def _item(export: Export, options: Options) -> None:
     for number, rows in enumerate(by_text.values(), start=1):
         for row in rows:
             row[" item"] = str(number)
-    export.notes.append("no column names the items: the same texts are the same item, numbered.")
+    export.notes.append(
+        "no column names the items alone: the same texts are the same item, numbered."
+    )
 
 
 def _answers(export: Export) -> list[str]:

@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from slm_judge.data.item import ITEM_ID
 from slm_judge.data.text import is_blank, read_name
 
-from .export import SOURCE, Export, Row, conversation, is_ticked, parts
+from .export import ANNOTATOR_ID, SOURCE, Export, Row, conversation, is_ticked, parts
 
 _SPANS = "marked spans or regions"
 _SKIPPED = "skipped (cancelled) annotations"
@@ -36,8 +37,11 @@ def label_studio(export: Export) -> None:
             who = annotation.get("completed_by")
             who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
             answers = _results(annotation.get("result") or [], export)
-            found.append(export.annotation(task, task.get("id"), who, answers, rest))
+            item = rest.get(ITEM_ID) or task.get("id")
+            further = {name: value for name, value in rest.items() if name != ITEM_ID}
+            found.append(export.annotation(task, item, who, answers, further))
     export.become(found)
+    export.aliases |= {"id": ITEM_ID, "completed_by": ANNOTATOR_ID, "annotator": ANNOTATOR_ID}
 
 
 def _results(results: Iterable[Mapping[str, Any]], export: Export) -> dict[str, list[Any]]:
@@ -120,7 +124,7 @@ def doccano(export: Export) -> None:
         )
     export.become(found)
     export.texts = ["text"]
-    export.aliases |= {"id": "item_id", "labels": "label", "data": "text"}
+    export.aliases |= {"id": ITEM_ID, "labels": "label", "data": "text"}
 
 
 def _doccano_labels(row: Row, export: Export) -> Iterator[tuple[str, list[Any]]]:
@@ -163,8 +167,8 @@ def prodigy(export: Export) -> None:
             found.append(export.annotation(task, task.get("_input_hash"), who, answers, rest))
     export.become(found)
     export.texts = ["text"] if "text" in export.columns else None
-    export.aliases |= {"_input_hash": "item_id", "_annotator_id": "annotator_id"}
-    export.aliases |= {"_session_id": "annotator_id", "accept": "choice"}
+    export.aliases |= {"_input_hash": ITEM_ID, "_annotator_id": ANNOTATOR_ID}
+    export.aliases |= {"_session_id": ANNOTATOR_ID, "accept": "choice"}
 
 
 _PRODIGY = {"options", "accept", "answer", "label", "meta", "spans", "tokens", "config", "score",
@@ -209,7 +213,7 @@ def argilla(export: Export) -> None:
         found += [export.annotation(record, item, who, answers, rest)
                   for who, answers in by.items()]  # fmt: skip
     export.become(found)
-    export.aliases["id"] = "item_id"
+    export.aliases["id"] = ITEM_ID
 
 
 _ARGILLA = {"id", "external_id", "status", "vectors", "suggestions", "responses", "annotation",
@@ -282,8 +286,8 @@ def potato(export: Export) -> None:
         export.notes.append("the folder or file is taken for the annotator's name.")
     export.become(found)
     export.texts = ["text"] if "text" in export.columns else None
-    export.aliases |= {"id": "item_id", "instance_id": "item_id", "displayed_text": "text"}
-    export.aliases |= {"user": "annotator_id", "user_id": "annotator_id"}
+    export.aliases |= {"id": ITEM_ID, "instance_id": ITEM_ID, "displayed_text": "text"}
+    export.aliases |= {"user": ANNOTATOR_ID, "user_id": ANNOTATOR_ID}
 
 
 _POTATO = {"id", "instance_id", "user", "user_id", "label_annotations", "labels", "spans", "links",
