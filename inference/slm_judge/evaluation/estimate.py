@@ -349,9 +349,9 @@ class Known:
             found = [self.cell(drawing.strata, name) for name in both] if drawing.strata else []
             every = {self.cell(drawing.strata, name) for name in ids} if drawing.strata else set()
             few = [f"{name} has {found.count(name)}" for name in sorted(every)]
-            strata = f" {drawing.strata} {', '.join(few)}: join those with few." if few else ""
+            advice = f" {drawing.strata} {', '.join(few)}: join those with few." if few else ""
             raise DataError(
-                f"Of {len(ids)} items, {len(both)} are annotated; {error}.{strata}"
+                f"Of {len(ids)} items, {len(both)} are annotated; {error}.{advice}"
             ) from None
 
     def _numbers(self, column: str | None, ids: list[str]) -> Whole | None:
