@@ -11,9 +11,11 @@ from slm_judge.agreement.aggregate import aggregate, aggregate_of_others
 from slm_judge.agreement.alpha import annotators_alpha, judge_alpha
 from slm_judge.agreement.alt_test import alt_test, exact_p, t_test_p
 from slm_judge.agreement.annotators import by_annotator
+from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.agreement.exact_test import _score, noninferiority_p
 from slm_judge.data.item import unnamed
 from slm_judge.data.predictions import Answers
+from slm_judge.evaluation.baselines import AGGREGATE, ANNOTATOR, _table
 from slm_judge.evaluation.dimension import Settings, evaluate_dimension
 from tests.conftest import ROOT
 
@@ -241,6 +243,26 @@ def test_one_disagreement_among_fifty_items_is_told():
     mixed = [{"a": k % 5, "b": k % 5} for k in range(49)] + [{"a": 0, "b": 1}]
     report, _ = judged(KIND, mixed, [0] * 50)
     assert not any("nearly undefined" in note for note in report["notes"])
+
+
+def test_baselines_compare_systems_and_annotators_on_the_same_items():
+    _, said = drawn(1, 60, 2, 0.2)
+    votes = said.tolist() + [[0]] * 90
+    systems = {"always a": [0] * 150, "first": [row[0] for row in votes]}
+    rows = _table(systems, votes, KIND, Bootstrap(150, 100))
+    where = ", the 60 items with several annotations"
+    assert list(rows) == [*systems, f"{ANNOTATOR}{where}", f"{AGGREGATE}{where}",
+                          *(f"{name}{where}" for name in systems)]  # fmt: skip
+    assert rows["first"].alpha.estimate > rows[f"first{where}"].alpha.estimate
+    expected = judge_alpha(systems["first"][:60], votes[:60], KIND)
+    assert rows[f"first{where}"].alpha.estimate == pytest.approx(expected)
+    assert rows[f"{ANNOTATOR}{where}"].alpha.estimate == pytest.approx(
+        annotators_alpha(votes, KIND)
+    )
+    alike = _table(systems, votes[:60], KIND, Bootstrap(60, 100))
+    assert list(alike) == [ANNOTATOR, AGGREGATE, *systems]
+    alone = _table(systems, votes[60:], KIND, Bootstrap(90, 100))
+    assert list(alone) == list(systems)  # nobody says anything about annotators
 
 
 # --- what is reachable ---

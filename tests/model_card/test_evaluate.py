@@ -287,7 +287,7 @@ def test_nothing_is_said_about_annotators_whom_nobody_named(tmp_path, rubric):
     assert test["annotators"] == []
     assert not test["passed"]
     assert any("Nobody said who made" in note for note in kind["notes"])
-    assert any("annotator_id may be one" in note for note in report["notes"])
+    assert any(" annotator_id may name them" in note for note in report["notes"])
     page = write(report, tmp_path / "r").read_text()
     assert "no column names who made them" in page
     assert "Each annotator" not in page
