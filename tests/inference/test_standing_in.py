@@ -259,9 +259,9 @@ def test_baselines_compare_systems_and_annotators_on_the_same_items():
     assert rows[f"{ANNOTATOR}{where}"].alpha.estimate == pytest.approx(
         annotators_alpha(votes, KIND)
     )
-    alike = _table(systems, votes[:60], KIND, Bootstrap(60, 100))
+    alike = _table({n: of[:60] for n, of in systems.items()}, votes[:60], KIND, Bootstrap(60, 100))
     assert list(alike) == [ANNOTATOR, AGGREGATE, *systems]
-    alone = _table(systems, votes[60:], KIND, Bootstrap(90, 100))
+    alone = _table({n: of[60:] for n, of in systems.items()}, votes[60:], KIND, Bootstrap(90, 100))
     assert list(alone) == list(systems)  # nobody says anything about annotators
 
 
