@@ -245,7 +245,8 @@ def evaluate(
     )
     report = stage.evaluate(evaluation)
     console = Console()
-    say(console, report["notes"])
+    said = [f"{d}: {note}" for d, one in report["dimensions"].items() for note in one["notes"]]
+    say(console, [*report["notes"], *said])
     page.table(report).show(console)
     say(console, [str(page.write(report, folder))], "Report: ")
 

@@ -233,7 +233,7 @@ def test_the_first_label_of_an_annotator_counts_and_it_is_said(tmp_path):
     found = read_annotations(location, MOOD, annotator="who")
     assert found.items[0].votes == {"mood": {"x": 0}, "strength": {"x": 0}}
     notes = " ".join(found.notes)
-    assert "the same item and annotator twice with different labels" in notes
+    assert "the same item and annotator twice with different labels (the first one counts)" in notes
     assert "1 labels repeat what the same annotator said" in notes
     with pytest.raises(DataError, match="the same item and annotator twice"):
         load_splits(DataConfig(train=location, annotator="who"), MOOD, 0)
@@ -282,6 +282,45 @@ def test_groups_of_items_are_read_and_what_differs_is_said(tmp_path):
     found = read_annotations(long(tmp_path, rows, columns), MOOD, annotator="who", group="author")
     assert [item.group for item in found.items] == ["ann", "ann", "c"]
     assert any("1 rows name another author than their item's first row" in n for n in found.notes)
+
+
+@pytest.mark.parametrize("nobody", ["", "None", "nan", "null", "<NA>"])
+def test_a_missing_annotator_is_no_person_called_none(tmp_path, nobody):
+    rows = [
+        f"{k},{who},t{k},{mood},1"
+        for k in range(6)
+        for who, mood in ((nobody, "joy"), (nobody, "anger"))
+    ]
+    found = read_annotations(long(tmp_path, rows), MOOD, annotator="who")
+    votes = [item.votes["mood"] for item in found.items]
+    assert all(sorted(row.values()) == [0, 1] for row in votes)  # two annotations, not one person's
+    assert not any(is_named(name) for row in votes for name in row)
+    said = repr(nobody) if nobody else "nothing"
+    assert any(f"who: read {said} as somebody unnamed (12 times)" in note for note in found.notes)
+
+
+def test_columns_that_look_like_annotators_are_named_but_never_taken(tmp_path):
+    def notes(table):
+        table.to_csv(tmp_path / "t.csv", index=False)
+        found = read_annotations(str(tmp_path / "t.csv"), MOOD)
+        assert not any(is_named(name) for item in found.items for name in item.votes["mood"])
+        return " ".join(found.notes)
+
+    n = 24
+    table = pd.DataFrame({
+        "item_id": np.repeat(range(n // 2), 2), "text": "t", "mood": "joy", "strength": 1,
+        "person": ["ann", "bob"] * (n // 2), "topic": np.repeat(range(n // 2), 2) % 3,
+        "seconds": np.arange(n) + 0.5, "batch": "one",
+    })  # fmt: skip
+    assert " person may name them: --annotator person." in notes(table)
+    assert "may name" not in notes(table.drop(columns="person"))
+    wide = table.iloc[::2].assign(source="x", annotator_id=["ann", "bob"] * (n // 4))
+    assert " annotator_id may name them" in notes(wide)
+    assert "may name" not in notes(wide.drop(columns="annotator_id"))
+    # In training too, where rows of one item are an error without it.
+    table.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match=r"person may name who annotated: data.annotator"):
+        load_splits(DataConfig(train=str(tmp_path / "t.csv")), MOOD, 0)
 
 
 def test_predictions_are_matched_however_ids_are_written(tmp_path):

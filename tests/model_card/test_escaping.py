@@ -258,7 +258,8 @@ def test_figures_say_what_is_written(reports):
     (legend,) = drawn["alpha"].legends
     shown = [text.get_text() for text in legend.get_texts()]
     assert shown == [
-        "annotators",
+        "an annotator",
+        "the others' aggregate",
         "$10 or $x_{ and \\frac{",
         "_hidden_ *b* **c** ~~d~~",
         "a|b \\| c",

@@ -125,7 +125,7 @@ def test_one_page_without_other_files_and_escaped(tmp_path, rubric):
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert 'src="http' not in page
-    assert page.count("data:image/svg+xml;base64,") == 5
+    assert page.count("data:image/svg+xml;base64,") == 6
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == json.loads(
         json.dumps(report)
     )
@@ -139,14 +139,27 @@ def test_one_page_without_other_files_and_escaped(tmp_path, rubric):
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs the browser chromium")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_a_browser(tmp_path, rubric, width):
-    """A real browser lays the page out; nothing is wider than the window but what scrolls."""
-    page = write(evaluate(run_files(tmp_path, rubric)), tmp_path / "report")
+    """A real browser lays the page out; nothing is wider than the window, and no table scrolls."""
+    annotations, predictions = tables(tmp_path)
+    names = (
+        "judge",
+        "Q4_K_M",
+        "a-system-whose-name-has-no-space-in-it-at-all-and-goes-on",
+        "adapter",
+    )
+    systems = dict.fromkeys(names, str(predictions))
+    evaluation = of_files(
+        systems, str(annotations), rubric, annotator="annotator_id", groups=["source"]
+    )
+    page = write(evaluate(evaluation), tmp_path / "report")
     # The page's policy forbids scripts, so a frame around it measures.
     frame = tmp_path / "frame.html"
     frame.write_text(
         f'<iframe id="f" src="file://{page}" style="width:{width}px;height:800px;border:0"></iframe>'
         "<script>onload=()=>{const d=document.getElementById('f').contentDocument.documentElement;"
-        "document.title=d.scrollWidth+' '+[...d.querySelectorAll('img')].every(i=>i.naturalWidth>0)}"
+        "document.title=Math.max(d.scrollWidth,...[...d.querySelectorAll('.scroll')].map("
+        "e=>e.scrollWidth>e.clientWidth?9999:0))+' '"
+        "+[...d.querySelectorAll('img')].every(i=>i.naturalWidth>0)}"
         "</script>"
     )
     command = [
@@ -176,6 +189,32 @@ def test_the_command_line(tmp_path, rubric_file, capsys, monkeypatch):
     assert "mine" in printed
     assert "out/report.html" in printed
     assert json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["epsilon"] == 0.1
+
+
+def test_what_is_not_known_is_not_said(tmp_path, rubric):
+    """Nobody knows what predictions from anywhere learned from; a run's judge saw no test item."""
+    evaluation = run_files(tmp_path, rubric)
+    page = write(evaluate(evaluation), tmp_path / "r").read_text()
+    assert "the files do not say whether the judge learned from them" in page
+    evaluation.held_out = True
+    page = write(evaluate(evaluation), tmp_path / "r").read_text()
+    assert "that the judge did not learn from" in page
+
+
+def test_the_page_says_who_agrees_how_much(tmp_path, rubric):
+    report = evaluate(run_files(tmp_path, rubric))
+    page = " ".join(write(report, tmp_path / "r").read_text().split())
+    grade = report["dimensions"]["grade"]
+    assert "an annotator, against the rest" in page
+    assert "the aggregate of the others" in page
+    assert "always one option, at best" in page
+    assert grade["systems"]["judge"]["minus_annotators"]["told"] in page
+    assert grade["systems"]["judge"]["alternative_annotator_test"]["verdict"] in page
+    assert "Each annotator (3)" in page
+    assert "human ceiling" not in page
+    rows = [name for name, _, _ in table(report).rows]
+    assert sum("always one option" in row for row in rows) == 2
+    assert sum("the aggregate of the others" in row for row in rows) == 2
 
 
 def test_what_must_be_named(tmp_path):
@@ -373,10 +412,13 @@ def test_one_annotator(tmp_path, rubric):
     report = evaluate(evaluation)
     grade = report["dimensions"]["grade"]
     assert grade["humans"] is None
-    assert "No item was annotated by two people" in grade["notes"][0]
+    assert "No item was annotated twice" in grade["notes"][0]
+    assert grade["systems"]["j"]["minus_annotators"] is None
     assert grade["systems"]["j"]["alpha"]["estimate"] > 0.5
     assert grade["systems"]["j"]["alternative_annotator_test"]["winning_rate"] is None
-    assert "No item was annotated by two people" in write(report, tmp_path / "r").read_text()
+    page = write(report, tmp_path / "r").read_text()
+    assert "No item was annotated twice" in page
+    assert "minus-annotators" not in {path.stem for path in (tmp_path / "r" / "figures").iterdir()}
 
 
 def test_items_of_another_data_set(tmp_path, rubric):
@@ -418,8 +460,12 @@ def test_nothing_is_said_about_annotators_whom_nobody_named(tmp_path, rubric):
     assert test["annotators"] == []
     assert not test["passed"]
     assert any("Nobody said who made" in note for note in kind["notes"])
-    assert any("annotator_id may be one" in note for note in report["notes"])
-    assert "annotators without names" in write(report, tmp_path / "r").read_text()
+    assert any(" annotator_id may name them" in note for note in report["notes"])
+    page = write(report, tmp_path / "r").read_text()
+    assert "no column names who made them" in page
+    assert "Each annotator" not in page
+    assert "an annotation, against the item&#39;s others" in page
+    assert "it holds against" not in page
 
 
 # --- tables for a terminal and for a file ---
@@ -558,7 +604,12 @@ def test_metrics_load_from_their_folder_offline(tmp_path, monkeypatch, rubric):
     test = evaluate_package.load(str(copied))
     nan = float("nan")
     found = test.compute(predictions=[0, 1] * 20, references=[[0, 0, nan], [1, 1, 0]] * 20)
-    assert found == {"winning_rate": 1.0, "advantage_probability": 1.0, "passed": True}
+    assert found == {
+        "winning_rate": 1.0, "winning_rate_t_test": 1.0, "advantage_probability": 1.0, "passed": True,
+    }  # fmt: skip
+    same = test.compute(predictions=[0] * 40, references=[[0, 0, 0]] * 36 + [[1, 1, 0]] * 4)
+    assert same["winning_rate"] == 1.0
+    assert not same["passed"]  # it always says the same
     with pytest.raises(JudgeError, match="There is no metric x"):
         metric_path("x")
 

@@ -5,8 +5,8 @@ arXiv 2501.10970). Each annotator in turn is left out, and the judge and the one
 compared by how well they represent the others.
 
 The paper's t-test rejects a true hypothesis in up to 18 % of the cases, not 5 %, where 30 to 50
-items are compared and the annotator is seldom better (`python -m benchmarks.alternative_test`). So
-an exact test decides here, and the outcome of the t-test stands beside it.
+items are compared and the judge is seldom better (`python -m benchmarks.alternative_test`). So an
+exact test decides here, and the outcome of the t-test stands beside it.
 """
 
 from collections.abc import Sequence

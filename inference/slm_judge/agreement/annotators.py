@@ -45,9 +45,9 @@ def by_annotator(
 ) -> list[Annotator]:
     """Compare each annotator with the others.
 
-    Models of how people err (MACE, Dawid and Skene) give a probability of spamming instead, which
-    controls no error: at the noise of real annotations, crowd-kit's MACE puts it above one half for
-    a third of the careful annotators (`python -m benchmarks.careless`).
+    Models of how people err, such as MACE, give a probability of spamming instead, which controls
+    no error: where annotations are noisy, crowd-kit's puts it above one half for up to three
+    quarters of the careful annotators (`python -m benchmarks.careless`).
 
     Args:
         votes: N items; annotator -> option index, of those whose names are known.

@@ -249,7 +249,8 @@ class _Reader:
         group = (read_name(row.get(columns.group)) if columns.group else "") or item_id
         annotator = self._name(row.get(columns.annotator)) if columns.annotator else ""
         for name, seen in self.further.items():
-            seen.append((item_id, annotator, read_name(row.get(name))))
+            who = "" if annotator in _NOBODY else annotator
+            seen.append((item_id, who, read_name(row.get(name))))
         if item is None:
             item = self.items[item_id] = Item(item_id, state, {}, group)
         elif strict and not columns.annotator:
