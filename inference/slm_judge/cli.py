@@ -106,8 +106,8 @@ def import_(
     console = Console()
     say(console, import_annotations(files, output, options, rubric, overwrite), "")
     say(console, [f"Written: {output}{f' and {rubric}' if rubric else ''}."], "")
-    if not rubric:
-        say(console, ["--rubric draft.yaml also writes a draft of a rubric."])
+    wrong = "where a guess is wrong: --format, --item-id, --annotator, --text, --label, --columns."
+    say(console, [*([] if rubric else ["--rubric also writes a draft of a rubric."]), wrong])
 
 
 @app.command()

@@ -104,6 +104,16 @@ def test_label_studio_json(tmp_path):
         assert line in notes(read)
 
 
+def test_what_was_typed_in_is_kept_but_no_question(tmp_path):
+    tasks = [{**task(k % 6, (1, False, [choice(("joy", "anger")[k % 2]),
+                                        ("why", "textarea", {"text": [f"since {k}"]})])),
+              "id": k, "data": {"text": f"{TEXTS[k % 6]} {k}"}} for k in range(12)]  # fmt: skip
+    read = read_export([whole(tmp_path / "t.json", tasks)])
+    assert [d.name for d in read.asked] == ["mood"]
+    assert said(read, "why")[0] == ("0", "1", "since 0")
+    assert "why is no question with options (12 different answers)" in notes(read)
+
+
 def test_label_studio_json_min_and_csv(tmp_path):
     rows = [
         {"text": TEXTS[k], "id": k, "mood": mood, "strength": [{"rating": k + 1}],
@@ -371,6 +381,11 @@ def test_mturk(tmp_path):
                  "one question with one answer"):  # fmt: skip
         assert line in notes(read)
     assert not {"Reward", "Title"} & set(read.columns)
+    asked = Options(texts=["Input.text"], answers=["Answer.mood.label", "q"])
+    assert [d.name for d in read_export([str(tmp_path / "batch.csv")], asked).asked] == [
+        "mood",
+        "q",
+    ]
 
 
 def test_mturk_task_answers_and_several_items(tmp_path):

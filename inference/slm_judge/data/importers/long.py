@@ -86,7 +86,7 @@ def lengthen(export: Export) -> Long:
     if not asked:
         raise DataError(f"{export.location}: no question has two different answers. "
                         f"{' '.join(export.notes)}")  # fmt: skip
-    known = {export.item, export.annotator, *export.texts, *export.answers}
+    known = {export.item, export.annotator, *export.texts, *(d.column for d in asked)}
     further = {}
     for name in (name for name in export.columns if name not in known):
         is_name = name.strip() and name not in taken
@@ -95,7 +95,8 @@ def lengthen(export: Export) -> Long:
     for row, source in zip(rows, export.rows, strict=True):
         row |= {ITEM_ID: read_name(source.get(item)), ANNOTATOR_ID: _who(export, source)}
         row |= {new: read_text(source.get(name))[0] for name, new in texts.items()}
-        row |= {new: source.get(name) for name, new in further.items()} | {LINE: source.get(LINE)}
+        row |= {new: _alone(source.get(name)) for name, new in further.items()}
+        row[LINE] = source.get(LINE)
     kept = [row for row in rows if any(row.get(d.name) is not None for d in asked)]
     export.left_out[_NO_ANSWERS] += len(rows) - len(kept)
     export.aliases |= {old: new for old, new in (texts | further).items() if old != new}
@@ -103,6 +104,11 @@ def lengthen(export: Export) -> Long:
         if own and own not in (new, " item"):
             export.aliases[own] = new
     return Long(export, kept, list(texts.values()), asked, list(further.values()))
+
+
+def _alone(value: object) -> object:
+    """What a list of one holds."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _text_names(export: Export) -> tuple[dict[str, str], list[str]]:
@@ -198,7 +204,7 @@ def _asked(export: Export, column: str, taken: list[str], rows: list[Row]) -> li
         row[column] = found[0] if len(found) == 1 else found or None
     options = [o for o in question.options if any(o in found for found in answers)]
     options += sorted({value for found in answers for value in found} - set(options))
-    if len(options) > _MOST_OPTIONS:
+    if _is_typed_in(len(options), sum(map(bool, answers)), question):
         _leave_out(export, column, f"{len(options)} different answers")
         return []
     made: list[Asked] = []
@@ -222,8 +228,15 @@ def _asked(export: Export, column: str, taken: list[str], rows: list[Row]) -> li
     return made
 
 
+def _is_typed_in(different: int, answers: int, question: Question) -> bool:
+    """Whether there are so many different answers that they were typed in, not chosen."""
+    return different > (
+        _MOST_OPTIONS if question.options else min(_MOST_OPTIONS, max(10, answers / 2))
+    )
+
+
 def _leave_out(export: Export, what: str, why: str) -> None:
-    export.notes.append(f"{what} is no question with options ({why}): left out of the rubric.")
+    export.notes.append(f"{what} is no question with options ({why}): not in the rubric.")
 
 
 def _name(column: str, taken: list[str]) -> str:
@@ -249,7 +262,7 @@ def _single(
         export.left_out[f"{code} in {column}, read as no answer"] += counts[code]
         doubts.append(f"{code} ({counts[code]} times) was read as no answer. Was it one?")
         del counts[code]
-    if len(counts) < 2 or len(counts) > _MOST_OPTIONS:
+    if len(counts) < 2 or _is_typed_in(len(counts), counts.total(), question):
         _leave_out(export, column, f"{len(counts)} different answers")
         return None
     name = _name(column, taken)

@@ -126,7 +126,7 @@ def read_export(locations: Sequence[str], options: Options | None = None) -> Lon
     export.format = options.format or next(name for name, f in FORMATS.items() if f.is_it(export))
     known = FORMATS[export.format]
     how = "as --format says" if options.format else f"by {known.marks}"
-    export.notes.insert(0, f"{export.location}: read as {known.title} ({how}; --format chooses).")
+    export.notes.insert(0, f"{export.location}: read as {known.title} ({how}).")
     try:
         known.read(export)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -136,10 +136,10 @@ def read_export(locations: Sequence[str], options: Options | None = None) -> Lon
         ) from error
     if not export.rows:
         raise DataError(f"{export.location}: no annotations; left out: {counted(export.left_out)}.")
-    options.check(export)
-    if not known.nested and not options.answers:
+    asked = options.within(export)
+    if not known.nested and not (asked.answers and set(asked.answers) <= set(export.columns)):
         unfold(export, options.columns, options.n_annotators)
-    assign(export, options)
+    assign(export, asked)
     return lengthen(export)
 
 

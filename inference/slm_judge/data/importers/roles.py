@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slm_judge.data.tables import names, read_table, require_columns
 from slm_judge.data.text import is_blank, read_name
@@ -63,14 +63,19 @@ class Options:
     items: str | None = None
     """Table with the texts, where the export has only the names of the items."""
 
-    def check(self, export: Export) -> None:
-        """Refuse columns that are not there.
+    def within(self, export: Export) -> "Options":
+        """The same by our names for the tool's columns."""
 
-        Raises:
-            DataError: names them, and those that are there.
-        """
-        named = [self.item, self.annotator, *(() if self.items else self.texts), *self.answers]
-        require_columns(export.columns, [name for name in named if name], export.location)
+        def ours(name: str) -> str:
+            return name if name in export.columns else export.aliases.get(name, name)
+
+        return replace(
+            self,
+            item=self.item and ours(self.item),
+            annotator=self.annotator and ours(self.annotator),
+            texts=[ours(name) for name in self.texts],
+            answers=[ours(name) for name in self.answers],
+        )
 
 
 def looks_like_text(export: Export, column: str) -> bool:
@@ -96,8 +101,11 @@ def assign(export: Export, options: Options) -> None:
     """Settle the item, the annotator, the texts and the answers of an export.
 
     Raises:
-        DataError: no column holds texts, or none answers.
+        DataError: no column holds texts, or none answers; or a column that was named is not there.
     """
+    named = [options.item, options.annotator, *options.answers]
+    named += [] if options.items else options.texts
+    require_columns(export.columns, [name for name in named if name], export.location)
     if options.items:
         _join(export, options)
     export.annotator = options.annotator or export.annotator or find_annotator(export)
