@@ -59,7 +59,7 @@ def aggregate_of_others(votes: Votes, dimension: Dimension) -> Floats:
     """Per item, how often an annotation was c and the `aggregate` of the item's others k.
 
     It is what a judge reaches that knows all of an item's annotations but the one it is compared
-    with, and so about the most that a judge can reach.
+    with: more than an annotator, where an item has several others to make the aggregate.
 
     Returns:
         N x V x V; zeros where an item has fewer than two annotations.
