@@ -15,10 +15,11 @@ from slm_judge.judge.answer import probabilities
 from slm_judge.rubric import Dimension, Rubric
 
 MIN_ITEMS = 20  # below, a fitted temperature is mostly noise
-OWN_ITEMS = 50
-"""Answered items from which on a dimension has a temperature of its own. A number fitted on n items
-costs 1 / 2n nats on new ones, so it pays where own and pooled temperature are a fifth apart: a
-vote has an information of 0.2 to 0.5 on the logarithm of the temperature."""
+SPREAD = 0.25
+"""Standard deviation of a dimension's log temperature around that of its type, before its votes are
+seen. On ConvAbuse 0.25 to 0.4 gave less log loss on new items than one temperature a type or one
+that each dimension had alone (`benchmarks/calibration.py --words`)."""
+_CLEARLY = 2.0  # standard errors
 
 Logits = npt.NDArray[Any]
 
@@ -33,14 +34,13 @@ class _Answered:
     """N x options."""
     shift: tuple[float, ...] = ()
 
-
-def log_loss(answered: Sequence[_Answered], temperature: float, shifted: bool = True) -> float:
-    """Mean cross-entropy of the vote shares over the items, in nats."""
-    losses = []
-    for one in answered:
-        how = Calibration(temperature=temperature, shift=one.shift if shifted else ())
-        losses.append(-(one.shares * np.log(probabilities(one.logits, how).clip(1e-12))).sum(-1))
-    return float(np.concatenate(losses).mean())
+    def losses(self, temperature: float) -> npt.NDArray[np.float64]:
+        """N cross-entropies of the vote shares, in nats."""
+        how = Calibration(temperature=temperature, shift=self.shift)
+        found: npt.NDArray[np.float64] = -(
+            self.shares * np.log(probabilities(self.logits, how).clip(1e-12))
+        ).sum(axis=-1)
+        return found
 
 
 def fit_calibration(
@@ -53,8 +53,11 @@ def fit_calibration(
 
     A judge that learned with weights w has learned p(k) ~ w_k q(k), where q are the probabilities
     of the annotators' votes, so log w is taken off again (Saerens, Latinne and Decaestecker, 2002);
-    no temperature could do that. Where it makes the log loss worse it is left: an ordinal loss,
-    which is not weighed, or a short training has kept the judge from learning the weights.
+    no temperature could do that. Where it clearly makes the log loss worse it is left out: an
+    ordinal loss, which is not weighed, or a short training kept the judge from learning it.
+
+    A dimension's temperature is drawn to that of all dimensions of its type, as by a normal prior
+    of its logarithm with deviation `SPREAD`: many votes decide by themselves, few hardly move it.
 
     Args:
         rubric: K dimensions.
@@ -63,22 +66,21 @@ def fit_calibration(
         weights: K x M, of the options in training; None where all weighed the same.
 
     Returns:
-        By question type, for stock engines, which cannot shift: one temperature of all its
-        dimensions. By dimension: its own from `OWN_ITEMS` answered items on, else that of all
-        dimensions of its type. All within `BOUNDS`; 1 with fewer than `MIN_ITEMS` answers.
+        By question type one temperature, for stock engines, which cannot shift; and by dimension
+        its calibration. All within `BOUNDS`; 1 where a type has fewer than `MIN_ITEMS` answers.
     """
     kinds: dict[str, dict[str, _Answered]] = {}
     for k, (dimension, rows) in enumerate(zip(rubric.dimensions, logits, strict=True)):
         shift = _shift(dimension, None if weights is None else weights[k])
-        answered = _better(_answered(dimension, items, rows, shift))
+        answered = _checked(_answered(dimension, items, rows, shift))
         kinds.setdefault(dimension.type, {})[dimension.name] = answered
     temperatures, calibrations = {}, {}
     for kind, by_name in kinds.items():
         together = [*by_name.values()]
-        temperatures[kind] = _fitted(together, shifted=False)
+        temperatures[kind] = _fitted([replace(one, shift=()) for one in together])
         pooled = _fitted(together)
         for name, one in by_name.items():
-            own = _fitted([one]) if len(one.logits) >= OWN_ITEMS else pooled
+            own = _fitted([one], pooled) if len(together) > 1 else pooled
             calibrations[name] = Calibration(temperature=own, shift=one.shift)
     return temperatures, calibrations
 
@@ -90,12 +92,14 @@ def _shift(dimension: Dimension, weights: npt.NDArray[np.float64] | None) -> tup
     return tuple(round(float(log), 4) for log in logs) if np.ptp(logs) else ()
 
 
-def _better(answered: _Answered) -> _Answered:
-    """With the shift or without, by the log loss of each at its best temperature."""
-    plain = replace(answered, shift=())
-    if len(answered.logits) < MIN_ITEMS:
+def _checked(answered: _Answered) -> _Answered:
+    """Without the shift, where the log loss is clearly worse with it, each at its temperature."""
+    if not answered.shift or len(answered.logits) < MIN_ITEMS:
         return answered
-    return min((answered, plain), key=lambda one: log_loss([one], _fitted([one])))
+    plain = replace(answered, shift=())
+    worse = answered.losses(_fitted([answered])) - plain.losses(_fitted([plain]))
+    clear = worse.mean() > _CLEARLY * worse.std(ddof=1) / np.sqrt(len(worse))
+    return plain if clear else answered
 
 
 def _answered(
@@ -109,15 +113,17 @@ def _answered(
     )
 
 
-def _fitted(answered: Sequence[_Answered], shifted: bool = True) -> float:
+def _fitted(answered: Sequence[_Answered], around: float | None = None) -> float:
+    """The temperature of least log loss; with a prior `around` another one, however few items."""
     known = [one for one in answered if len(one.logits)]
-    if sum(len(one.logits) for one in known) < MIN_ITEMS:
+    if around is None and sum(len(one.logits) for one in known) < MIN_ITEMS:
         return 1.0
-    found = minimize_scalar(
-        lambda log_t: log_loss(known, float(np.exp(log_t)), shifted),
-        bounds=tuple(np.log(BOUNDS)),
-        method="bounded",
-    )
+
+    def loss(log_t: float) -> float:
+        prior = 0.0 if around is None else ((log_t - np.log(around)) / SPREAD) ** 2 / 2
+        return float(prior + sum(one.losses(float(np.exp(log_t))).sum() for one in known))
+
+    found = minimize_scalar(loss, bounds=tuple(np.log(BOUNDS)), method="bounded")
     fitted = float(np.exp(found.x))
     near = min(BOUNDS, key=lambda bound: abs(np.log(bound / fitted)))
     return near if abs(np.log(near / fitted)) < 1e-3 else round(fitted, 4)
