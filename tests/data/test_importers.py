@@ -18,11 +18,11 @@ from slm_judge.data.importers.read import FORMATS, read_export, summary
 from slm_judge.data.importers.roles import Options
 from slm_judge.data.importing import import_annotations
 from slm_judge.data.preannotate import export_predictions
-from slm_judge.data.read import read_annotations
+from slm_judge.data.read import Annotations, read_annotations
 from slm_judge.data.split import load_splits
 from slm_judge.data.tables import read_table
 from slm_judge.errors import DataError
-from slm_judge.evaluation.evaluate import _columns_of
+from slm_judge.evaluation.evaluate import add_columns
 from slm_judge.recipe import DataConfig
 from tests.conftest import ROOT
 
@@ -804,7 +804,12 @@ def test_groups_of_an_export(tmp_path):
     file = whole(tmp_path / "project.json", tasks)
     items = read_annotations(file, MOOD, further=["source"])
     assert items.columns["source"][:3] == ["a", "b", "a"]
-    assert _columns_of(file, "id", ["source"], items.items) == items.columns
+    known, recipe = (
+        Annotations(items.items),
+        SimpleNamespace(data=DataConfig(train=file, item_id="id")),
+    )
+    add_columns(known, recipe, MOOD, ["source"])
+    assert known.columns == items.columns
 
 
 def test_a_recipe_knows_its_questions(tmp_path):
