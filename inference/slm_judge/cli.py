@@ -78,7 +78,11 @@ def import_(
         Path | None, typer.Option(help="Draft of a rubric to write, e.g. draft.yaml.")
     ] = None,
     format_: Annotated[
-        str, typer.Option("--format", help="The tool, where it is not recognised: see the docs.")
+        str,
+        typer.Option(
+            "--format",
+            help="label-studio, doccano, prodigy, argilla, potato, mturk, qualtrics, google-forms.",
+        ),
     ] = "",
     item_id: Annotated[str | None, typer.Option(help="Column that names the item.")] = None,
     annotator: AnnotatorColumn = None,

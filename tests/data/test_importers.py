@@ -534,6 +534,7 @@ def test_excel(tmp_path):
         (("mood_ann1", "mood_ann2"), ("ann1", "ann2")),
         (("Rater 1 mood", "Rater 2 mood"), ("Rater 1", "Rater 2")),
         (("annotator1.mood", "annotator2.mood"), ("annotator1", "annotator2")),
+        (("mood_coder_A", "mood_coder_B"), ("coder_A", "coder_B")),
     ],
 )
 def test_a_column_an_annotator(tmp_path, names, annotators):
@@ -545,7 +546,20 @@ def test_a_column_an_annotator(tmp_path, names, annotators):
     ]  # fmt: skip
     assert len(read.rows) == 10  # nobody said nothing
     assert "a column an annotator: 2 annotators" in notes(read)
-    assert "gold" in read.further or "gold" in read.columns
+    assert read.further == ["gold"]
+
+
+def test_remarks_of_annotators_are_no_texts(tmp_path):
+    rows = [{"text": text, **{f"rater{a}_{name}": value for a in (1, 2) for name, value in (
+        ("mood", ("joy", "anger")[(k + a) % 2]), ("comment", f"I think that it is {WORDS[k]}, said {a}"))}}
+            for k, text in enumerate(TEXTS)]  # fmt: skip
+    read = read_export([table(tmp_path / "t.csv", rows)])
+    assert (read.texts, [d.name for d in read.asked], read.further) == (
+        ["text"],
+        ["mood"],
+        ["comment"],
+    )
+    assert len({row["item_id"] for row in read.rows}) == 6
 
 
 def test_annotators_named_in_columns_beside(tmp_path):
@@ -622,6 +636,26 @@ def test_shares_are_votes(tmp_path):
         {"text": t, "count": 3, "hate": k % 3, "none": 3 - k % 3} for k, t in enumerate(TEXTS)
     ]
     assert len(read_export([table(tmp_path / "counts.csv", counts)]).rows) == 18
+
+
+def test_lists_with_an_entry_an_annotator(tmp_path):
+    rows = [{"id": k, "text": text, "labels": ["joy", ("joy", "anger")[k % 2]], "annotators": ["a", f"b{k % 3}"],
+             "soft_label": {"joy": 0.5, "anger": 0.5}, "hard_label": "joy"}
+            for k, text in enumerate(TEXTS)]  # fmt: skip
+    expected = [("0", "a", "joy"), ("0", "b0", "joy"), ("1", "a", "joy"), ("1", "b1", "anger")]
+    read = read_export([lines(tmp_path / "t.jsonl", rows)])
+    assert said(read, "labels")[:4] == expected
+    assert [d.name for d in read.asked] == ["labels"]
+    written = {str(row.pop("id")): row | {"labels": ",".join(row["labels"]), "annotators": ",".join(row["annotators"])}
+               for row in rows}  # fmt: skip
+    assert said(read_export([whole(tmp_path / "t.json", written)]), "labels")[:4] == expected
+    shares = [
+        {"id": k, "text": t, "soft": {"joy": 1 - k / 5, "anger": k / 5}}
+        for k, t in enumerate(TEXTS)
+    ]
+    read = read_export([lines(tmp_path / "s.jsonl", shares)])
+    assert said(read, "soft")[5:7] == [("1", "", "joy"), ("1", "", "joy")]
+    assert len(read.rows) == 30
 
 
 def test_an_id_that_names_rows_is_not_the_item(tmp_path):

@@ -57,11 +57,11 @@ def import_annotations(
     table = read_export(locations, options)
     text = draft(table, output.name.partition(".")[0])
     _check(table, text)
-    cells = {name: pa.array([_cell(row.get(name)) for row in table.rows], pa.string())
+    cells = {to_utf8(name): pa.array([_cell(row.get(name)) for row in table.rows], pa.string())
              for name in table.columns}  # fmt: skip
     if rubric:
         write_text(rubric, text)
-    write_tables(iter([pa.table(cells)]), output, Overview(table.columns))
+    write_tables(iter([pa.table(cells)]), output, Overview(list(cells)))
     return summary(table)
 
 

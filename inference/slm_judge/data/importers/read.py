@@ -48,6 +48,7 @@ def _holds(column: str, kind: type) -> Callable[[Export], bool]:
 def _is_doccano(export: Export) -> bool:
     columns = set(export.columns)
     labelled = any(_holds(key, list)(export) for key in ("label", "labels", "cats"))
+    labelled &= not any(name.startswith("annotators") for name in columns)
     return bool(columns & {"text", "data"}) and (
         {"label", "Comments"} <= columns
         or ("id" in columns and labelled)

@@ -164,6 +164,7 @@ def find_annotator(export: Export) -> str | None:
 def _texts(export: Export, options: Options) -> list[str]:
     """Columns that look like texts, are filled, and are the same for all annotators of an item."""
     taken = {export.annotator, options.item, *options.answers, *(export.answers or ())}
+    taken |= export.certain
     found = [name for name in export.columns
              if name not in taken and not _REMARKS.fullmatch(name) and not _ABOUT.fullmatch(name)
              and looks_like_text(export, name)]  # fmt: skip
@@ -222,8 +223,8 @@ def _answers(export: Export) -> list[str]:
     taken = {export.item, export.annotator, *(export.texts or ())}
     left = [name for name in export.columns if name not in taken]
     found = [name for name in left
-             if (name in export.certain and not looks_like_text(export, name))
-             or _looks_like_answers(export, name)]  # fmt: skip
+             if not looks_like_text(export, name)
+             and (name in export.certain or _looks_like_answers(export, name))]  # fmt: skip
     item = str(export.item)
     sizes: dict[str, int] = defaultdict(int)
     for row in export.rows:

@@ -8,19 +8,21 @@ from slm_judge.data.text import is_blank, read_name
 from slm_judge.errors import DataError
 
 from .export import ANNOTATOR_ID, Export, Question, Row, is_ticked
-from .roles import looks_like_text
+from .roles import find_annotator, looks_like_text
 
 _PERSON = (
     r"(?:annotator|annot|anno|ann|rater|coder|judge|worker|labell?er|evaluator|expert|reviewer|"
-    r"assessor|participant|user|[arw])"
+    r"assessor|participant|user)"
 )
+_ONE = rf"(?:{_PERSON}[ _-]?\d+|{_PERSON}[ _-][A-Za-z])"
 _PATTERNS = [
-    re.compile(rf"(?P<annotator>{_PERSON}[ _-]?\d+)[ _.:-]+(?P<question>.+)", re.I),
-    re.compile(rf"(?P<question>.+?)[ _.:-]+(?P<annotator>{_PERSON}[ _-]?\d+)", re.I),
+    re.compile(rf"(?P<annotator>{_ONE}|[arw]\d+)[ _.:-]+(?P<question>.+)", re.I),
+    re.compile(rf"(?P<question>.+?)[ _.:-]+(?P<annotator>{_ONE}|[arw]\d+)", re.I),
     re.compile(r"(?P<question>label|rating|score|annotation|vote|class|category|judge?ment)"
                r"[ _-]?(?P<annotator>\d+)", re.I),
-    re.compile(rf"(?P<annotator>{_PERSON}[ _-]?\d+)", re.I),
+    re.compile(rf"(?P<annotator>{_ONE})", re.I),
 ]  # fmt: skip
+_PEOPLE = re.compile(rf"{_PERSON}s?([ _]?ids?|[ _]?names?)?", re.I)
 _MARKS = (":::", " - ", ".", "/", ":", "_", " ")
 _COUNT = re.compile(
     r"(n|num|number|count|total|votes)(_of)?(_?(annotators|annotations|votes|raters))?", re.I
@@ -45,9 +47,56 @@ def unfold(export: Export, pattern: str = "", n_annotators: int = 0) -> None:
     Raises:
         DataError: no column is named like the pattern, or no number of annotators makes the shares.
     """
-    _annotators(export, pattern)
-    _shares(export, n_annotators)
+    lists = _lists(export)
+    if not _annotators(export, pattern) and not lists and (n_annotators or not _is_long(export)):
+        _shares(export, n_annotators)
     _ticks(export)
+
+
+def _is_long(export: Export) -> bool:
+    return (export.annotator or find_annotator(export)) is not None
+
+
+def _lists(export: Export) -> bool:
+    """Lists of one length in each row, an annotator an entry: a row an entry.
+
+    They may be written with commas, beside a column of lists of annotators. Objects of numbers
+    become a column a key.
+    """
+    for name in list(export.columns):
+        cells = [row.get(name) for row in export.rows]
+        if any(isinstance(cell, dict) for cell in cells):
+            keys = dict.fromkeys(key for c in cells if isinstance(c, dict) for key in c)
+            for row, cell in zip(export.rows, cells, strict=True):
+                row |= {f"{name}.{key}": cell.get(key) for key in keys if isinstance(cell, dict)}
+            export.replace([name], [f"{name}.{key}" for key in keys])
+    who = next((name for name in export.columns if _PEOPLE.fullmatch(name)), None)
+    if who is None:
+        return False
+    split = {name: [_entries(row.get(name)) for row in export.rows] for name in export.columns}
+    sizes = [len(entries) for entries in split[who]]
+    if max(sizes) < 2:
+        return False
+    same = [name for name, cells in split.items() if [len(c) for c in cells] == sizes]
+    if len(same) < 2:
+        return False
+    rows: list[Row] = []
+    for at, row in enumerate(export.rows):
+        for entry, person in enumerate(split[who][at]):
+            said = {name: split[name][at][entry] for name in same}
+            rows.append({**row, **said, ANNOTATOR_ID: person})
+    export.rows = rows
+    export.certain |= {name for name in same if name != who}
+    export.columns = [*(name for name in export.columns if name != who), ANNOTATOR_ID]
+    export.annotator = ANNOTATOR_ID
+    export.notes.append(f"lists with an entry an annotator: {', '.join(same)}, a row an entry.")
+    return True
+
+
+def _entries(value: object) -> list[str]:
+    """The entries of a list, or of a text with commas."""
+    found = value if isinstance(value, list) else read_name(value).split(",")
+    return [read_name(part) for part in found]
 
 
 def _candidates(export: Export) -> list[str]:
@@ -55,8 +104,8 @@ def _candidates(export: Export) -> list[str]:
     return [name for name in export.answers or export.columns if name not in known]
 
 
-def _annotators(export: Export, pattern: str) -> None:
-    """A column an annotator (and question): a row an annotator."""
+def _annotators(export: Export, pattern: str) -> bool:
+    """A column an annotator (and question): a row an annotator; whether there are such columns."""
     for how in [_compiled(pattern)] if pattern else _PATTERNS:
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for name in _candidates(export):
@@ -66,12 +115,13 @@ def _annotators(export: Export, pattern: str) -> None:
         found = _several(found) if pattern else found
         if len(found) > 1 and (pattern or _share_questions(export, found)):
             _melt(export, found)
-            return
+            return True
     if pattern:
         raise DataError(
             f"{export.location}: fewer than two annotators in columns named like {pattern!r}; the "
             f"columns are {', '.join(export.columns)}."
         )
+    return False
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
