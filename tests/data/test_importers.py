@@ -3,6 +3,7 @@
 import csv
 import json
 import zipfile
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import krippendorff
