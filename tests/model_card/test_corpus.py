@@ -162,7 +162,7 @@ def test_estimates_correct_the_judge(tmp_path, support):
     assert (refund.n_human, refund.n_judged) == (300, 1700)
     assert len(estimate_table(found).rows) == 3 + 1 + 5 + 2
     assert found.notes == []
-    assert as_json(found)["refund"]["true"]["n_human"] == 300
+    assert as_json(found)["dimensions"]["refund"]["true"]["n_human"] == 300
 
 
 def test_what_does_not_count_in_an_estimate_is_said(tmp_path, support):
@@ -213,4 +213,5 @@ def test_the_command_line(tmp_path, support, monkeypatch, capsys):
         main()
     assert not done.value.code
     assert "prediction-powered" in capsys.readouterr().out
-    assert json.loads((tmp_path / "e.json").read_text())["urgency"]["mean"]["n_human"] == 300
+    saved = json.loads((tmp_path / "e.json").read_text())
+    assert saved["dimensions"]["urgency"]["mean"]["n_human"] == 300

@@ -399,7 +399,9 @@ def test_the_command_warns_loudly_and_goes_on(world, monkeypatch, capsys):
     assert "WARNING: refund: the judge's mean confidence is 0.6" in said
     assert "refund ~ channel" in said
     saved = json.loads((world.folder / "out.json").read_text())
-    assert set(saved) == {"refund", "refund ~ channel"}
+    assert set(saved["dimensions"]) == {"refund"}
+    assert set(saved["models"]["refund ~ channel"]) == {"Intercept", "channel[T.web]"}
+    assert any("mean confidence" in text for text in saved["doubts"])
     run = world.run(queue)
     assert command(world, monkeypatch, "--run", str(run.folder)) == 2
     assert "trained on all annotated items" in " ".join(capsys.readouterr().err.split())

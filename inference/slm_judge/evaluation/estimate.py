@@ -21,6 +21,7 @@ from slm_judge.run import Run
 from slm_judge.screen import Sheet
 
 from .doubts import RISK, doubt_about_chances, doubts_about
+from .regression import estimate_model
 from .trained_on import trained_on
 
 FEW = 30
@@ -126,8 +127,6 @@ def estimate(
     Raises:
         DataError: columns are missing or cannot be used, or too few items are in both.
     """
-    from .regression import estimate_model
-
     known = Known.read(corpus, annotations, rubric, drawing or Drawing())
     found = Estimates(notes=known.notes, excluded=0 if known.drawing.folds else None)
     if run and known.drawing.folds:
@@ -476,8 +475,5 @@ def estimate_table(found: Estimates) -> Sheet:
 
 
 def as_json(found: Estimates) -> dict[str, Any]:
-    """Plain numbers."""
-    return {
-        name: {key: asdict(one) for key, one in estimates.items()}
-        for name, estimates in (*found.dimensions.items(), *found.models.items())
-    }
+    """Plain numbers, and what is to be said about them."""
+    return asdict(found)
