@@ -18,21 +18,16 @@ from slm_judge.agreement.alpha import (
     alpha_of_coincidences,
     annotator_coincidences,
     judge_coincidences,
+    judge_confusions,
 )
 from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
+from slm_judge.agreement.scores import accuracy
 from slm_judge.agreement.two_way import TwoWay
-from slm_judge.data.predictions import Answers
-from slm_judge.evaluation.dimension import (
-    Groups,
-    Settings,
-    correct_probes,
-    evaluate_dimension,
-)
+from slm_judge.evaluation.dimension import Groups, correct_probes, probe
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 LEVELS = 4
-QUICK = Settings(resamples=100)
 RUBRIC = Rubric.model_validate(
     {
         "name": "r",
@@ -91,16 +86,23 @@ def holds(values: Floats, truth: float, units: int) -> bool:
 
 
 def group_coverage(groups: int, reports: int) -> dict[str, float]:
-    """Of alpha's 95 % interval, drawn by items and by groups."""
+    """Of the 95 % intervals of alpha and accuracy, drawn by items and by groups."""
     judged, votes, _ = users(np.random.default_rng(1), 40_000)
     truth = float(alpha(judge_coincidences(judged.tolist(), votes.tolist(), 2).sum(axis=0)))
-    found: dict[str, list[bool]] = {"items": [], "groups": []}
+    confusion = judge_confusions(judged.tolist(), votes.tolist(), 2).sum(axis=0)
+    share, found = float(accuracy(confusion)), dict[str, list[bool]]()
     for seed in range(reports):
         judged, votes, user = users(np.random.default_rng((2, seed)), groups)
-        per_item = judge_coincidences(judged.tolist(), votes.tolist(), 2)
+        per_item = judge_confusions(judged.tolist(), votes.tolist(), 2)
         for name, owner in (("items", None), ("groups", user.tolist())):
             bootstrap = Bootstrap(len(user), 1000, seed, owner)
-            found[name].append(holds(alpha(bootstrap.totals(per_item)), truth, bootstrap.units))
+            totals = bootstrap.totals(per_item)
+            for what, values, true in (
+                ("alpha", alpha(totals + totals.swapaxes(1, 2)), truth),
+                ("accuracy", accuracy(totals), share),
+            ):
+                hit = holds(values, true, bootstrap.units)
+                found.setdefault(f"{what} by {name}", []).append(hit)
     return {name: float(np.mean(hits)) for name, hits in found.items()}
 
 
@@ -150,7 +152,7 @@ class World:
 
 
 def report_of(world: World, seed: int) -> dict[str, Any]:
-    """A report on two dimensions."""
+    """The probes of a report on two dimensions."""
     rng = np.random.default_rng((5, seed))
     source = np.repeat(np.arange(12), world.size)
     clusters = None
@@ -180,9 +182,7 @@ def report_of(world: World, seed: int) -> dict[str, Any]:
             {f"p{m:03}": int(option) for m, option in zip(*row, strict=True)}
             for row in zip(who, said, strict=True)
         ]
-        dimensions[dimension.name] = evaluate_dimension(
-            dimension, votes, {"judge": Answers(labels)}, groups, QUICK
-        )
+        dimensions[dimension.name] = probe(dimension, votes, labels, groups, seed)
     correct_probes(dimensions)
     return dimensions
 
@@ -239,14 +239,18 @@ def held_out(seed: int) -> tuple[float, float]:
 
 def lines(reports: int) -> Iterator[str]:
     """The tables, in Markdown."""
-    yield "95 % intervals of alpha that hold the truth:\n"
-    yield "| groups of 10 items | drawn by items | by groups |\n| --- | ---: | ---: |"
+    yield (
+        "95 % intervals that hold the truth:\n\n| users with 10 items | alpha, by items "
+        "| accuracy, by items | alpha, by users | accuracy, by users |\n"
+        "| --- | ---: | ---: | ---: | ---: |"
+    )
     for groups in (5, 10, 20, 40):
         found = group_coverage(groups, reports)
-        yield f"| {groups} | {found['items']:.1%} | {found['groups']:.1%} |"
+        yield f"| {groups} | {' | '.join(f'{x:.1%}' for x in found.values())} |"
     yield (
-        "\n| annotators | judge, by items | judge, by items and annotators | annotators, by items "
-        "| annotators, by both |\n| --- | ---: | ---: | ---: | ---: |"
+        "\nThe same of alpha, by what is drawn:\n\n| annotators | judge, by items "
+        "| judge, by items and annotators | annotators, by items | annotators, by both |\n"
+        "| --- | ---: | ---: | ---: | ---: |"
     )
     for annotators in (8, 15, 30):
         found = annotator_coverage(annotators, reports)

@@ -115,9 +115,9 @@ def test_groups_within_a_conversation_are_permuted_within():
 def test_groups_may_vary_differently():
     """A small group of the same mean with more variance: the pooled test finds it too often."""
     ours, pooled = [], []
-    for seed in range(80):
+    for seed in range(60):
         rng = np.random.default_rng(seed)
-        values = np.concatenate([rng.normal(0, 3, 30), rng.normal(0, 1, 300)])
+        values = np.concatenate([rng.normal(0, 3, 30), rng.normal(0, 1, 300)]).round()
         groups = ["a"] * 30 + ["b"] * 300
         ours.append(probed(values, groups)[0][0].p_value)
         pooled.append(stats.ttest_ind(values[:30], values[30:]).pvalue)

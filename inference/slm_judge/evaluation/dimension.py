@@ -43,7 +43,8 @@ from slm_judge.rubric import Dimension
 from . import annotators
 
 _CURVE_POINTS = 200
-_FEW = 20  # groups or items, below which intervals cover less than they say
+_FEW = 10
+"""Groups or items, below which intervals cover less than they say: benchmarks/intervals.py."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def evaluate_dimension(
     first = next(iter(systems.values()))
     of_items = {key: [values[i] for i in rows] for key, values in groups.of_items.items()}
     known = Groups(clusters, of_items, groups.of_annotators)
-    report |= _probes(dimension, kept, first.labels[rows], known, settings.seed)
+    report |= probe(dimension, kept, first.labels[rows], known, settings.seed)
     main = next(iter(report["systems"].values()))
     report["by_annotator"] = annotators.by_annotator(
         dimension, kept, main["alternative_annotator_test"], settings.resamples, settings.seed
@@ -231,17 +232,16 @@ def _sampling(draws: _Draws, n_items: int) -> dict[str, Any]:
         )
     else:
         text += ", judged by these annotators"
-    fewest = drawn if draws.units == units else "annotators"
     few = (
-        f"Intervals rest on {draws.units} {fewest} alone: with fewer than {_FEW}, 95 % intervals "
-        "hold the truth less often than that, about 92 % of the time with 10 and 88 % with 5."
+        f"Intervals rest on {units} {drawn} alone, too few: of 5, 95 % intervals held the truth in "
+        "88 to 90 % of simulations."
     )
     return {
         "drawn": drawn,
         "units": units,
         "annotators": annotators,
         "text": f"{text}.",
-        "few": few if draws.units < _FEW else None,
+        "few": few if units < _FEW else None,
     }
 
 
@@ -420,14 +420,25 @@ def _calibration(
     }
 
 
-def _probes(
+def probe(
     dimension: Dimension,
     votes: Sequence[Mapping[str, int]],
     labels: npt.NDArray[np.int64],
     groups: Groups,
     seed: int,
 ) -> dict[str, Any]:
-    """Probes, and what was not tested: attribute -> groups."""
+    """Look for groups on which a judge agrees less, or rates higher, than on others.
+
+    Args:
+        dimension: gives the options.
+        votes: N items; annotator -> option index.
+        labels: N option indices of the judge.
+        groups: see `Groups`.
+        seed: of the permutations.
+
+    Returns:
+        `probes`, still to be corrected, and `untested`: attribute -> groups.
+    """
     levels = level_values(dimension)
     plain = [list(row.values()) for row in votes]
     who, of_annotations = bias.annotation_measures(labels, votes, levels)
@@ -446,7 +457,7 @@ def _probes(
             if measure == bias.SHIFT and dimension.type == "choice":
                 continue
             probes, left = bias.probe_groups(attribute, shown, measure, values, clusters, seed)
-            found += [replace(probe, of=of) for probe in probes]
+            found += [replace(one, of=of) for one in probes]
             if left:
                 untested[attribute] = sorted({*untested.get(attribute, []), *left})
     return {"probes": found, "untested": untested}
@@ -454,7 +465,7 @@ def _probes(
 
 def correct_probes(dimensions: Mapping[str, dict[str, Any]]) -> None:
     """Adjust the probes of all dimensions of a report together, in place, and make them plain."""
-    together = [probe for report in dimensions.values() for probe in report["probes"]]
+    together = [one for report in dimensions.values() for one in report["probes"]]
     corrected = iter(bias.adjusted(together))
     for report in dimensions.values():
         report["probes"] = [next(corrected).as_dict() for _ in report["probes"]]
