@@ -189,7 +189,7 @@ CONTRACT = [
     ("decision.json", {"temperature": {"other": 1.0}}, "temperature.other"),
     ("decision.json", {"temperature": 1}, "temperature"),
     *[("decision.json", {"slm_judge_calibration": given}, complaint) for given, complaint in (
-        ([], "calibration cannot be used"), ({"topic": 1}, "topic"), ({"other": {}}, "other is not of the rubric"),
+        ([], "calibration cannot be used"), ({"topic": 1}, "topic"), ({"other": {}}, "other does not fit the rubric"),
         ({"topic": {"shift": [1.0]}}, "expected 5 shifts"), ({"topic": {"shift": [0.0, NAN] * 2}}, "topic.shift.1"),
         ({"topic": {"temperature": 0.0}}, "topic.temperature"), ({"topic": {"temperature": "1"}}, "topic.temperature"),
         ({"topic": {"shift": [1e9] * 5}}, "topic.shift.0"), ({"topic": {"bias": 1}}, "topic.bias"))],
@@ -360,21 +360,14 @@ def test_both_engines_calibrate_a_dimension_alike_and_stock_ones_keep_its_labels
     for n, (ours, theirs) in enumerate(zip(*said, strict=True)):
         assert ours.labels == theirs.labels
         for k, dimension in enumerate(contract.rubric.dimensions):
-            shares = list(ours.probabilities[dimension.name].values())
-            assert shares == pytest.approx(
-                list(theirs.probabilities[dimension.name].values()), abs=0.01
-            )
-            scaled = {
-                "topic": raw[n][k] / 3 - shift,
-                "urgency": raw[n][k] / 0.7,
-                "refund": raw[n][k] / 0.9,
-            }
-            assert shares == pytest.approx(softmax(scaled[dimension.name]), abs=0.01)
-            assert ours.labels[dimension.name] == dimension.values[int(np.argmax(raw[n][k]))]
-            assert (
-                ours.confidence[dimension.name]
-                == ours.probabilities[dimension.name][ours.labels[dimension.name]]
-            )
+            name, logits = dimension.name, raw[n][k]
+            shares = list(ours.probabilities[name].values())
+            assert shares == pytest.approx(list(theirs.probabilities[name].values()), abs=0.01)
+            scaled = logits / {"topic": 3.0, "urgency": 0.7, "refund": 0.9}[name]
+            expected = softmax(scaled - np.array(shift) if name == "topic" else scaled)
+            assert shares == pytest.approx(expected, abs=0.01)
+            assert ours.labels[name] == dimension.values[int(np.argmax(logits))]
+            assert ours.confidence[name] == ours.probabilities[name][ours.labels[name]]
     assert any(
         one.confidence["topic"] < max(one.probabilities["topic"].values()) for one in said[0]
     )

@@ -59,5 +59,5 @@ def read_calibrations(text: str, rubric: Rubric, origin: str) -> dict[str, Calib
     for name, one in found.items():
         if name not in sizes or len(one.shift) not in (0, sizes[name]):
             wanted = f"{sizes[name]} shifts" if name in sizes else f"one of {', '.join(sizes)}"
-            raise ModelError(f"{origin}: {name} is not of the rubric; expected {wanted}.")
+            raise ModelError(f"{origin}: {name} does not fit the rubric; expected {wanted}.")
     return found
