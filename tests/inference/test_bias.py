@@ -112,6 +112,19 @@ def test_groups_within_a_conversation_are_permuted_within():
     assert np.mean(np.array(real) <= 0.05) >= 0.8
 
 
+def test_a_difference_is_that_within_conversations():
+    """Long texts stand in good conversations, and are worse than the short ones beside them."""
+    rng = np.random.default_rng(0)
+    talk = np.arange(600) // 20
+    good = np.where(talk % 2 == 0, 0.95, 0.5)
+    groups = np.where(rng.random(600) < np.where(talk % 2 == 0, 0.8, 0.2), "long", "short")
+    values = (rng.random(600) < good - 0.2 * (groups == "long")) * 1.0
+    assert values[groups == "long"].mean() > values[groups == "short"].mean()
+    (found,), _ = probed(values, groups, talk.tolist())
+    assert found.p_value < 0.01
+    assert found.difference.estimate == pytest.approx(-0.2, abs=0.08)
+
+
 def test_groups_may_vary_differently():
     """A small group of the same mean with more variance: the pooled test finds it too often."""
     ours, pooled = [], []

@@ -38,7 +38,7 @@ class Probe:
     means: tuple[Interval, Interval]
     """Of the group and of the others."""
     difference: Interval
-    """Group minus the others."""
+    """Group minus the others; of clusters with items of both, beyond what the clusters explain."""
     p_value: float
     of: str = "items"
     """What is compared: items, or annotations (of groups of annotators)."""
@@ -154,11 +154,12 @@ def probe_groups(
     found = []
     tested = enough[:1] if len(names) == 2 else enough
     for k in tested:
-        p, spread = units.test(k, seed)
+        p, centre, spread = units.test(k, seed)
         fewest = units.fewest(k)
         wide = float(t.isf(0.025, fewest - 1))
         inside, outside = (units.mean(side, wide) for side in (units.codes == k, units.codes != k))
-        difference, error = (float(x[0]) for x in units.compare(*units.observed(k)))
+        raw, error = (float(x[0]) for x in units.compare(*units.observed(k)))
+        difference = raw - centre
         half = wide * max(error * float(np.sqrt(fewest / (fewest - 1))), spread)
         n = int((codes == k).sum())
         found.append(
@@ -261,9 +262,12 @@ class _Units:
         mean = float(mean) + self.centre
         return Interval(mean, mean - half, mean + half)
 
-    def test(self, k: int, seed: int) -> tuple[float, float]:
-        """Of a group, p and the standard deviation of the permuted differences."""
-        p = spread = 0.0
+    def test(self, k: int, seed: int) -> tuple[float, float, float]:
+        """Of a group, p, and the mean and standard deviation of the permuted differences.
+
+        Without mixed clusters the mean is 0 but for the error of the drawing, so 0.
+        """
+        p = centre = spread = 0.0
         for stage, (number, enough) in enumerate(_STAGES):
             rng = np.random.default_rng((seed, stage, k))
             parts = [self.compare(*self.observed(k))]
@@ -272,9 +276,10 @@ class _Units:
                 parts.append(self.compare(*self.drawn(k, size, rng)))
             difference, error = (np.concatenate(x) for x in zip(*parts, strict=True))
             p, spread = _p_value(difference, error), float(difference[1:].std())
+            centre = float(difference[1:].mean()) if self.mixed.any() else 0.0
             if p > enough:  # p stays valid: what is low at last was low before
                 break
-        return p, spread
+        return p, centre, spread
 
 
 def _p_value(difference: Floats, error: Floats) -> float:
