@@ -71,7 +71,8 @@ def small_gguf(folder: Path, path: Path) -> Path:
     from gguf import GGMLQuantizationType, GGUFValueType
     from safetensors.numpy import load_file
 
-    from slm_judge.backends.gguf import RUBRIC_KEY, TEMPLATE_NAME
+    from slm_judge.artefact.calibration import as_json
+    from slm_judge.backends.gguf import CALIBRATION_KEY, RUBRIC_KEY, TEMPLATE_NAME
 
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
@@ -90,6 +91,7 @@ def small_gguf(folder: Path, path: Path) -> Path:
     texts = {
         "general.name": "small", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
         "qwen3.decision.type": "nimble", RUBRIC_KEY: contract.rubric.to_json(),
+        CALIBRATION_KEY: as_json(contract.calibrations),
         f"tokenizer.chat_template.{TEMPLATE_NAME}": contract.systemone_template,
     }  # fmt: skip
     arrays = {

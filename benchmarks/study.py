@@ -289,8 +289,8 @@ def judged(run: Run, items: Sequence[Item]) -> tuple[dict[str, list[int]], dict[
 
 
 def scored(systems: Labels, items: Sequence[Item], rubric: Rubric, seed: int) -> Results:
-    """Dimension -> system -> alpha, accuracy and macro-F1 with 95 % intervals over items."""
-    bootstrap, results = Bootstrap(len(items), seed=seed), {}
+    """Dimension -> system -> alpha, accuracy and macro-F1 with 95 % intervals."""
+    bootstrap, results = Bootstrap(len(items), seed=seed, groups=[i.group for i in items]), {}
     for dimension in rubric.dimensions:
         name, votes = dimension.name, votes_of(items, dimension.name)
         found = {"annotator": score_annotators(votes, dimension, bootstrap)}

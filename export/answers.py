@@ -12,20 +12,26 @@ from rich.console import Console
 from rich.progress import Progress
 
 from slm_judge.agreement.alpha import (
+    Floats,
+    Votes,
     alpha_of_coincidences,
     judge_alpha,
     judge_coincidences,
-    krippendorff_alpha,
-    vote_counts,
 )
-from slm_judge.agreement.bootstrap import Bootstrap
-from slm_judge.agreement.compare import difference
+from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
+from slm_judge.agreement.compare import (
+    CONFIDENCE,
+    change_cost,
+    difference,
+    lower_limit,
+    share_interval,
+)
 from slm_judge.agreement.scores import pair_accuracy
 from slm_judge.annotate.rows import EXACT_DIGITS
 from slm_judge.data.item import Item
 from slm_judge.data.predictions import Answers
 from slm_judge.errors import DataError
-from slm_judge.judge.answer import softmax
+from slm_judge.judge.answer import probabilities
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.prompt.readers import EncodedPrompt
@@ -38,20 +44,20 @@ from .artefacts import ADAPTER
 class Heard:
     """What one artefact said about N items, and the prompts that it read."""
 
-    probabilities: dict[str, npt.NDArray[np.float64]]
-    """Per dimension, N x options."""
+    answers: dict[str, Answers]
+    """Per dimension, with probabilities as the file that is kept has them."""
     prompts: list[EncodedPrompt]
 
     def labels(self, dimension: str) -> list[int]:
         """Option indices."""
-        return self.probabilities[dimension].argmax(axis=1).tolist()  # type: ignore[no-any-return]
+        labels: list[int] = self.answers[dimension].labels.tolist()
+        return labels
 
-    def answers(self) -> dict[str, Answers]:
-        """As an evaluation reads them from the file that is kept: dimension -> answers."""
-        return {
-            name: Answers(p.argmax(axis=1), p.round(EXACT_DIGITS))
-            for name, p in self.probabilities.items()
-        }
+    def probabilities(self, dimension: str) -> npt.NDArray[np.float64]:
+        """N x options."""
+        found = self.answers[dimension].probabilities
+        assert found is not None
+        return found
 
 
 def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lambda: None) -> Heard:
@@ -72,13 +78,12 @@ def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lam
     for index, logits in judge.decide(prompts):
         rows[index] = logits
         advance()
-    probabilities = {
-        dimension.name: softmax(
-            np.stack([row[k] for row in rows]), contract.temperature(dimension.type)
-        )
-        for k, dimension in enumerate(contract.rubric.dimensions)
-    }
-    return Heard(probabilities, prompts)
+    answers = {}
+    for k, dimension in enumerate(contract.rubric.dimensions):
+        given = np.stack([row[k] for row in rows])
+        shares = probabilities(given, contract.calibration(dimension))
+        answers[dimension.name] = Answers(given.argmax(axis=1), shares.round(EXACT_DIGITS))
+    return Heard(answers, prompts)
 
 
 def hear(
@@ -106,16 +111,31 @@ def losses(
     votes: Sequence[Sequence[int]],
     dimension: Dimension,
     margin: float,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Alpha of each artefact minus the adapter's, on the same resampled items."""
-    values, level = dimension.values, dimension.level_of_measurement
-    bootstrap = Bootstrap(len(votes))
-    alphas = {}
+    """Alpha of each artefact minus the adapter's, on the same resampled groups of the N items."""
+    rows = [row for row, given in enumerate(votes) if given] or [*range(len(votes))]
+    kept, alphas = [votes[row] for row in rows], dict[str, Floats]()
+    bootstrap = Bootstrap(len(rows), groups=groups and [groups[row] for row in rows])
     for name, labels in judged.items():
-        coincidences = judge_coincidences(labels, votes, len(dimension.options))
-        alphas[name] = alpha_of_coincidences(bootstrap.totals(coincidences), values, level)
+        alphas[name] = _alphas([labels[row] for row in rows], kept, dimension, bootstrap)
     reference = alphas.pop(ADAPTER)
-    return {name: difference(reference, given, margin).as_dict() for name, given in alphas.items()}
+    cost = change_cost(np.array([judged[ADAPTER][row] for row in rows]), kept, dimension)
+    return {
+        name: {
+            **difference(reference, given, margin, cost, bootstrap.units).as_dict(),
+            "items": len(rows),
+        }
+        for name, given in alphas.items()
+    }
+
+
+def _alphas(
+    labels: Sequence[int], votes: Votes, dimension: Dimension, bootstrap: Bootstrap
+) -> Floats:
+    """Alpha of labels with votes, followed by those of resampled items."""
+    totals = bootstrap.totals(judge_coincidences(labels, votes, len(dimension.options)))
+    return alpha_of_coincidences(totals, dimension.values, dimension.level_of_measurement)
 
 
 def against_annotators(
@@ -128,14 +148,22 @@ def against_annotators(
     }
 
 
-def between(dimension: Dimension, first: Heard, second: Heard) -> dict[str, float]:
-    """How alike two artefacts answer."""
+def between(
+    dimension: Dimension, first: Heard, second: Heard, groups: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """How alike two artefacts answer; intervals are of 90 %, over items or groups of them."""
     one, two = first.labels(dimension.name), second.labels(dimension.name)
-    counts = vote_counts(list(zip(one, two, strict=True)), len(dimension.options))
-    difference = np.abs(first.probabilities[dimension.name] - second.probabilities[dimension.name])
+    pairs = [[label] for label in one]
+    alphas = _alphas(two, pairs, dimension, bootstrap := Bootstrap(len(two), groups=groups))
+    alpha = percentile_interval(alphas, CONFIDENCE, units=bootstrap.units)
+    alpha = lower_limit(alpha, alphas, change_cost(np.array(two), pairs, dimension))
+    equal = share_interval(sum(map(int.__eq__, one, two)), len(one))
+    apart = np.abs(first.probabilities(dimension.name) - second.probabilities(dimension.name))
     return {
-        "agreement": float(np.mean(np.array(one) == np.array(two))),
-        "alpha": krippendorff_alpha(counts, dimension.values, dimension.level_of_measurement),
-        "largest_difference": float(difference.max()),
-        "mean_difference": float(difference.mean()),
+        "agreement": equal.estimate,
+        "agreement_interval": equal.as_dict(),
+        "alpha": alpha.estimate,
+        "alpha_interval": alpha.as_dict(),
+        "largest_difference": float(apart.max()),
+        "mean_difference": float(apart.mean()),
     }

@@ -6,14 +6,14 @@ from typing import Any
 from rich.console import Console
 from slm_judge.model_card.page import interval, number
 
-from slm_judge.data.item import load_split, votes_of
+from slm_judge.data.item import load_split, sample_rows, votes_of
 from slm_judge.files import finite, write_json
-from slm_judge.rubric import Dimension
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
-from .answers import Heard, against_annotators, between, hear, losses
+from .answers import against_annotators, between, hear, losses
 from .artefacts import ADAPTER, artefacts
+from .decide import checks
 from .gguf import MOVED
 
 REPORT = "export.json"
@@ -29,18 +29,20 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
     Returns:
         What was written: per dimension and artefact, how alike its answers are to the adapter's.
     """
-    items = load_split(run.data, "validation")[:ITEMS]
+    items = load_split(run.data, "validation")
+    items = [items[row] for row in sample_rows(len(items), ITEMS, run.recipe().training.seed)]
     heard = hear(artefacts(run), items, "asking", console)
+    groups = [item.group for item in items]
     margin, dimensions = run.recipe().verify.max_alpha_loss, dict[str, Any]()
     for dimension in run.rubric().dimensions:
         votes = votes_of(items, dimension.name)
         judged = {name: one.labels(dimension.name) for name, one in heard.items()}
-        lost = losses(judged, votes, dimension, margin)
+        lost = losses(judged, votes, dimension, margin, groups)
         dimensions[dimension.name] = {
             name: {
                 **against_annotators(labels, votes, dimension),
                 **({} if name == ADAPTER else {
-                    **_alike(dimension, heard[ADAPTER], heard[name]),
+                    "between": between(dimension, heard[ADAPTER], heard[name], groups),
                     "change": lost[name],
                 }),
             }
@@ -53,42 +55,35 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
     return report
 
 
-def _alike(dimension: Dimension, adapter: Heard, other: Heard) -> dict[str, float]:
-    found = between(dimension, adapter, other)
-    return {"equal_labels": found["agreement"], "alpha_between": found["alpha"]}
-
-
 def cost_table(report: Mapping[str, Any]) -> Sheet:
     """What each file loses, per dimension."""
     table = Sheet(
         f"What the files lose to the adapter, on {report['items']} validation items",
         ("alpha", "change", "= adapter"),
-        "change: of alpha against the annotators, with a 90 % interval over items; = adapter: "
-        "share of equal labels",
+        "change: of alpha against the annotators, with a 90 % interval; = adapter: share of "
+        "equal labels",
     )
     for dimension, systems in report["dimensions"].items():
         table.group(dimension)
         for name, found in systems.items():
             change = interval(found["change"], 3) if "change" in found else ""
-            equal = number(found["equal_labels"], 3) if change else ""
+            equal = number(found["between"]["agreement"], 3) if change else ""
             table.add(name, number(found["alpha"], 3), change, equal)
     return table
 
 
 def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
     """What can be done where a file loses more than `verify` allows, in words."""
-    thresholds = run.recipe().verify
-    losing = {
-        name: None
-        for systems in report["dimensions"].values()
-        for name, found in systems.items()
-        if "change" in found
-        and (
-            found["equal_labels"] < thresholds.min_agreement
-            or (found["alpha_between"] or 0) < thresholds.min_alpha_between
-            or (found["change"]["estimate"] or 0) < -thresholds.max_alpha_loss
-        )
-    }
+    thresholds, losing = run.recipe().verify, dict[str, None]()
+    for systems in report["dimensions"].values():
+        annotated = systems[ADAPTER]["alpha"] is not None
+        for name, found in systems.items():
+            if name == ADAPTER:
+                continue
+            change = found["change"] if annotated else None
+            checked = checks(name, found["between"], change, report["items"], thresholds)
+            if any(check.may_fail for check in checked):
+                losing[name] = None
     if not losing:
         return []
     settings, helps = run.recipe().export, list[str]()

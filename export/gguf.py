@@ -18,8 +18,9 @@ from typing import IO, Any
 from rich.console import Console
 from rich.filesize import decimal
 
+from slm_judge.artefact.calibration import as_json
 from slm_judge.artefact.judge_files import QUESTION_TYPES, Contract
-from slm_judge.backends.gguf import RUBRIC_KEY, TEMPLATE_NAME, VERSION_KEY
+from slm_judge.backends.gguf import CALIBRATION_KEY, RUBRIC_KEY, TEMPLATE_NAME, VERSION_KEY
 from slm_judge.errors import JudgeError, ModelError, require
 from slm_judge.files import TEMPORARY, atomic_file
 from slm_judge.offline.llama_source import CONVERTER, llama_cpp_source
@@ -139,6 +140,7 @@ def add_keys(source: Path, output: Path, contract: Contract) -> Path:
             text, contract.systemone_template
         ),
         RUBRIC_KEY: MetadataDetails(text, contract.rubric.to_json()),
+        CALIBRATION_KEY: MetadataDetails(text, as_json(contract.calibrations)),
         VERSION_KEY: MetadataDetails(text, __version__),
     }
     for kind in QUESTION_TYPES:

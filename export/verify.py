@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from slm_judge.model_card.page import interval, number
+from slm_judge.model_card.page import number
 from slm_judge.model_card.page import write as write_report
 
 from slm_judge.agreement.aggregate import vote_shares
-from slm_judge.agreement.alpha import (
-    annotators_alpha,
-)
-from slm_judge.data.item import Item, load_split, votes_of
+from slm_judge.agreement.alpha import annotators_alpha
+from slm_judge.artefact.judge_files import Contract, calibration_notes
+from slm_judge.data.item import Item, load_split, sample_rows, votes_of
 from slm_judge.data.predictions import (
     Predictions,
     read_predictions,
@@ -36,6 +35,7 @@ from slm_judge.screen import Sheet
 
 from .answers import Heard, against_annotators, between, hear, losses
 from .artefacts import ADAPTER, artefacts, parts
+from .decide import all_checks
 
 REPORT = "verify.json"
 
@@ -56,7 +56,9 @@ def verify(run: Run, console: Console | None = None) -> dict[str, Any]:
 
 def _verify(run: Run, console: Console) -> dict[str, Any]:
     recipe, rubric, paths = run.recipe(), run.rubric(), artefacts(run)
-    items = load_split(run.data, "test")[: recipe.verify.max_rows]
+    seed = recipe.training.seed
+    items = load_split(run.data, "test")
+    items = [items[row] for row in sample_rows(len(items), recipe.verify.max_rows, seed)]
     gold, notes = _gold(recipe.data.gold, rubric, items)
     heard, probes = _ask_all(paths, systems_of(recipe)[0], items, console)
     with console.status("statistics and figures"):
@@ -64,10 +66,11 @@ def _verify(run: Run, console: Console) -> dict[str, Any]:
         report["notes"] = [*notes, *report["notes"]]
         report["sha256"] = {name: content_hash(path, parts(path)) for name, path in paths.items()}
         for name, one in heard.items():
-            write_predictions(run.predictions / f"{name}.jsonl", items, rubric, one.probabilities)
+            write_predictions(run.predictions / f"{name}.jsonl", items, rubric, one.answers)
         write_json(run.report / PROBES, probes)
-        systems = {name: heard[name].answers() for name in systems_of(recipe)}
-        evaluation = Evaluation(recipe.name, rubric, Annotations(items), systems, probes=probes)
+        systems = {name: heard[name].answers for name in systems_of(recipe)}
+        known = Annotations(items, notes=calibration_notes(Contract.load(run.adapter)))
+        evaluation = Evaluation(recipe.name, rubric, known, systems, probes=probes, held_out=True)
         write_report(evaluate(evaluation), run.report)
     write_json(run.report / REPORT, report)
     return report
@@ -82,8 +85,11 @@ def _ask_all(
     def probe(name: str, judge: Judge, heard: Heard, progress: Progress) -> None:
         if name != main:
             return
-        probed = items[:PROBED_ITEMS]
-        given = {d.name: heard.labels(d.name)[:PROBED_ITEMS] for d in judge.rubric.dimensions}
+        rows = sample_rows(len(items), PROBED_ITEMS, 0)
+        probed, given = [items[row] for row in rows], {}
+        for dimension in judge.rubric.dimensions:
+            labels = heard.labels(dimension.name)
+            given[dimension.name] = [labels[row] for row in rows]
         task = progress.add_task("with the options in reverse", total=len(probed))
         advance = partial(progress.advance, task)
         probes["option_order"] = option_order(judge, probed, given, advance)
@@ -129,7 +135,7 @@ def _report(
         if not dimension["annotations"]
     ]
     report["failures"] = failures(report, recipe.verify)
-    report["undecided"] = undecided(report)
+    report["undecided"] = undecided(report, recipe.verify)
     return report
 
 
@@ -147,6 +153,7 @@ def _dimension_report(
     train_votes = [vote_shares(row, len(dimension.options)) for row in votes_of(train, name)]
     majority = [int(np.sum(train_votes, axis=0).argmax())] * len(items)
     judged = {artefact: one.labels(name) for artefact, one in heard.items()}
+    groups = [item.group for item in items]
     report: dict[str, Any] = {
         "annotations": sum(map(len, votes)),
         "annotators_alpha": annotators_alpha(votes, dimension),
@@ -155,9 +162,9 @@ def _dimension_report(
             artefact: against_annotators(labels, votes, dimension)
             for artefact, labels in judged.items()
         },
-        "loss": losses(judged, votes, dimension, margin),
+        "loss": losses(judged, votes, dimension, margin, groups),
         "between": {
-            f"{first} / {second}": between(dimension, heard[first], heard[second])
+            f"{first} / {second}": between(dimension, heard[first], heard[second], groups)
             for first, second in combinations(heard, 2)
         },
     }
@@ -176,62 +183,21 @@ def _different_prompts(heard: Mapping[str, Heard]) -> int:
 
 
 def failures(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
-    """The thresholds that do not hold, in words."""
+    """The thresholds that do not hold, in words; also what is not decided, where that refuses."""
     found = []
     if report["different_prompts"]:
         found.append(f"{report['different_prompts']} items have different prompts per backend")
-    for name, dimension in report["dimensions"].items():
-        reference = dimension["artefacts"][ADAPTER]["alpha"]
-        for artefact, measured in dimension["artefacts"].items():
-            if artefact == ADAPTER:
-                continue
-            alike = dimension["between"][f"{ADAPTER} / {artefact}"]
-            where = f"{name}, {artefact}:"
-            if _less(alike["agreement"], thresholds.min_agreement):
-                found.append(
-                    f"{where} {number(alike['agreement'], 3)} of the labels agree with the "
-                    f"adapter, less than min_agreement = {thresholds.min_agreement}"
-                )
-            if _less(alike["alpha"], thresholds.min_alpha_between):
-                found.append(
-                    f"{where} alpha with the adapter is {number(alike['alpha'], 3)}, less than "
-                    f"min_alpha_between = {thresholds.min_alpha_between}"
-                )
-            if dimension.get("annotations") == 0:
-                continue  # nothing to agree with; a note says so
-            if _less(_minus(measured["alpha"], reference), -thresholds.max_alpha_loss):
-                found.append(
-                    f"{where} alpha against the annotators falls from {number(reference, 3)} to "
-                    f"{number(measured['alpha'], 3)}, by more than max_alpha_loss = "
-                    f"{thresholds.max_alpha_loss}; the difference is "
-                    f"{_interval(dimension, artefact)}"
-                )
+    refused = ("does not hold", "not defined")
+    found += [str(c) for c in all_checks(report, thresholds, ADAPTER) if c.verdict in refused]
+    if thresholds.undecided == "refuse":
+        found += undecided(report, thresholds)
     return found
 
 
-def _less(value: float | None, bound: float) -> bool:
-    """Whether a number is less than it must be; one that is not defined is."""
-    return value is None or not value >= bound
-
-
-def _minus(value: float | None, other: float | None) -> float | None:
-    return None if value is None or other is None else value - other
-
-
-def undecided(report: Mapping[str, Any]) -> list[str]:
-    """Artefacts with too few items to show that they lose less than the margin, in words."""
-    return [
-        f"{name}, {artefact}: the change in alpha is {_interval(dimension, artefact)}; more "
-        f"held-out items would show whether it stays within {loss['margin']}"
-        for name, dimension in report["dimensions"].items()
-        for artefact, loss in dimension["loss"].items()
-        if loss["verdict"] == "not decided"
-    ]
-
-
-def _interval(dimension: Mapping[str, Any], artefact: str) -> str:
-    loss = dimension["loss"][artefact]
-    return f"{interval(loss, 3)}, a 90 % interval"
+def undecided(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
+    """The thresholds for which the items are too few, and how many would decide, in words."""
+    checked = all_checks(report, thresholds, ADAPTER)
+    return [str(check) for check in checked if check.verdict == "not decided"]
 
 
 def read_report(run: Run) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
-from slm_judge.evaluation.evaluate import LENGTH
 from slm_judge.offline.smollm2 import REPOSITORY
 from slm_judge.recipe import Recipe, public_settings
 from slm_judge.rubric import Rubric, format_value
 
 from .markdown import Markdown, block, code, escape, lines
-from .page import FIGURES, interval, number, significant
+from .page import FIGURES, bias_sentences, interval, number, significant
 
 _HUB = "https://huggingface.co"
 TAGS = ["decision-model", "system-one", "slm-judge"]
@@ -77,7 +76,6 @@ def render_card(
     source = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
     settings = public_settings(recipe.model_dump())
     base, repo = code(settings["base"]), _base_repo(recipe.base)
-    probed = {p["attribute"] for d in evaluation["dimensions"].values() for p in d["probes"]}
     body = environment.from_string(source).render(
         name=recipe.name,
         kind=kind,
@@ -97,7 +95,7 @@ def render_card(
         holds=holds,
         main=evaluation["systems"][0],
         significant=significant(evaluation),
-        probed=sorted(probed - {LENGTH}),
+        bias=bias_sentences(evaluation),
         artefacts=list(next(iter(report["dimensions"].values()))["artefacts"]),
         figure_folder=FIGURES,
         base_link=Markdown(f"[{base}]({_HUB}/{quote(repo)})") if repo else base,

@@ -4,7 +4,7 @@ Names and labels are drawn as they are: `$` and `_` mean nothing, and what the f
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from slm_judge.rubric import format_value
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999"]
 HUMAN = "#222222"
+_ANNOTATOR, _AGGREGATE = " an annotator", " the others' aggregate"  # no system has such a name
 _FONT = "DejaVu Sans"  # which matplotlib brings
 _NAME = 24  # letters of a name of a dimension or a system
 _MOST_NAMED = 12  # options whose counts are written into a heat map
@@ -33,6 +34,8 @@ def draw(report: Report) -> dict[str, Figure]:
     """
     with _style():
         figures = {"alpha": alpha_by_dimension(report)}
+        if any(_gaps(dimension) for dimension in report["dimensions"].values()):
+            figures["minus-annotators"] = minus_annotators(report)
         for name, dimension in report["dimensions"].items():
             if dimension["systems"]:
                 figures[f"confusion-{name}"] = confusion(name, dimension)
@@ -73,29 +76,54 @@ def _style() -> Iterator[None]:
 
 
 def alpha_by_dimension(report: Report) -> Figure:
-    """Alpha with intervals: annotators among themselves, and each system against them."""
+    """Alpha with intervals: an annotator, the aggregate of the others, and each system."""
+
+    def alphas(dimension: Report) -> Report:
+        humans = dimension["humans"] or {"alpha": None, "aggregate": {"alpha": None}}
+        found = {_ANNOTATOR: humans["alpha"], _AGGREGATE: humans["aggregate"]["alpha"]}
+        return found | {
+            system: s["compared"]["alpha"] for system, s in dimension["systems"].items()
+        }
+
+    rows = [_ANNOTATOR, _AGGREGATE, *report["systems"]]
+    return _by_dimension(report, rows, alphas, "Krippendorff's alpha (95 % interval)")
+
+
+def minus_annotators(report: Report) -> Figure:
+    """Alpha of each system minus that of the annotators, with intervals."""
+    label = "alpha minus the annotators' own (95 % interval)"
+    return _by_dimension(report, report["systems"], _gaps, label)
+
+
+def _gaps(dimension: Report) -> Report:
+    gaps = {system: one["minus_annotators"] for system, one in dimension["systems"].items()}
+    return {system: gap for system, gap in gaps.items() if gap}
+
+
+def _by_dimension(
+    report: Report, rows: Sequence[str], found: Callable[[Report], Report], label: str
+) -> Figure:
+    """Intervals of each row in each dimension."""
     dimensions = {n: d for n, d in report["dimensions"].items() if d["systems"]}
-    rows = ["annotators", *report["systems"]]
     figure = Figure(figsize=(7, 1.1 + 0.24 * len(dimensions) * (len(rows) + 1)))
     axes = figure.add_subplot()
     ticks, shown = [], {}
     for k, (name, dimension) in enumerate(dimensions.items()):
-        found = {"annotators": (dimension["humans"] or {}).get("alpha")}
-        found |= {system: one["alpha"] for system, one in dimension["systems"].items()}
-        for r, row in enumerate(rows):
-            interval = found.get(row)
+        for r, (row, interval) in enumerate((row, found(dimension).get(row)) for row in rows):
             if interval is None or interval["estimate"] is None:
                 continue
             y = -(k * (len(rows) + 1) + r)
-            colour = HUMAN if r == 0 else COLOURS[(r - 1) % len(COLOURS)]
+            marker = {_ANNOTATOR: "D", _AGGREGATE: "s"}.get(row, "o")
+            system = row in report["systems"]
+            colour = COLOURS[report["systems"].index(row) % len(COLOURS)] if system else HUMAN
             estimate = interval["estimate"]
             if interval["low"] is not None:
                 axes.hlines(y, interval["low"], interval["high"], color=colour, linewidth=2)
-            (shown[row],) = axes.plot(estimate, y, "D" if r == 0 else "o", color=colour)
+            (shown[row],) = axes.plot(estimate, y, marker, color=colour)
         ticks.append((-(k * (len(rows) + 1) + (len(rows) - 1) / 2), name))
     axes.set_yticks([y for y, _ in ticks], [_label(name, _NAME) for _, name in ticks])
     axes.axvline(0, color="#888888", linewidth=0.8)
-    axes.set_xlabel("Krippendorff's alpha (95 % interval)")
+    axes.set_xlabel(label)
     axes.grid(visible=False, axis="y")
     _legend(figure, {row: shown[row] for row in rows if row in shown})
     return figure

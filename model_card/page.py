@@ -8,7 +8,9 @@ from typing import Any
 
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
+from markupsafe import Markup
 
+from slm_judge.agreement.bias import AGREEMENT, BEYOND, FEWEST, FEWEST_CLUSTERS, SHIFT
 from slm_judge.files import atomic_file, write_json, write_text
 from slm_judge.rubric import format_value
 from slm_judge.screen import Sheet
@@ -16,6 +18,8 @@ from slm_judge.screen import Sheet
 from . import figures
 
 PAGE, NUMBERS, FIGURES = "report.html", "report.json", "figures"
+_MOST_ANNOTATORS = 100  # in a table of the page
+_NAMED = 5  # groups in a sentence
 
 
 def write(report: Mapping[str, Any], folder: Path) -> Path:
@@ -46,21 +50,100 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
     environment = SandboxedEnvironment(
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"interval": interval, "number": number, "value": format_value}
+    environment.filters |= {"interval": _spaced, "number": number, "value": format_value}
     source = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(
-        report=report, images=images, first=report["systems"][0], significant=significant(report)
+        report=report,
+        images=images,
+        first=report["systems"][0],
+        probes=probes_of(report),
+        found=significant(report),
+        bias=bias_sentences(report),
+        calibration=calibration,
+        most_annotators=_MOST_ANNOTATORS,
     )
 
 
-def significant(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Probes that found a difference, corrected for their number."""
+def probes_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All probes, with their dimension."""
     return [
         {"dimension": name, **probe}
         for name, dimension in report["dimensions"].items()
         for probe in dimension["probes"]
-        if probe["p_adjusted"] < 0.05
     ]
+
+
+def calibration(found: Mapping[str, float]) -> str:
+    """Whether confidences mean what they say, from `agreement.calibration.CalibrationError`."""
+    low, high = number(found["low"], 3), number(found["high"], 3)
+    shown = (
+        f"The calibration error is {interval(found, 3)}; on as many items a perfect judge would "
+        f"show {number(found['perfect'], 3)} on average."
+    )
+    if not found["low"]:
+        return f"{shown} So its confidence is not shown to be off; it may be by up to {high}."
+    return f"{shown} So its confidence is off, by {low} to {high}."
+
+
+def significant(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Probes that found a difference, corrected for their number; those of a bias first."""
+    found = [probe for probe in probes_of(report) if probe["verdict"]]
+    return sorted(found, key=lambda probe: probe["verdict"] != "bias")
+
+
+def bias_sentences(report: Mapping[str, Any]) -> list[str]:
+    """What the probes of a report say, and what was not tested."""
+    probes, found, judge = probes_of(report), significant(report), report["systems"][0]
+    said = [_bias(probe, judge) for probe in found if probe["verdict"] == "bias"]
+    others = [probe for probe in found if probe["verdict"] == "difference"]
+    if beyond := [probe for probe in others if probe["measure"] == BEYOND]:
+        said.append(
+            f"Comparisons in which {judge} agrees with annotators, beyond their own agreement, "
+            f"more on one side: {len(beyond)}. On neither side is it shown to agree with them less "
+            "than they do with each other, so no bias is claimed."
+        )
+    if alone := [probe for probe in others if probe["measure"] == AGREEMENT]:
+        said.append(
+            f"Comparisons in which {judge} agrees with annotators more on one side: {len(alone)}. "
+            "Most items have one annotator, so nobody can tell whether the judge or the annotators "
+            "are the reason."
+        )
+    if probes and not found:
+        said.append(
+            f"Comparisons of groups: {len(probes)}. None found a difference beyond chance in how "
+            f"{judge} agrees with annotators, or rates against them."
+        )
+    untested: dict[str, set[str]] = {}
+    for dimension in report["dimensions"].values():
+        for attribute, groups in dimension["untested"].items():
+            untested.setdefault(attribute, set()).update(groups)
+    said += [
+        f"Not tested in every dimension: {attribute}, {', '.join(sorted(names)[:_NAMED])}"
+        f"{', ...' if len(names) > _NAMED else ''}. Both sides need {FEWEST} values, of "
+        f"{FEWEST_CLUSTERS} groups of items or annotators, and some variation."
+        for attribute, names in untested.items()
+    ]
+    return said or ["No groups of items were compared, so nothing is said about bias."]
+
+
+def _bias(probe: Mapping[str, Any], judge: str) -> str:
+    """A bias in words."""
+    change = probe["difference"]
+    sides = [f"{probe['attribute']}: {probe['group']}", probe["others"] or "the others"]
+    size = f"difference {interval(change)}, corrected p = {number(probe['p_adjusted'], 4)}"
+    if probe["measure"] == SHIFT:
+        kind = "higher" if change["estimate"] > 0 else "lower"
+        return (
+            f"{probe['dimension']}: on {sides[0]}, {judge} rates {kind} against annotators than on "
+            f"{sides[1]} ({size})."
+        )
+    worse, better = (
+        sides if change["estimate"] < 0 else (f"{probe['attribute']}: {sides[1]}", probe["group"])
+    )
+    return (
+        f"{probe['dimension']}: on {worse}, {judge} agrees with annotators less than they do with "
+        f"each other, and by more than on {better} ({size})."
+    )
 
 
 def interval(found: Mapping[str, float | None] | None, digits: int = 2) -> str:
@@ -71,6 +154,13 @@ def interval(found: Mapping[str, float | None] | None, digits: int = 2) -> str:
     if found["low"] is not None:
         text += f" [{number(found['low'], digits)}, {number(found['high'], digits)}]"
     return text
+
+
+def _spaced(found: Mapping[str, float | None] | None, digits: int = 2) -> Markup:
+    """The same for a page, whose lines break before the interval alone."""
+    estimate, _, rest = interval(found, digits).partition(" ")
+    spaced = Markup(' <span class="interval">{}</span>').format(rest)
+    return Markup("{}{}").format(estimate, spaced if rest else "")
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -84,19 +174,30 @@ def table(report: Mapping[str, Any]) -> Sheet:
     """The report in short, for a terminal."""
     found = Sheet(
         f"{report['title']}: {report['items']} items, 95 % intervals",
-        ("alpha", "accuracy", "may replace"),
-        "may replace: whether the judge may stand in for an annotator",
+        ("alpha", "accuracy", "minus annotators", "may replace"),
+        "minus annotators: alpha of the judge minus theirs, on the same items; may replace: "
+        "whether the judge may stand in for an annotator",
     )
+
+    def add(name: str, one: Mapping[str, Any], minus: Any = None, may: str = "") -> None:
+        found.add(name, interval(one["alpha"]), interval(one["accuracy"]),
+                  interval(minus) if minus else "", may)  # fmt: skip
+
     for name, dimension in report["dimensions"].items():
         found.group(name)
         if humans := dimension["humans"]:
-            found.add("annotators", interval(humans["alpha"]), interval(humans["accuracy"]), "")
+            add("an annotator" if dimension["named"] else "an annotation", humans)
+            add("the aggregate of the others", humans["aggregate"])
         for system, one in dimension["systems"].items():
             test = one["alternative_annotator_test"]
-            may = ("yes" if test["passed"] else "no") if test["annotators"] else "–"
-            found.add(system, interval(one["alpha"]), interval(one["accuracy"]), may)
+            may = ("yes" if test["passed"] else "not shown") if test["annotators"] else "–"
+            add(system, one["compared"], one["minus_annotators"], may)
+            if apart := one["apart"]:
+                add(f"{system}, {apart['items']} items with one annotation", apart)
+        if constant := dimension.get("constant"):
+            add("always one option, at best", constant, constant["minus_annotators"])
         if not dimension["systems"]:
-            found.add("no annotations", "–", "–", "–")
+            found.add("no annotations", "–", "–", "–", "–")
     return found
 
 

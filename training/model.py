@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from slm_judge.artefact.base import Base, load_base
@@ -101,12 +103,16 @@ class Learner:
         add_in_place(config)
         return get_peft_model(model, config)
 
+    @property
+    def weights(self) -> npt.NDArray[np.float64] | None:
+        """K x M, by which `training.class_balance` weighs options; None where it does not."""
+        exponent = self.recipe.training.class_balance
+        return option_weights(self.targets.fixed, exponent) if exponent else None
+
     def trainer(self, evaluate: bool = True) -> SlotTrainer:
         """The trainer, ready to train; benchmarks do without evaluation and checkpoints."""
         rubric, config = self.contract.rubric, self.recipe.training
-        label_ids, weights = self.label_ids, None
-        if config.class_balance:
-            weights = torch.tensor(option_weights(self.targets.fixed, config.class_balance))
+        label_ids, weights = self.label_ids, self.weights
         trainer = SlotTrainer(
             model=self.model(),
             args=training_arguments(self.recipe, self.run, self.base, evaluate),
@@ -120,7 +126,7 @@ class Learner:
                 rubric,
                 label_ids,
                 config.ordinal_weight,
-                weights,
+                None if weights is None else torch.tensor(weights),
                 ORDINAL[config.ordinal_loss],
                 config.vocabulary_weight,
             ),

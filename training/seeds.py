@@ -22,11 +22,13 @@ from rich.console import Console
 
 from slm_judge.agreement.alpha import judge_alpha
 from slm_judge.data.item import votes_of
-from slm_judge.data.predictions import read_predictions, write_predictions
+from slm_judge.data.predictions import Answers, read_predictions, write_predictions
 from slm_judge.errors import JudgeError
 from slm_judge.files import atomic_folder, finite, remove, write_json, write_text
+from slm_judge.judge.answer import Annotation
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
+from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
@@ -122,14 +124,23 @@ def _alphas(learner: Learner, seed: int, split: str, console: Console) -> dict[s
         with progress_bar(console=console) as bar, loaded as judge:
             advance = partial(bar.advance, bar.add_task(f"seed {seed}, {split}", total=len(items)))
             said = judge.annotate([item.state for item in items], advance)
-        shares = {d: [[*one.probabilities[d].values()] for one in said] for d in said[0].labels}
-        write_predictions(path, items, rubric, {d: np.array(rows) for d, rows in shares.items()})
+        write_predictions(path, items, rubric, _answers(said, rubric))
     answers = read_predictions(str(path), rubric, [item.item_id for item in items]).answers
     alphas = {
         d.name: judge_alpha(answers[d.name].labels.tolist(), votes_of(items, d.name), d)
         for d in rubric.dimensions
     }
     return alphas | {OVERALL: _spread([*alphas.values()])["mean"]}
+
+
+def _answers(said: Sequence[Annotation], rubric: Rubric) -> dict[str, Answers]:
+    return {
+        d.name: Answers(
+            np.array([d.values.index(one.labels[d.name]) for one in said]),
+            np.array([[*one.probabilities[d.name].values()] for one in said]),
+        )
+        for d in rubric.dimensions
+    }
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

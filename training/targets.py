@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from slm_judge.agreement.aggregate import majority_shares, vote_shares
-from slm_judge.data.item import Item, votes_of
-from slm_judge.errors import require
+from slm_judge.data.item import Item, is_named, votes_of
+from slm_judge.errors import DataError, require
 from slm_judge.rubric import Dimension, Rubric
 
 Method = Literal["auto", "soft", "sampled", "majority", "dawid_skene"]
@@ -75,6 +75,9 @@ def dawid_skene(items: Sequence[Item], dimension: Dimension, width: int) -> Arra
 
     Returns:
         N x width; zeros where nobody answered.
+
+    Raises:
+        DataError: it is not known who made some of the annotations.
     """
     pandas = require("pandas", "train")
     aggregation = require("crowdkit.aggregation", "train")
@@ -83,6 +86,12 @@ def dawid_skene(items: Sequence[Item], dimension: Dimension, width: int) -> Arra
         for number, item in enumerate(items)
         for annotator, option in item.votes.get(dimension.name, {}).items()
     ]
+    if nameless := sum(not is_named(annotator) for _, annotator, _ in rows):
+        raise DataError(
+            "training.targets: dawid_skene weighs annotators by their errors, so each must have a "
+            f"name; {nameless} of {len(rows)} annotations of {dimension.name} have none. Name the "
+            "column in data.annotator and fill it in, or choose soft or sampled targets."
+        )
     posterior = np.zeros((len(items), width))
     if not rows:
         return posterior

@@ -10,18 +10,18 @@ from accelerate import PartialState
 from rich.console import Console
 
 from slm_judge.artefact.base import load_tokenizer
-from slm_judge.artefact.judge_files import Contract
+from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.backends import memory_errors
 from slm_judge.data.item import Item
-from slm_judge.data.predictions import write_predictions
+from slm_judge.data.predictions import Answers, write_predictions
 from slm_judge.data.split import file_hash, load_splits
-from slm_judge.judge.answer import softmax
+from slm_judge.judge.answer import probabilities
 from slm_judge.recipe import Recipe, RecipeError, public_settings
 from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 from slm_judge.screen import say
 
-from .calibration import fit_temperatures
+from .calibration import fit_calibration
 from .energy import EnergyMeter, device_name
 from .facts import base_settings, print_settings, versions
 from .initial import start_at_activations
@@ -164,14 +164,14 @@ def _train(learner: Learner, console: Console) -> None:
     if not trainer.is_world_process_zero():
         return
     logits = per_dimension(np.asarray(prediction.predictions), rubric)
-    contract = learner.contract.with_temperatures(
-        fit_temperatures(rubric, splits["validation"], logits)
-    )
-    probabilities = {
-        d.name: softmax(rows, contract.temperature(d.type))
+    fitted = fit_calibration(rubric, splits["validation"], logits, learner.weights)
+    contract = learner.contract.calibrated(*fitted)
+    say(console, calibration_notes(contract))
+    answers = {
+        d.name: Answers(rows.argmax(axis=1), probabilities(rows, contract.calibration(d)))
         for d, rows in zip(rubric.dimensions, logits, strict=True)
     }
-    write_predictions(run.validation, splits["validation"], rubric, probabilities)
+    write_predictions(run.validation, splits["validation"], rubric, answers)
     files = (recipe.rubric, recipe.data.train, recipe.data.validation, recipe.data.test)
     facts = {
         "recipe": public_settings(recipe.model_dump()),

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from .agreement.alt_test import EPSILON
 from .agreement.bootstrap import RESAMPLES
+from .agreement.calibration import LEVEL
 from .agreement.compare import MARGIN
 from .data.item import ITEM_ID
 from .errors import JudgeError, VerificationError, require_extra, system_message
@@ -67,6 +68,52 @@ def rubric_check(
     typer.echo(preview(rubric, base))
 
 
+@app.command("import")
+def import_(
+    files: Annotated[
+        list[str], typer.Argument(help="Export of an annotation tool, or a table of any shape.")
+    ],
+    output: Annotated[Path, typer.Option(help="Table to write: .csv, .tsv, .jsonl or .parquet.")],
+    rubric: Annotated[
+        Path | None, typer.Option(help="Draft of a rubric to write, e.g. draft.yaml.")
+    ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="label-studio, doccano, prodigy, argilla, potato, mturk, qualtrics, google-forms.",
+        ),
+    ] = "",
+    item_id: Annotated[str | None, typer.Option(help="Column that names the item.")] = None,
+    annotator: AnnotatorColumn = None,
+    text: Annotated[list[str] | None, typer.Option(help="Column of a text of the item.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Column of a question's answers.")] = None,
+    columns: Annotated[
+        str,
+        typer.Option(help="How columns of annotators are named, e.g. '{question}_{annotator}'."),
+    ] = "",
+    annotators: Annotated[
+        int, typer.Option(help="How many people are behind shares of a label.", min=0)
+    ] = 0,
+    items: Annotated[
+        str | None, typer.Option(help="Table of the texts, where the export names only items.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
+) -> None:
+    """Make a table with a row an annotation, and a draft of a rubric, of people's exports."""
+    from .data.importers.roles import Options
+    from .data.importing import import_annotations
+
+    options = Options(
+        format_, item_id, annotator, text or [], label or [], columns, annotators, items
+    )
+    console = Console()
+    say(console, import_annotations(files, output, options, rubric, overwrite), "")
+    say(console, [f"Written: {output}{f' and {rubric}' if rubric else ''}."], "")
+    wrong = "where a guess is wrong: --format, --item-id, --annotator, --text, --label, --columns."
+    say(console, [*([] if rubric else ["--rubric also writes a draft of a rubric."]), wrong])
+
+
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe, e.g. recipes/tiny.yaml.")],
@@ -92,7 +139,7 @@ def baselines(
         list[str] | None,
         typer.Option(help="name=file: what another system said (item_id, a column a dimension)."),
     ] = None,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap over items.")] = RESAMPLES,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = RESAMPLES,
     zero_shot: Annotated[
         list[str] | None, typer.Option(help="Base or judge (Hub, folder, .gguf, smollm2) to ask.")
     ] = None,
@@ -162,15 +209,19 @@ def evaluate(
     group: Annotated[
         list[str] | None, typer.Option(help="Column to probe for bias, e.g. source.")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Column whose items belong together, e.g. author (files).")
+    ] = None,
+    new_annotators: Annotated[
+        bool, typer.Option("--new-annotators", help="Intervals speak about new annotators too.")
+    ] = False,
     expertise: Annotated[
         str, typer.Option(help="Of the annotators: expert, skilled or crowd.")
     ] = "skilled",
     margin: Annotated[
         float, typer.Option(help="Alpha that a system may lose to the first one.", min=0)
     ] = MARGIN,
-    resamples: Annotated[
-        int, typer.Option(help="Of the bootstrap over items.", min=100)
-    ] = RESAMPLES,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=100)] = RESAMPLES,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the report; by default RUN/report.")
     ] = None,
@@ -188,12 +239,18 @@ def evaluate(
         annotations,
         rubric,
         output,
-        Columns(item_id, annotator, further=group or []),
-        Settings(resamples=resamples, epsilon=EPSILON[expertise], margin=margin),
+        Columns(item_id, annotator, cluster, further=group or []),
+        Settings(
+            resamples=resamples,
+            epsilon=EPSILON[expertise],
+            margin=margin,
+            new_annotators=new_annotators,
+        ),
     )
     report = stage.evaluate(evaluation)
     console = Console()
-    say(console, report["notes"])
+    said = [f"{d}: {note}" for d, one in report["dimensions"].items() for note in one["notes"]]
+    say(console, [*report["notes"], *said])
     page.table(report).show(console)
     say(console, [str(page.write(report, folder))], "Report: ")
 
@@ -204,13 +261,18 @@ def threshold(
     error: Annotated[
         float, typer.Option(help="Share of wrong labels to accept among those that are kept.")
     ] = 0.1,
+    confidence: Annotated[
+        float, typer.Option(help="Probability with which a guaranteed threshold holds that.")
+    ] = LEVEL,
 ) -> None:
     """Choose the confidence below which a human should look (annotate --review-below)."""
     require_extra("evaluate")
-    from .evaluation.threshold import threshold_table, thresholds
+    from .evaluation.threshold import threshold_notes, threshold_table, thresholds
     from .run import Run
 
-    threshold_table(thresholds(Run.find(run), error), error).show(Console())
+    report, console = thresholds(Run.find(run), error, confidence), Console()
+    threshold_table(report, error, confidence).show(console)
+    say(console, threshold_notes(report, confidence))
 
 
 @app.command()
@@ -221,20 +283,50 @@ def estimate(
     item_id: ItemColumn = ITEM_ID,
     annotator: AnnotatorColumn = None,
     prefix: Annotated[str, typer.Option(help="Of the judge's columns.")] = "",
+    run: Annotated[
+        Path | None, typer.Option(help="The judge's run: leave out what it was trained on.")
+    ] = None,
+    probability: Annotated[
+        str | None, typer.Option(help="Column: the chance with which an item was drawn.")
+    ] = None,
+    strata: Annotated[
+        str | None, typer.Option(help="Column: part of the corpus that was drawn from separately.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column: items that are alike, e.g. of one conversation.")
+    ] = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(help="Column: prefix of the judge that was not trained on the item."),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help='Regression, e.g. "refund ~ channel + urgency".')
+    ] = None,
+    logit: Annotated[
+        bool, typer.Option("--logit", help="The regressions are logistic, not linear.")
+    ] = False,
+    column: Annotated[
+        list[str] | None, typer.Option(help="field=column, where the corpus's name differs.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
-    """Estimate means and shares of a corpus, corrected for the judge's errors."""
+    """Estimate means, shares and regressions of a corpus, corrected for the judge's errors."""
     require_extra("evaluate")
-    from .evaluation.estimate import as_json, estimate_table
+    from .evaluation.estimate import Drawing, as_json, estimate_table
     from .evaluation.estimate import estimate as estimate_corpus
     from .files import write_json
     from .rubric import Rubric
+    from .run import Run
 
-    found = estimate_corpus(
-        corpus, annotations, Rubric.from_file(rubric), item_id, annotator, prefix
+    drawing = Drawing(
+        item_id, annotator, prefix, probability, strata, group, folds, _columns(column or [])
     )
+    trained = Run.find(run) if run else None
+    models, questions = model or [], Rubric.from_file(rubric)
+    found = estimate_corpus(corpus, annotations, questions, drawing, trained, models, logit)
     console = Console()
     say(console, found.notes)
+    say(console, found.doubts, "WARNING: ", "bold red")
     estimate_table(found).show(console)
     if output:
         write_json(output, as_json(found))
@@ -293,6 +385,9 @@ def annotate(
     review_below: Annotated[
         float | None, typer.Option(help="Also write the rows below this confidence to --review.")
     ] = None,
+    review_share: Annotated[
+        float, typer.Option(help="Also review this share of the other rows, drawn at random.")
+    ] = 0.0,
     review: Annotated[
         str | None, typer.Option(help="File for people to review; by default OUTPUT.review.")
     ] = None,
@@ -338,6 +433,7 @@ def annotate(
         on_empty=on_empty,  # type: ignore[arg-type]
         on_too_long=on_too_long,  # type: ignore[arg-type]
         review_below=review_below,
+        review_share=review_share,
         review=review,
         rows_per_piece=rows_per_piece,
     )
@@ -365,11 +461,28 @@ def annotate(
     done = summary.rows - summary.not_annotated
     counts = [f"{count:>9,} {outcome}" for outcome, count in summary.outcomes.most_common()]
     counts.append(f"{done:,} of {summary.rows:,} rows annotated: {output}")
-    if review_below is not None:
+    if options.reviews:
         counts.append(f"{summary.reviewed:,} rows to review")
     say(console, counts, "")
     if summary.not_annotated:
         raise typer.Exit(3)
+
+
+@app.command("export-predictions")
+def export_predictions(
+    table: Annotated[str, typer.Argument(help="Table that `slm-judge annotate` wrote.")],
+    rubric: Annotated[Path, typer.Option(help="YAML file of the rubric.")],
+    to: Annotated[str, typer.Option(help="label-studio or argilla.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write.")],
+    prefix: Annotated[str, typer.Option(help="Of the judge's columns.")] = "",
+    item_id: ItemColumn = ITEM_ID,
+) -> None:
+    """Write a judge's labels as pre-annotations, for people to correct in their tool."""
+    from .data.preannotate import export_predictions as write
+    from .rubric import Rubric
+
+    lines = write(table, Rubric.from_file(rubric), to, output, prefix, item_id)
+    say(Console(), lines, "")
 
 
 def _choose(option: str, value: str, *allowed: str) -> None:

@@ -15,7 +15,7 @@ _LLAMA_HELP = (
 # What the stages of each extra import, not always at once; the extra's other packages come along.
 _EXTRAS = {
     "ray": ("ray",),
-    "evaluate": ("krippendorff", "matplotlib", "pandas", "ppi_py", "scipy", "sklearn"),
+    "evaluate": ("formulaic", "krippendorff", "matplotlib", "pandas", "scipy", "sklearn"),
     "train": (
         *("torch", "transformers", "bitsandbytes", "accelerate", "krippendorff", "scipy"),
         *("crowdkit", "peft", "trl"),

@@ -26,7 +26,8 @@ class DataConfig(_Section):
 
     train: str
     """CSV, JSON Lines or Parquet file (also compressed), or Hub dataset `user/name@revision`;
-    `#split` behind a Hub dataset names its split. Relative paths start at the recipe's folder."""
+    `#split` behind a Hub dataset names its split; or a file that docs/import.md lists. Relative
+    paths start at the recipe's folder."""
     validation: str | None = None
     """Rows to choose the checkpoint on; by default a share of the items of `train`."""
     test: str | None = None
@@ -188,18 +189,25 @@ class VerifyConfig(_Section):
 
     Four bits change some labels near a tie, so exact agreement is not asked for. The defaults let
     an artefact differ from the adapter far less than annotators differ from each other
-    (agreement), and lose less than is visible in a paper's table (alpha, to one decimal).
+    (agreement), and lose less than is visible in a paper's table (alpha, to one decimal). Each is
+    decided by a 90 % interval: what is shown to be beyond it is refused.
     """
 
     max_rows: Whole | None = Field(default=None, ge=1)
-    """Verify on at most this many of the held-out items."""
+    """Verify on a seeded sample of at most this many of the held-out items."""
     min_agreement: float = Field(default=0.9, ge=0, le=1)
     """Share of equal labels between an artefact and the adapter, per dimension."""
     min_alpha_between: float = Field(default=0.8, ge=-1, le=1)
     """Krippendorff's alpha between an artefact and the adapter, per dimension: the customary
-    bound for reliable data (Krippendorff, Content Analysis, 2004, p. 241)."""
+    bound for reliable data (Krippendorff, Content Analysis, 2004, p. 241). It counts where more
+    than 2 % of the labels differ; where fewer do, it says how rare options are."""
     max_alpha_loss: float = Field(default=0.05, ge=0)
     """Alpha against the annotators that an artefact may lose to the adapter, per dimension."""
+    undecided: Literal["pass", "refuse"] = "pass"
+    """What becomes of an artefact where the items are too few to decide. pass: it may be pushed,
+    and the model card says what is not decided. The few held-out items of most runs show little
+    either way (docs/evaluation.md), and refuse would then judge the split, not the artefact; choose
+    it where each artefact has to be shown to be no worse."""
 
 
 class CardConfig(_Section):

@@ -49,7 +49,7 @@ LevelOfMeasurement = Literal["nominal", "ordinal", "interval", "ratio"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?")
-_LARGEST = 2**53  # of the levels of a score: up to here floats count whole numbers exactly
+LARGEST = 2**53  # of the levels of a score: up to here floats count whole numbers exactly
 # The server of llama.cpp refuses score questions outside these bounds.
 LLAMA_SERVER_MAX_LEVELS = 10
 _PROBLEMS = 20  # that are said at once
@@ -187,7 +187,7 @@ class Score(_Dimension):
     @classmethod
     def _numbers(cls, options: list[Option]) -> list[Option]:
         for value in (option.value for option in options):
-            if isinstance(value, str | bool) or not abs(value) <= _LARGEST:  # NaN is not
+            if isinstance(value, str | bool) or not abs(value) <= LARGEST:  # NaN is not
                 raise ValueError(f"the levels of a score are numbers up to 2**53, got {value!r}")
         return options
 

@@ -233,7 +233,7 @@ def test_the_first_label_of_an_annotator_counts_and_it_is_said(tmp_path):
     found = read_annotations(location, MOOD, annotator="who")
     assert found.items[0].votes == {"mood": {"x": 0}, "strength": {"x": 0}}
     notes = " ".join(found.notes)
-    assert "the same item and annotator twice with different labels" in notes
+    assert "the same item and annotator twice with different labels (the first one counts)" in notes
     assert "1 labels repeat what the same annotator said" in notes
     with pytest.raises(DataError, match="the same item and annotator twice"):
         load_splits(DataConfig(train=location, annotator="who"), MOOD, 0)
@@ -248,6 +248,79 @@ def test_nobody_becomes_somebody(tmp_path):
     assert not any(is_named(name) for item in found.items for name in item.votes["mood"])
     location = long(tmp_path, ["a,x,t,joy,1", "a,y,t,anger,1", "b,x,u,joy,2"])
     assert "--annotator who" in " ".join(read_annotations(location, MOOD).notes)
+
+
+def test_columns_are_of_items_or_of_annotators(tmp_path):
+    """`source` is of the items, `gender` of the annotators, `hour` of neither."""
+    columns = "item_id,who,text,mood,source,gender,hour"
+    rows = ["a,x,t,joy,news,w,1", "a,y,t,anger,,m,2", "b,x,u,joy,blog,w,3", "b,z,u,joy,blog,,3"]
+    location, asked = long(tmp_path, rows, columns), ["source", "gender", "hour"]
+    found = read_annotations(location, MOOD, annotator="who", further=asked)
+    assert found.columns == {"source": ["news", "blog"]}
+    assert found.of_annotators == {"gender": {"x": "w", "y": "m"}}
+    (note,) = (n for n in found.notes if "not probed" in n)
+    assert "hour differs between rows of one item" in note
+    assert found.select([1]).of_annotators == found.of_annotators
+    nameless = read_annotations(location, MOOD, further=asked)
+    assert set(nameless.columns) == {"source"}
+    assert sum("nobody named (--annotator): not probed" in note for note in nameless.notes) == 2
+
+
+def test_a_column_of_annotators_with_items_of_their_own(tmp_path):
+    columns = "item_id,who,text,mood,gender,topic"
+    rows = ["a,x,t,joy,w,1", "b,x,u,joy,w,2", "c,y,v,joy,m,1", "d,y,w,joy,m,2"]
+    found = read_annotations(
+        long(tmp_path, rows, columns), MOOD, annotator="who", further=["gender", "topic"]
+    )
+    assert found.of_annotators == {"gender": {"x": "w", "y": "m"}}
+    assert found.columns == {"topic": ["1", "2", "1", "2"]}
+
+
+def test_groups_of_items_are_read_and_what_differs_is_said(tmp_path):
+    columns = "item_id,who,text,mood,author"
+    rows = ["a,x,t,joy,ann", "a,y,t,joy,bob", "b,x,u,joy,ann", "c,x,v,joy,"]
+    found = read_annotations(long(tmp_path, rows, columns), MOOD, annotator="who", group="author")
+    assert [item.group for item in found.items] == ["ann", "ann", "c"]
+    assert any("1 rows name another author than their item's first row" in n for n in found.notes)
+
+
+@pytest.mark.parametrize("nobody", ["", "None", "nan", "null", "<NA>"])
+def test_a_missing_annotator_is_no_person_called_none(tmp_path, nobody):
+    rows = [
+        f"{k},{who},t{k},{mood},1"
+        for k in range(6)
+        for who, mood in ((nobody, "joy"), (nobody, "anger"))
+    ]
+    found = read_annotations(long(tmp_path, rows), MOOD, annotator="who")
+    votes = [item.votes["mood"] for item in found.items]
+    assert all(sorted(row.values()) == [0, 1] for row in votes)  # two annotations, not one person's
+    assert not any(is_named(name) for row in votes for name in row)
+    said = repr(nobody) if nobody else "nothing"
+    assert any(f"who: read {said} as somebody unnamed (12 times)" in note for note in found.notes)
+
+
+def test_columns_that_look_like_annotators_are_named_but_never_taken(tmp_path):
+    def notes(table):
+        table.to_csv(tmp_path / "t.csv", index=False)
+        found = read_annotations(str(tmp_path / "t.csv"), MOOD)
+        assert not any(is_named(name) for item in found.items for name in item.votes["mood"])
+        return " ".join(found.notes)
+
+    n = 24
+    table = pd.DataFrame({
+        "item_id": np.repeat(range(n // 2), 2), "text": "t", "mood": "joy", "strength": 1,
+        "person": ["ann", "bob"] * (n // 2), "topic": np.repeat(range(n // 2), 2) % 3,
+        "seconds": np.arange(n) + 0.5, "batch": "one",
+    })  # fmt: skip
+    assert " person may name them: --annotator person." in notes(table)
+    assert "may name" not in notes(table.drop(columns="person"))
+    wide = table.iloc[::2].assign(source="x", annotator_id=["ann", "bob"] * (n // 4))
+    assert " annotator_id may name them" in notes(wide)
+    assert "may name" not in notes(wide.drop(columns="annotator_id"))
+    # In training too, where rows of one item are an error without it.
+    table.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match=r"person may name who annotated: data.annotator"):
+        load_splits(DataConfig(train=str(tmp_path / "t.csv")), MOOD, 0)
 
 
 def test_predictions_are_matched_however_ids_are_written(tmp_path):
@@ -288,19 +361,13 @@ def test_probabilities_are_probabilities(tmp_path, shares):
         ("mixed_jsonl.jsonl", {"annotator": "annotator_id"},
          "labels of strength outside the rubric\n      mixed_jsonl.jsonl, line 4: 'N/A'"),
         ("p_binary.parquet", {}, "holds a bytes"),
-        ("doccano2.jsonl", {"item_id": "id", "columns": {"mood": "label"}}, "slm-judge import"),
-        ("prodigy.jsonl", {"item_id": "_input_hash", "annotator": "_annotator_id",
-                           "columns": {"mood": "accept"}}, "an export of Prodigy"),
-        ("wide.csv", {}, "mood_ann1, mood_ann2 look like a column an annotator"),
         ("multi.csv", {}, "`type: multi`"),
         ("ls_min.json", {}, "slm-judge import"),
     ],
 )  # fmt: skip
 def test_cases_that_are_refused_say_how_to_go_on(cases, name, config, complaint):
-    rubric = MOOD if "columns" not in config else MOOD.model_copy(
-        update={"dimensions": MOOD.dimensions[:1]})  # fmt: skip
     with pytest.raises(DataError) as error:
-        load_splits(DataConfig(train=str(cases / name), **config), rubric, 0)
+        load_splits(DataConfig(train=str(cases / name), **config), MOOD, 0)
     assert complaint in str(error.value)
 
 
@@ -313,12 +380,18 @@ def test_cases_that_are_refused_say_how_to_go_on(cases, name, config, complaint)
         ("qualtrics.csv", {"item_id": "ResponseId",
                            "columns": {"text": "item", "mood": "Q1", "strength": "Q2"}}, 30,
          "headers of Qualtrics, left out"),
+        ("doccano2.jsonl", {"item_id": "id", "columns": {"mood": "label"}}, 30, "read as doccano"),
+        ("prodigy.jsonl", {"item_id": "_input_hash", "annotator": "_annotator_id",
+                           "columns": {"mood": "accept"}}, 25, "read as Prodigy"),
+        ("wide.csv", {}, 20, "a column an annotator: 2 annotators"),
     ],
 )  # fmt: skip
 def test_cases_that_are_read(cases, name, config, n_items, note):
     given = {k: str(cases / v) if k == "test" else v for k, v in config.items()}
     notes = []
-    splits = load_splits(DataConfig(train=str(cases / name), **given), MOOD, 0, notes)
+    rubric = MOOD if len(config.get("columns", "...")) != 1 else MOOD.model_copy(
+        update={"dimensions": MOOD.dimensions[:1]})  # fmt: skip
+    splits = load_splits(DataConfig(train=str(cases / name), **given), rubric, 0, notes)
     assert sum(map(len, splits.values())) == n_items
     assert note in " ".join(notes)
 

@@ -23,7 +23,7 @@ def test_an_export_leaves_and_prints_what_was_lost(run):
     assert [*report["dimensions"]] == ["urgency", "topic", "refund"]
     for systems in report["dimensions"].values():
         assert [*systems] == ["adapter", "merged", "bnb-4bit", *run.recipe().export.gguf]
-        assert systems["merged"]["equal_labels"] > 0.95
+        assert systems["merged"]["between"]["agreement"] > 0.95
         change = systems["Q8_0"]["change"]
         assert change["low"] <= change["estimate"] <= change["high"]
         lost = systems["Q8_0"]["alpha"] - systems["adapter"]["alpha"]
@@ -40,10 +40,15 @@ def test_it_can_be_said_again(run):
     assert "What the files lose to the adapter" in console.file.getvalue()
 
 
-def lossy(*names, equal=0.5, change=-0.3, between=0.9):
-    found = {"alpha": 0.5, "equal_labels": equal, "change": {"estimate": change}}
-    found["alpha_between"] = between
-    return {"dimensions": {"d": {"adapter": {"alpha": 0.8}, **dict.fromkeys(names, found)}}}
+def about(estimate):
+    return {"estimate": estimate, "low": estimate - 0.01, "high": estimate + 0.01}
+
+
+def lossy(*names, equal=0.5, change=-0.3, between=0.9, adapter=0.8):
+    alike = {"agreement_interval": about(equal), "alpha_interval": about(between)}
+    found = {"alpha": 0.5, "between": alike, "change": {**about(change), "items": 100}}
+    systems = {"adapter": {"alpha": adapter}, **dict.fromkeys(names, found)}
+    return {"items": 100, "dimensions": {"d": systems}}
 
 
 def recipe_with(run, monkeypatch, gguf):
@@ -61,10 +66,16 @@ def test_a_loss_names_what_helps(run, monkeypatch):
     assert "add Q4_0 to `export.gguf`" in said
     assert "add Q8_0 to `export.gguf`" in said
     recipe_with(run, monkeypatch, ["Q8_0", "Q4_0"])
-    (said,) = remedies(run, lossy("Q4_0", equal=0.99))  # alpha alone
+    (said,) = remedies(run, lossy("Q4_0", equal=0.95))  # alpha alone
     assert said.endswith("Remedies: train longer: what is learned with small margins falls first.")
-    assert remedies(run, lossy("Q4_0", change=None))  # labels alone
-    assert remedies(run, lossy("Q4_0", equal=0.99, change=0.0, between=0.7))
-    assert remedies(run, lossy("Q4_0", equal=0.99, change=0.0, between=None))
+    assert remedies(run, lossy("Q4_0", change=0.0))  # labels alone
+    assert remedies(run, lossy("Q4_0", equal=0.95, change=0.0, between=0.7))
+    assert remedies(run, lossy("Q4_0", equal=0.905, change=-0.051, between=0.9))  # not decided
+    assert not remedies(run, lossy("Q4_0", equal=0.905, change=-0.049, between=0.9))
+    assert not remedies(run, lossy("Q4_0", equal=0.99, change=0.0, between=0.7))  # rare options
+    nothing = float("nan")
+    assert remedies(run, lossy("Q4_0", equal=0.99, change=0.0, between=nothing))
+    assert remedies(run, lossy("Q4_0", equal=0.99, change=nothing))
+    assert not remedies(run, lossy("Q4_0", equal=0.99, change=nothing, adapter=None))
     (said,) = remedies(recipe_with(run, monkeypatch, ["BF16"]), lossy("merged"))
     assert "Q4_0" not in said

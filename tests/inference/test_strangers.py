@@ -12,12 +12,15 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.small_judges import Gguf, small_judges
+from benchmarks.small_judges import Gguf, small_gguf, small_judges
 from slm_judge import Judge, Rubric
+from slm_judge.artefact.calibration import Calibration
+from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends import probe
 from slm_judge.backends.gguf import GgufBackend
 from slm_judge.child import ChildDied, ask_child
 from slm_judge.errors import JudgeError, ModelError, RubricError
+from slm_judge.judge.answer import softmax
 from slm_judge.prompt import chat_template
 from slm_judge.prompt.layout import Layout, _split_chat_template
 from slm_judge.prompt.templates import (
@@ -185,6 +188,11 @@ CONTRACT = [
       (0, -1, NAN, INF, -INF, 1e9, 1e-9, "1", "a", None, [], True)],
     ("decision.json", {"temperature": {"other": 1.0}}, "temperature.other"),
     ("decision.json", {"temperature": 1}, "temperature"),
+    *[("decision.json", {"slm_judge_calibration": given}, complaint) for given, complaint in (
+        ([], "calibration cannot be used"), ({"topic": 1}, "topic"), ({"other": {}}, "other does not fit the rubric"),
+        ({"topic": {"shift": [1.0]}}, "expected 5 shifts"), ({"topic": {"shift": [0.0, NAN] * 2}}, "topic.shift.1"),
+        ({"topic": {"temperature": 0.0}}, "topic.temperature"), ({"topic": {"temperature": "1"}}, "topic.temperature"),
+        ({"topic": {"shift": [1e9] * 5}}, "topic.shift.0"), ({"topic": {"bias": 1}}, "topic.bias"))],
     ("decision.json", labels("A", "A", "B", "C", "D"), "distinct labels"),
     ("decision.json", labels("A", 1, None), "labels.choice.1"),
     ("decision.json", labels("A", "<|im_end|>"), "labels.choice.1"),
@@ -328,6 +336,47 @@ def test_the_small_judges_are_judges(judges):
         assert ours == pytest.approx(theirs, abs=0.01)
 
 
+def test_both_engines_calibrate_a_dimension_alike_and_stock_ones_keep_its_labels(judges, tmp_path):
+    """Temperatures of dimensions and the priors of `class_balance`, in files that stock engines read."""
+    from transformers import pipeline
+
+    contract, shift = Contract.load(judges / "merged"), (1.0, -0.5, 0.0, 0.3, -1.2)
+    own = {
+        "topic": Calibration(temperature=3.0, shift=shift),
+        "urgency": Calibration(temperature=0.7),
+    }
+    shutil.copytree(judges / "merged", tmp_path / "merged")
+    contract.calibrated({"score": 2.0, "noul": 0.9}, own).save(tmp_path / "merged")
+    paths = tmp_path / "merged", small_gguf(tmp_path / "merged", tmp_path / "judge.gguf")
+    texts = [
+        f"{word} {n}" for n in range(10) for word in ("hello", "I want my money back!", "when")
+    ]
+    said = []
+    for path in paths:
+        with Judge.from_pretrained(path) as judge:
+            assert judge.backend.contract.calibrations == own
+            said.append(judge.annotate(texts))
+            raw = dict(judge.logits(texts))
+    for n, (ours, theirs) in enumerate(zip(*said, strict=True)):
+        assert ours.labels == theirs.labels
+        for k, dimension in enumerate(contract.rubric.dimensions):
+            name, logits = dimension.name, raw[n][k]
+            shares = list(ours.probabilities[name].values())
+            assert shares == pytest.approx(list(theirs.probabilities[name].values()), abs=0.01)
+            scaled = logits / {"topic": 3.0, "urgency": 0.7, "refund": 0.9}[name]
+            expected = softmax(scaled - np.array(shift) if name == "topic" else scaled)
+            assert shares == pytest.approx(expected, abs=0.01)
+            assert ours.labels[name] == dimension.values[int(np.argmax(logits))]
+            assert ours.confidence[name] == ours.probabilities[name][ours.labels[name]]
+    assert any(
+        one.confidence["topic"] < max(one.probabilities["topic"].values()) for one in said[0]
+    )
+    stock = pipeline("decision", model=str(tmp_path / "merged"), device="cpu")
+    for text, ours in zip(texts[:3], said[0], strict=False):
+        answer = stock({"state": text, "questions": contract.rubric.questions()})["topic"]
+        assert max(answer["probabilities"], key=answer["probabilities"].get) == ours.labels["topic"]
+
+
 # --- GGUF ---
 
 NOT_LOADED = "is not a GGUF file that llama.cpp can load ("
@@ -343,6 +392,8 @@ GGUF = [
     ({"qwen3.rope.freq_base": NAN}, "not finite"),
     ({"qwen3.decision.temperature.score": 0.0}, "temperature.*\n.*score"),
     ({"qwen3.decision.temperature.noul": NAN}, "temperature.*\n.*noul"),
+    ({"slm_judge.calibration": '{"topic": {"temperature": -1}}'}, "calibration.*\n.*topic"),
+    ({"slm_judge.calibration": "[" * 100_000}, "slm_judge.calibration cannot be used"),
     ({"slm_judge.rubric": "[" * 100_000}, "slm_judge.rubric is not valid JSON"),
     ({"slm_judge.rubric": None}, "it is a language model, not a judge"),
     ({"tokenizer.chat_template.systemone": LOOP}, "systemone is no template that slm-judge writes"),

@@ -1,6 +1,7 @@
 """Thresholds for asking humans, and estimates for a corpus."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -14,9 +15,9 @@ from slm_judge.annotate.rows import STABLE_DIGITS, AnnotateOptions
 from slm_judge.cli import main
 from slm_judge.data.item import Item, load_split
 from slm_judge.errors import DataError
-from slm_judge.evaluation.estimate import as_json, estimate, estimate_table
+from slm_judge.evaluation.estimate import Drawing, as_json, estimate, estimate_table
 from slm_judge.evaluation.evaluate import evaluate, of_run
-from slm_judge.evaluation.threshold import threshold_table, thresholds
+from slm_judge.evaluation.threshold import threshold_notes, threshold_table, thresholds
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +40,33 @@ def test_thresholds_are_chosen_on_validation_and_tried_on_test(verified):
     report = thresholds(verified, 0.3)
     assert json.loads((verified.report / "threshold.json").read_text()) == report
     for found in report.values():
-        if found["threshold"] is not None:
-            assert found["validation"]["error"] <= 0.3 < found["validation"]["error_upper"] + 0.3
+        if found["estimate"]["threshold"] is not None:
+            assert found["estimate"]["error"] <= 0.3 < found["estimate"]["error_upper"] + 0.3
         assert {"adapter", "Q4_K_M"} <= set(found["test"])
     # All errors are accepted: everything is kept.
-    everything = thresholds(verified, 0.999)
-    assert all(f["validation"]["coverage"] == 1 for f in everything.values())
-    assert len(threshold_table(everything, 0.999).rows) > len(everything)
-    with pytest.raises(DataError, match="between 0 and 1"):
-        thresholds(verified, 10)
+    everything = thresholds(verified, 0.999, 0.01)
+    assert all(f["estimate"]["coverage"] == 1 for f in everything.values())
+    for found in everything.values():
+        for one in found["test"].values():
+            assert one["guaranteed"]["coverage"] > 0 or one["guaranteed"]["error"] is None
+    assert len(threshold_table(everything, 0.999, 0.01).rows) > len(everything)
+    for error, confidence in ((10, 0.9), (0.1, 1.0), (0.1, float("nan"))):
+        with pytest.raises(DataError, match="between 0 and 1"):
+            thresholds(verified, error, confidence)
+
+
+def test_what_cannot_be_guaranteed_is_said(verified):
+    """The run has a few dozen test items."""
+    report = thresholds(verified, 0.001)
+    notes = threshold_notes(report)
+    assert len(notes) == sum(len(found["test"]) for found in report.values())
+    said = [note.partition("test items; ")[2] for note in notes]
+    wrong = "its surest answers are wrong too often for any number of items."
+    assert all(one == wrong or re.fullmatch(r"about \d{4,} would be enough\.", one) for one in said)
+    shown = "\n".join(line for line, _ in threshold_table(report, 0.001).lines(80))
+    assert "on new ones about as often as not" in shown.replace("\n", " ")
+    unverified = {"topic": {"estimate": report["topic"]["estimate"], "test": {}}}
+    assert "run `slm-judge verify` first" in threshold_notes(unverified)[0]
 
 
 def test_review_below_a_threshold_keeps_the_promised_rows(verified, tmp_path):
@@ -58,14 +77,16 @@ def test_review_below_a_threshold_keeps_the_promised_rows(verified, tmp_path):
         annotate_table(judge, str(tmp_path / "test.csv"), tmp_path / "o.csv", show_progress=False)
         written = pd.read_csv(tmp_path / "o.csv")
         for name, found in report.items():
-            if found["threshold"] is None:
+            threshold = found["estimate"]["threshold"]
+            if threshold is None:
                 continue
-            assert round(found["threshold"], STABLE_DIGITS) == found["threshold"]
+            assert round(threshold, STABLE_DIGITS) == threshold
             promised, answered = found["test"]["Q8_0"], written[f"{name}_confidence"]
             assert promised["items"] == len(items)
-            kept = (answered >= found["threshold"]).sum()
+            kept = (answered >= threshold).sum()
             assert kept == round(promised["coverage"] * len(items))
-        lowest = max(f["threshold"] for f in report.values() if f["threshold"] is not None)
+        chosen = [f["estimate"]["threshold"] for f in report.values()]
+        lowest = max(one for one in chosen if one is not None)
         options = AnnotateOptions(review_below=lowest)
         summary = annotate_table(judge, str(tmp_path / "test.csv"), tmp_path / "r.csv", options,
                                  show_progress=False)  # fmt: skip
@@ -115,6 +136,7 @@ def corpus(folder, bias=0.3, n=2000, labelled=300, seed=0):
             "urgency": np.clip(levels + (rng.random(n) < 0.5), 1, 4),
             "topic": "billing",
             "refund": judged,
+            **{f"{d}_confidence": rng.random(n) for d in ("urgency", "topic", "refund")},
         }
     )
     table.to_parquet(folder / "corpus.parquet")
@@ -140,7 +162,7 @@ def test_estimates_correct_the_judge(tmp_path, support):
     assert (refund.n_human, refund.n_judged) == (300, 1700)
     assert len(estimate_table(found).rows) == 3 + 1 + 5 + 2
     assert found.notes == []
-    assert as_json(found)["refund"]["true"]["n_human"] == 300
+    assert as_json(found)["dimensions"]["refund"]["true"]["n_human"] == 300
 
 
 def test_what_does_not_count_in_an_estimate_is_said(tmp_path, support):
@@ -173,8 +195,9 @@ def test_too_few_labels(tmp_path, support):
         estimate(str(tmp_path / "corpus.parquet"), str(tmp_path / "humans.csv"), support)
     with pytest.raises(DataError, match="lacks the columns judge_urgency"):
         estimate(
-            str(tmp_path / "corpus.parquet"), str(tmp_path / "humans.csv"), support, prefix="judge_"
-        )
+            str(tmp_path / "corpus.parquet"), str(tmp_path / "humans.csv"), support,
+            Drawing(prefix="judge_"),
+        )  # fmt: skip
 
 
 def test_the_command_line(tmp_path, support, monkeypatch, capsys):
@@ -190,4 +213,5 @@ def test_the_command_line(tmp_path, support, monkeypatch, capsys):
         main()
     assert not done.value.code
     assert "prediction-powered" in capsys.readouterr().out
-    assert json.loads((tmp_path / "e.json").read_text())["urgency"]["mean"]["n_human"] == 300
+    saved = json.loads((tmp_path / "e.json").read_text())
+    assert saved["dimensions"]["urgency"]["mean"]["n_human"] == 300

@@ -113,7 +113,7 @@ def report_on(folder, words):
     report = evaluate(found)
     for dimension in report["dimensions"].values():
         for probe in dimension["probes"]:
-            probe["p_adjusted"] = 0.0
+            probe |= {"p_adjusted": 0.0, "verdict": "bias"}
     return rubric, report
 
 
@@ -131,6 +131,7 @@ def card_on(rubric, report, words, kind=""):
     artefacts = ("adapter", words[2])
     verified = {
         "notes": [words[6], words[15]],
+        "undecided": [words[3], words[8]],
         "dimensions": {
             name: {
                 "artefacts": {key: {} for key in artefacts},
@@ -257,7 +258,8 @@ def test_figures_say_what_is_written(reports):
     (legend,) = drawn["alpha"].legends
     shown = [text.get_text() for text in legend.get_texts()]
     assert shown == [
-        "annotators",
+        "an annotator",
+        "the others' aggregate",
         "$10 or $x_{ and \\frac{",
         "_hidden_ *b* **c** ~~d~~",
         "a|b \\| c",

@@ -13,18 +13,22 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from slm_judge.export.push import Repository, plan_table
-from slm_judge.model_card.page import table, write
+from slm_judge.model_card.page import bias_sentences, table, write
 
 from slm_judge import Rubric
 from slm_judge.agreement.alpha import annotators_alpha, judge_alpha
+from slm_judge.agreement.bias import BEYOND
 from slm_judge.agreement.bootstrap import Interval
 from slm_judge.cli import main
+from slm_judge.data.item import Item
 from slm_judge.data.predictions import Answers
+from slm_judge.data.read import Annotations
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.evaluation.baselines import Scores, results_table
-from slm_judge.evaluation.dimension import evaluate_dimension
-from slm_judge.evaluation.evaluate import evaluate, find, of_files
+from slm_judge.evaluation.dimension import Settings, evaluate_dimension
+from slm_judge.evaluation.evaluate import add_columns, evaluate, find, of_files
 from slm_judge.evaluation.metrics import metric_path
+from slm_judge.recipe import Recipe
 from slm_judge.screen import say
 
 RUBRIC = {
@@ -108,7 +112,7 @@ def test_the_report_says_what_the_functions_say(tmp_path, rubric):
     assert system["alternative_annotator_test"]["passed"]
     assert {p["attribute"] for p in grade["probes"]} == {"source", "length of the text"}
     assert all(p["p_adjusted"] >= p["p_value"] for p in grade["probes"])
-    assert {p["measure"] for p in report["dimensions"]["kind"]["probes"]} == {"agreement"}
+    assert {p["measure"] for p in report["dimensions"]["kind"]["probes"]} == {BEYOND}
     # Without the probability column there is no calibration; with it there is.
     assert system["calibration"]["brier_score"] > 0
     for example in report["dimensions"]["kind"]["disagreements"]:
@@ -121,7 +125,7 @@ def test_one_page_without_other_files_and_escaped(tmp_path, rubric):
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert 'src="http' not in page
-    assert page.count("data:image/svg+xml;base64,") == 5
+    assert page.count("data:image/svg+xml;base64,") == 6
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == json.loads(
         json.dumps(report)
     )
@@ -135,14 +139,27 @@ def test_one_page_without_other_files_and_escaped(tmp_path, rubric):
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs the browser chromium")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_a_browser(tmp_path, rubric, width):
-    """A real browser lays the page out; nothing is wider than the window but what scrolls."""
-    page = write(evaluate(run_files(tmp_path, rubric)), tmp_path / "report")
+    """A real browser lays the page out; nothing is wider than the window, and no table scrolls."""
+    annotations, predictions = tables(tmp_path)
+    names = (
+        "judge",
+        "Q4_K_M",
+        "a-system-whose-name-has-no-space-in-it-at-all-and-goes-on",
+        "adapter",
+    )
+    systems = dict.fromkeys(names, str(predictions))
+    evaluation = of_files(
+        systems, str(annotations), rubric, annotator="annotator_id", groups=["source"]
+    )
+    page = write(evaluate(evaluation), tmp_path / "report")
     # The page's policy forbids scripts, so a frame around it measures.
     frame = tmp_path / "frame.html"
     frame.write_text(
         f'<iframe id="f" src="file://{page}" style="width:{width}px;height:800px;border:0"></iframe>'
         "<script>onload=()=>{const d=document.getElementById('f').contentDocument.documentElement;"
-        "document.title=d.scrollWidth+' '+[...d.querySelectorAll('img')].every(i=>i.naturalWidth>0)}"
+        "document.title=Math.max(d.scrollWidth,...[...d.querySelectorAll('.scroll')].map("
+        "e=>e.scrollWidth>e.clientWidth?9999:0))+' '"
+        "+[...d.querySelectorAll('img')].every(i=>i.naturalWidth>0)}"
         "</script>"
     )
     command = [
@@ -174,12 +191,208 @@ def test_the_command_line(tmp_path, rubric_file, capsys, monkeypatch):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["epsilon"] == 0.1
 
 
+def test_what_is_not_known_is_not_said(tmp_path, rubric):
+    """Nobody knows what predictions from anywhere learned from; a run's judge saw no test item."""
+    evaluation = run_files(tmp_path, rubric)
+    page = write(evaluate(evaluation), tmp_path / "r").read_text()
+    assert "the files do not say whether the judge learned from them" in page
+    evaluation.held_out = True
+    page = write(evaluate(evaluation), tmp_path / "r").read_text()
+    assert "that the judge did not learn from" in page
+
+
+def test_the_page_says_who_agrees_how_much(tmp_path, rubric):
+    report = evaluate(run_files(tmp_path, rubric))
+    page = " ".join(write(report, tmp_path / "r").read_text().split())
+    grade = report["dimensions"]["grade"]
+    assert "an annotator, against the rest" in page
+    assert "the aggregate of the others" in page
+    assert "always one option, at best" in page
+    assert grade["systems"]["judge"]["minus_annotators"]["told"] in page
+    assert grade["systems"]["judge"]["alternative_annotator_test"]["verdict"] in page
+    assert "Each annotator (3)" in page
+    assert "human ceiling" not in page
+    rows = [name for name, _, _ in table(report).rows]
+    assert sum("always one option" in row for row in rows) == 2
+    assert sum("the aggregate of the others" in row for row in rows) == 2
+
+
 def test_what_must_be_named(tmp_path):
     options = dict.fromkeys(("predictions", "annotations", "rubric", "output"))
     with pytest.raises(JudgeError, match="--predictions, --annotations, --rubric must be named"):
         find(None, **options)
     with pytest.raises(JudgeError, match="not both"):
         find(tmp_path, **options | {"annotations": "a.csv"})
+
+
+# --- groups, annotators and bias ---
+
+
+def simulated(folder, size=30, users=20, worse=0.0, seed=0):
+    """12 sources, and users who write in one of them; 8 annotators, half of them women."""
+    rng = np.random.default_rng(seed)
+    n = 12 * size
+    kinds, who = rng.integers(0, 3, n), np.argsort(rng.random((n, 8)), axis=1)[:, :3]
+    rows = [
+        {
+            "item_id": f"i{i}",
+            "annotator_id": f"p{m}",
+            "kind": "abc"[(kinds[i] + (rng.random() < 0.15)) % 3],
+            "source": f"s{i % 12:02}",
+            "user": f"u{i % 12}-{i // 12 % users}",
+            "big": f"b{i % 4}",
+            "gender": "wm"[m % 2],
+            "mood": rng.choice(["good", "bad"]),
+        }
+        for i in range(n)
+        for m in who[i]
+    ]
+    right = np.where(np.arange(n) % 12 == 0, 0.9 - worse, 0.9)
+    said = [
+        "abc"[k if ok else (k + 1) % 3] for k, ok in zip(kinds, rng.random(n) < right, strict=True)
+    ]
+    return files(folder, rows, {"item_id": [f"i{i}" for i in range(n)], "kind": said})
+
+
+def simulated_report(folder, rubric, settings=None, groups=("source",), cluster=None, **world):
+    found = of_files(
+        *simulated(folder, **world),
+        rubric.model_copy(update={"dimensions": rubric.dimensions[1:]}),
+        annotator="annotator_id",
+        groups=groups,
+        settings=settings or Settings(resamples=100),
+        cluster=cluster,
+    )
+    return evaluate(found)
+
+
+def test_a_report_without_bias_says_so(tmp_path, rubric):
+    report = simulated_report(tmp_path, rubric)
+    (said,) = bias_sentences(report)
+    assert said.startswith("Comparisons of groups: 12. None found a difference beyond chance")
+    page = write(report, tmp_path / "r").read_text()
+    assert said in page
+    assert "new items like these 360, judged by these annotators" in page
+
+
+def test_a_report_with_a_bias_says_where(tmp_path, rubric):
+    report = simulated_report(tmp_path, rubric, worse=0.6)
+    (said,) = bias_sentences(report)
+    assert "kind: on source: s00, judge agrees with annotators less than they do with" in said
+    page = write(report, tmp_path / "r").read_text()
+    assert "source: s00" in page
+    assert "source: s01" not in page  # what was found is shown
+
+
+def test_a_report_says_nothing_where_nothing_was_compared(tmp_path, rubric):
+    report = simulated_report(tmp_path, rubric, groups=())
+    assert bias_sentences(report) == [
+        "No groups of items were compared, so nothing is said about bias."
+    ]
+    assert "found a difference" not in write(report, tmp_path / "r").read_text()
+    few = simulated_report(tmp_path, rubric, size=3)
+    (said,) = bias_sentences(few)
+    assert said.startswith("Not tested in every dimension: source, s00, s01, s02, s03, s04, ...")
+
+
+def test_groups_of_items_are_drawn_whole(tmp_path, rubric):
+    items = simulated_report(tmp_path, rubric)["dimensions"]["kind"]
+    users = simulated_report(tmp_path, rubric, cluster="user", users=2)["dimensions"]["kind"]
+    assert (items["sampling"]["drawn"], items["sampling"]["units"]) == ("items", 360)
+    assert (users["sampling"]["drawn"], users["sampling"]["units"]) == ("groups", 24)
+    assert users["sampling"]["text"] == (
+        "Intervals speak about new groups like these 24, of 360 items, judged by these annotators."
+    )
+    assert users["systems"]["judge"]["alpha"]["low"] != items["systems"]["judge"]["alpha"]["low"]
+    assert users["probes"] == []  # two users a source
+    assert len(users["untested"]["source"]) == 12
+    assert not any("Intervals rest" in note for note in users["notes"])
+    few = simulated_report(tmp_path, rubric, cluster="big")["dimensions"]["kind"]
+    assert any("Intervals rest on 4 groups alone, too few" in note for note in few["notes"])
+
+
+def test_a_column_of_annotators_is_probed_over_annotations(tmp_path, rubric):
+    report = simulated_report(tmp_path, rubric, groups=("gender", "mood"), size=10)
+    assert any("mood differs between rows of one item" in note for note in report["notes"])
+    assert report["dimensions"]["kind"]["untested"] == {"gender": ["m", "w"]}  # four a side
+    (said,) = bias_sentences(report)
+    assert said.startswith("Not tested in every dimension: gender, m, w. Both sides need 10 values")
+
+
+def test_columns_of_a_run_are_of_items_or_annotators(tmp_path, rubric):
+    _, location = simulated(tmp_path, size=5)
+    data = {"train": location, "annotator": "annotator_id", "columns": {"grade": "level"}}
+    recipe = Recipe.model_validate({"name": "r", "rubric": "r.yaml", "data": data})
+    kept = Annotations([Item(name, {}, {}, name) for name in ("i13", "i2", "elsewhere")])
+    add_columns(kept, recipe, rubric, ["source", "gender", "mood"])
+    assert kept.columns == {"source": ["s01", "s02", ""]}
+    assert kept.of_annotators["gender"]["p3"] == "m"
+    assert any("mood differs" in note for note in kept.notes)
+
+
+def test_intervals_about_new_annotators(tmp_path, rubric):
+    settings = Settings(resamples=200, new_annotators=True)
+    both = simulated_report(tmp_path, rubric, settings)["dimensions"]["kind"]
+    items = simulated_report(tmp_path, rubric)["dimensions"]["kind"]
+    assert "and about new annotators like these 8;" in both["sampling"]["text"]
+    for wide, narrow in (
+        (both["humans"]["alpha"], items["humans"]["alpha"]),
+        (both["systems"]["judge"]["alpha"], items["systems"]["judge"]["alpha"]),
+    ):
+        assert wide["estimate"] == pytest.approx(narrow["estimate"])
+        assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"]
+    annotations, predictions = tables(tmp_path, n=20)
+    found = of_files(
+        {"j": str(predictions)}, str(annotations), rubric, settings=Settings(new_annotators=True)
+    )
+    with pytest.raises(DataError, match="need to know who annotated"):
+        evaluate(found)
+
+
+def test_the_command_line_takes_groups(tmp_path, rubric_file, monkeypatch, capsys):
+    annotations, predictions = tables(tmp_path, n=60)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["slm-judge", "evaluate", "--predictions", str(predictions), "--annotations",
+                 str(annotations), "--rubric", str(rubric_file), "--annotator", "annotator_id",
+                 "--resamples", "100", "--output", "out"]  # fmt: skip
+    for more in (["--cluster", "source"], ["--new-annotators"]):
+        monkeypatch.setattr("sys.argv", [*arguments, *more])
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert not done.value.code
+    sampling = json.loads((tmp_path / "out" / "report.json").read_text())["dimensions"]["kind"]
+    assert sampling["sampling"]["annotators"] == 3
+    monkeypatch.setattr("sys.argv", [*arguments, "--cluster", "nothing"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code == 2
+    assert "lacks the columns nothing" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_shift_is_that_of_the_pairs(tmp_path, rubric):
+    """An annotator in the place of the judge: about 0, and nothing is said against the aggregate."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(1, 5, 400)
+    said = np.clip(truth[:, None] + rng.integers(-1, 2, (400, 5)), 1, 4)
+    rows = [
+        {"item_id": i, "annotator_id": m, "grade": said[i, m]} for i in range(400) for m in range(4)
+    ]
+    given = files(tmp_path, rows, {"item_id": range(400), "grade": said[:, 4]})
+    report = evaluate(of_files(*given, rubric, annotator="annotator_id"))
+    system = report["dimensions"]["grade"]["systems"]["judge"]
+    assert system["mean_shift"]["low"] < 0 < system["mean_shift"]["high"]
+    assert abs(system["mean_shift"]["estimate"]) < 0.05
+    assert "mean_shift" not in system["against_aggregate"]
+    for name in ("gwet_ac", "icc", "spearman", "kendall"):
+        assert system[name]["low"] < system[name]["estimate"] < system[name]["high"]
+    assert system["icc"]["estimate"] == pytest.approx(
+        report["dimensions"]["grade"]["humans"]["icc"]["estimate"], abs=0.06
+    )
+    for option in system["options"]:
+        assert option["recall"]["low"] < option["recall"]["estimate"] < option["recall"]["high"]
+    page = write(report, tmp_path / "r").read_text()
+    assert page.count("mean shift, levels") == 1
+    assert "AC2 (quadratic)" in page
 
 
 # --- bad input: what is missing, and what can still be computed ---
@@ -200,10 +413,13 @@ def test_one_annotator(tmp_path, rubric):
     report = evaluate(evaluation)
     grade = report["dimensions"]["grade"]
     assert grade["humans"] is None
-    assert "No item was annotated by two people" in grade["notes"][0]
+    assert "No item was annotated twice" in grade["notes"][0]
+    assert grade["systems"]["j"]["minus_annotators"] is None
     assert grade["systems"]["j"]["alpha"]["estimate"] > 0.5
     assert grade["systems"]["j"]["alternative_annotator_test"]["winning_rate"] is None
-    assert "No item was annotated by two people" in write(report, tmp_path / "r").read_text()
+    page = write(report, tmp_path / "r").read_text()
+    assert "No item was annotated twice" in page
+    assert "minus-annotators" not in {path.stem for path in (tmp_path / "r" / "figures").iterdir()}
 
 
 def test_items_of_another_data_set(tmp_path, rubric):
@@ -245,8 +461,12 @@ def test_nothing_is_said_about_annotators_whom_nobody_named(tmp_path, rubric):
     assert test["annotators"] == []
     assert not test["passed"]
     assert any("Nobody said who made" in note for note in kind["notes"])
-    assert any("annotator_id may be one" in note for note in report["notes"])
-    assert "annotators without names" in write(report, tmp_path / "r").read_text()
+    assert any(" annotator_id may name them" in note for note in report["notes"])
+    page = write(report, tmp_path / "r").read_text()
+    assert "no column names who made them" in page
+    assert "Each annotator" not in page
+    assert "an annotation, against the item&#39;s others" in page
+    assert "it holds against" not in page
 
 
 # --- tables for a terminal and for a file ---
@@ -318,7 +538,7 @@ def test_one_category_only(tmp_path, rubric):
     assert any("All annotations are 2" in note for note in grade["notes"])
     assert grade["systems"]["judge"]["alpha"]["estimate"] == 1.0
     assert kind["systems"]["judge"]["alpha"]["estimate"] <= 0
-    assert grade["systems"]["judge"]["spearman"] is None
+    assert grade["systems"]["judge"]["spearman"]["estimate"] is None
     write(report, tmp_path / "report")
 
 
@@ -385,7 +605,12 @@ def test_metrics_load_from_their_folder_offline(tmp_path, monkeypatch, rubric):
     test = evaluate_package.load(str(copied))
     nan = float("nan")
     found = test.compute(predictions=[0, 1] * 20, references=[[0, 0, nan], [1, 1, 0]] * 20)
-    assert found == {"winning_rate": 1.0, "advantage_probability": 1.0, "passed": True}
+    assert found == {
+        "winning_rate": 1.0, "winning_rate_t_test": 1.0, "advantage_probability": 1.0, "passed": True,
+    }  # fmt: skip
+    same = test.compute(predictions=[0] * 40, references=[[0, 0, 0]] * 36 + [[1, 1, 0]] * 4)
+    assert same["winning_rate"] == 1.0
+    assert not same["passed"]  # it always says the same
     with pytest.raises(JudgeError, match="There is no metric x"):
         metric_path("x")
 

@@ -13,7 +13,14 @@ from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import parse_predictions
 from slm_judge.errors import DataError
-from slm_judge.evaluation.baselines import baselines, fit_systems, score, score_annotators
+from slm_judge.evaluation.baselines import (
+    AGGREGATE,
+    ANNOTATOR,
+    baselines,
+    fit_systems,
+    score,
+    score_annotators,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +45,10 @@ def majority_file(run, test_items, tmp_path_factory):
 def test_the_yardsticks_of_a_run(run, majority_file, capsys):
     results = baselines(run.recipe(), {"oracle": str(majority_file)}, n_resamples=200)
     topic = results["topic"]
-    assert next(iter(topic)) == "annotator (human ceiling)"
+    assert list(topic)[:2] == [ANNOTATOR, AGGREGATE]
     assert {"oracle", "majority label", "TF-IDF + logistic regression"} <= set(topic)
-    assert topic["oracle"].alpha.estimate > topic["annotator (human ceiling)"].alpha.estimate
+    assert topic["oracle"].alpha.estimate > topic[AGGREGATE].alpha.estimate
+    assert topic[AGGREGATE].alpha.estimate > topic[ANNOTATOR].alpha.estimate
     assert topic["TF-IDF + logistic regression"].alpha.low > topic["majority label"].alpha.high
     for scores in topic.values():
         assert scores.accuracy.low <= scores.accuracy.estimate <= scores.accuracy.high
@@ -72,8 +80,8 @@ def test_scores_are_those_of_their_definitions(run, test_items):
     pairs = [(vote, label) for label, row in zip(labels, votes, strict=True) for vote in row]
     expected = f1_score(*zip(*pairs, strict=True), average="macro")
     assert found.macro_f1.estimate == pytest.approx(expected)
-    ceiling = score_annotators(votes, dimension, bootstrap)
-    assert ceiling.alpha.estimate == pytest.approx(annotators_alpha(votes, dimension))
+    humans = score_annotators(votes, dimension, bootstrap)
+    assert humans.alpha.estimate == pytest.approx(annotators_alpha(votes, dimension))
 
 
 def test_systems_are_fitted_on_training_items_alone(run, test_items):

@@ -152,7 +152,8 @@ def test_splits_survive_the_run_folder(tmp_path):
         ("d.csv", "a,b\n\"1,2\n", "cannot be read as csv: line 2"),
         ("d.jsonl", '{"a": 1}\n{"a": \n', "cannot be read as json"),
         ("d.parquet", "not parquet", "cannot be read as parquet"),
-        ("d.xlsx", "", "is neither .csv"),
+        ("d.xlsx", "", "cannot be read as Excel"),
+        ("d.pdf", "", "is neither .csv"),
     ],
 )  # fmt: skip
 def test_broken_files(tmp_path, name, content, complaint):

@@ -18,7 +18,7 @@ from slm_judge.artefact.base import Base
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.cli import app
 from slm_judge.data.item import load_split, votes_of
-from slm_judge.data.predictions import write_predictions
+from slm_judge.data.predictions import Answers, write_predictions
 from slm_judge.errors import JudgeError
 from slm_judge.recipe import DataConfig, LoraConfig
 from tests.conftest import ROOT, small_recipe
@@ -109,7 +109,10 @@ def test_a_plain_run_is_one_of_the_seeds_and_takes_more(seeded, tmp_path):
     votes = {
         d.name: [(row or [0])[0] for row in votes_of(items, d.name)] for d in rubric.dimensions
     }
-    right = {d.name: np.eye(len(d.options))[votes[d.name]] for d in rubric.dimensions}
+    right = {
+        d.name: Answers(np.array(votes[d.name]), np.eye(len(d.options))[votes[d.name]])
+        for d in rubric.dimensions
+    }
     write_predictions(run.of_seed(other).validation, items, rubric, right)
     train(recipe, resume=True, splits=splits, seeds=1)  # fewer: none is lost
     assert (facts(run)["seeds"]["seeds"], facts(run)["seeds"]["kept"]) == ([1, 2], other)

@@ -3,7 +3,8 @@ import pytest
 from slm_judge.training.targets import Targets, dawid_skene, option_weights, resolve
 
 from slm_judge.agreement.aggregate import majority_shares, vote_shares
-from slm_judge.data.item import Item
+from slm_judge.data.item import Item, unnamed
+from slm_judge.errors import DataError
 
 
 def item(number, votes):
@@ -72,6 +73,12 @@ def test_dawid_skene_trusts_the_better_annotators(support):
     right = [np.mean(table.argmax(axis=1) == truth) for table in (posterior, majority)]
     assert right[0] > right[1] + 0.05
     assert not dawid_skene([item(0, {})], support.dimensions[0], 5).any()
+
+
+def test_dawid_skene_takes_nobody_for_one_person(support):
+    votes = {"urgency": {"ann": 0, unnamed(0): 1}}
+    with pytest.raises(DataError, match="2 of 4 annotations of urgency have none"):
+        dawid_skene([item(0, votes), item(1, votes)], support.dimension("urgency"), 5)
 
 
 def test_option_weights():

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from slm_judge.rubric import Dimension
 
-from .alpha import Floats, Votes, numeric_values, vote_counts
+from .alpha import Counts, Floats, Votes, numeric_values, vote_counts
 
 Ratings = npt.NDArray[np.int64]
 """N items x M annotators: option indices, -1 where an annotator did not answer."""
@@ -41,14 +41,37 @@ def aggregate(votes: Votes, dimension: Dimension) -> npt.NDArray[np.int64]:
         N option indices, -1 where nobody answered.
     """
     counts = vote_counts(votes, len(dimension.options))
+    return _aggregate(counts, counts.sum(axis=0), dimension)
+
+
+def _aggregate(counts: Counts, common: Counts, dimension: Dimension) -> npt.NDArray[np.int64]:
+    """Of counts, N x V; `common` (V) decides between options with as many votes."""
     answered = counts.sum(axis=1) > 0
     if dimension.level_of_measurement == "nominal":
-        common = counts.sum(axis=0)
         labels = (counts + common / (common.sum() + 1.0)).argmax(axis=1)
     else:
         half = (counts.sum(axis=1, keepdims=True) + 1) // 2
         labels = (counts.cumsum(axis=1) >= half).argmax(axis=1)
     return np.where(answered, labels, -1)
+
+
+def aggregate_of_others(votes: Votes, dimension: Dimension) -> Floats:
+    """Per item, how often an annotation was c and the `aggregate` of the item's others k.
+
+    It is what a judge reaches that knows all of an item's annotations but the one it is compared
+    with: more than an annotator, where an item has several others to make the aggregate.
+
+    Returns:
+        N x V x V; zeros where an item has fewer than two annotations.
+    """
+    n_options = len(dimension.options)
+    counts = vote_counts(votes, n_options)
+    common, found = counts.sum(axis=0), np.zeros((len(counts), n_options, n_options))
+    for option, own in enumerate(np.eye(n_options, dtype=np.int64)):
+        rows = np.flatnonzero((counts[:, option] > 0) & (counts.sum(axis=1) > 1))
+        others = _aggregate(counts[rows] - own, common - own, dimension)
+        found[rows, option, others] = counts[rows, option]
+    return found
 
 
 def mean_levels(votes: Votes, dimension: Dimension) -> Floats:

@@ -70,7 +70,8 @@ def vote_counts(votes: Votes, n_options: int) -> Counts:
 def annotators_alpha(votes: Votes, dimension: Dimension) -> float:
     """Alpha of the annotators among themselves.
 
-    It is also the human ceiling: what an annotator, taken as the judge, reaches against the rest.
+    It is also what an annotator, taken as the judge, reaches against the rest; a judge can reach
+    more (`aggregate_of_others`).
     Every ordered pair of annotators of an item is then a (judge, annotator) pair, and alpha's own
     weight 1 / (m - 1) lets an item with m annotators weigh as in `judge_alpha`.
 

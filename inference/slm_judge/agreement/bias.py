@@ -1,77 +1,294 @@
 """Bias probes: does the judge agree less, or rate higher, on some items than on others?"""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from .alpha import Floats
+from .alpha import Floats, Votes, vote_counts
 from .bootstrap import Interval
 
-FEWEST_ITEMS = 10
-"""Smaller groups are left out: their intervals would say nothing."""
+FEWEST = 10
+"""Smaller groups are left out: nothing could be found in them."""
+FEWEST_CLUSTERS = 5
+"""Where items belong together, both sides need so many of what they belong to."""
+SIGNIFICANT = 0.05
+_STAGES = ((999, 0.05), (4_999, 0.01), (19_999, 0.0))  # permutations; enough where p is above
+_CHUNK = 250  # permutations at once, which bounds memory
+BEYOND, AGREEMENT, SHIFT = "agreement beyond annotators", "agreement", "shift"
+Verdict = Literal["", "difference", "bias"]
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One group of items against the others."""
+    """A group against the others."""
 
     attribute: str
-    """What the items are grouped by."""
+    """What is grouped by."""
     group: str
+    others: str
+    """The other group, where there are two; else empty."""
     measure: str
-    """agreement (share of the annotators who agree with the judge), or shift (judge minus the
-    annotators' mean, in levels)."""
-    n_items: int
-    mean: float
-    """Of the group."""
+    """See `measures`."""
+    n: tuple[int, int]
+    """Items, or annotations, of the group and of the others."""
+    means: tuple[Interval, Interval]
+    """Of the group and of the others."""
     difference: Interval
-    """Group minus the others, Welch's 95 % interval."""
+    """Group minus the others; of clusters with items of both, beyond what the clusters explain."""
     p_value: float
+    of: str = "items"
+    """What is compared: items, or annotations (of groups of annotators)."""
     p_adjusted: float = float("nan")
     """With the false discovery rate of all probes controlled (Benjamini and Hochberg, 1995)."""
 
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said, at the 5 % level.
+
+        A difference in agreement is a bias where, on the worse side, the judge surely agrees with
+        annotators less than they do with each other. Otherwise the annotators may be the reason: a
+        judge that is always right agrees less with those who err more.
+        """
+        if not self.p_adjusted < SIGNIFICANT:
+            return ""
+        worse = self.means[self.difference.estimate > 0]
+        short = self.measure == BEYOND and worse.high < 0
+        return "bias" if short or self.measure == SHIFT else "difference"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**vars(self), "difference": self.difference.as_dict()}
+        return {
+            **vars(self),
+            "means": [mean.as_dict() for mean in self.means],
+            "difference": self.difference.as_dict(),
+            "verdict": self.verdict,
+        }
+
+
+def measures(labels: Integers, votes: Votes, levels: Floats) -> dict[str, Floats]:
+    """What groups of N items are compared by, nan where an item does not count.
+
+    - agreement beyond annotators: the share of an item's annotators who agree with the judge, minus
+      the share of pairs of them who agree with each other; of items with two or more.
+    - agreement: the first share alone, where less than half of the items have two annotators.
+    - shift: the judge's level minus the annotators' mean.
+
+    Args:
+        labels: N option indices of the judge.
+        votes: N items; their annotators' option indices.
+        levels: of the V options.
+    """
+    counts = vote_counts(votes, len(levels)).astype(float)
+    m = counts.sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        agree = counts[np.arange(len(counts)), labels] / m
+        among = np.where(m >= 2, (counts * (counts - 1)).sum(axis=1) / (m * (m - 1)), np.nan)
+        shift = levels[labels] - counts @ levels / m
+    several = 2 * (m >= 2).sum() >= (m >= 1).sum()
+    return {BEYOND: agree - among, SHIFT: shift} if several else {AGREEMENT: agree, SHIFT: shift}
+
+
+def annotation_measures(
+    labels: Integers, votes: Sequence[Mapping[str, int]], levels: Floats
+) -> tuple[list[str], dict[str, Floats]]:
+    """The same of each annotation, and who made it.
+
+    Agreement beyond annotators is 1 where the judge says the same, else 0, minus the share of the
+    item's other annotators who do.
+    """
+    names = [name for row in votes for name in row]
+    item = np.repeat(np.arange(len(votes)), [len(row) for row in votes])
+    said = np.array([option for row in votes for option in row.values()], dtype=int)
+    counts = vote_counts([list(row.values()) for row in votes], len(levels)).astype(float)
+    others = counts.sum(axis=1)[item] - 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        among = np.where(others > 0, (counts[item, said] - 1) / others, np.nan)
+    beyond = (labels[item] == said) - among
+    return names, {BEYOND: beyond, SHIFT: levels[labels[item]] - levels[said]}
 
 
 def probe_groups(
-    attribute: str, groups: Sequence[str], measure: str, per_item: Floats
-) -> list[Probe]:
-    """Compare each group with the items outside of it, by Welch's t-test (Welch, 1947).
+    attribute: str,
+    groups: Sequence[str],
+    measure: str,
+    values: Floats,
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> tuple[list[Probe], list[str]]:
+    """Compare each group with the rest, by a permutation test; two groups with each other, once.
+
+    The labels of the groups are permuted among what belongs together (whole clusters), or within a
+    cluster that has items of several groups, so p is exact where labels do not matter, however
+    small a group is. The statistic is the difference of means over its cluster-robust standard
+    error, so p holds in large groups whose values vary differently, too (Chung and Romano, "Exact
+    and Asymptotically Robust Permutation Tests", 2013). p is twice that of the nearer tail.
+    Intervals are Student's, of that error or of the spread of the permuted differences, whichever
+    is larger: in a small group, values that happen to be all alike have no error of their own.
 
     Args:
-        attribute: what the items are grouped by.
-        groups: of N items.
+        attribute: what is grouped by.
+        groups: of N items or annotations.
         measure: what is compared.
-        per_item: N; items that are nan do not count.
+        values: N; those that are nan do not count.
+        clusters: what each of the N belongs to, e.g. a conversation; by default each is its own.
+        seed: of the permutations.
 
     Returns:
-        Of the groups with at least `FEWEST_ITEMS` items inside and outside, sorted by name.
-        p is 1 where neither side varies and both are the same.
+        Probes, sorted by the group's name, and the groups that were not tested: with fewer than
+        `FEWEST` values or `FEWEST_CLUSTERS` clusters inside or outside, or where nothing varies.
     """
-    from scipy.stats import ttest_ind
+    from scipy.stats import t
 
-    names = np.asarray(groups, dtype=object)
-    known = np.isfinite(per_item)
+    known = np.flatnonzero(np.isfinite(values))
+    names, codes = np.unique(np.asarray(groups, dtype=str)[known], return_inverse=True)
+    if len(names) < 2 or not np.ptp(values[known]):
+        return [], [str(name) for name in names]
+    owner = known if clusters is None else _numbered(clusters)[known]
+    units = _Units(codes.astype(np.int64), values[known], np.unique(owner, return_inverse=True)[1])
+    enough = [k for k in range(len(names)) if units.fewest(k)]
+    skipped = [str(names[k]) for k in range(len(names)) if k not in enough]
     found = []
-    for group in sorted(set(names.tolist()), key=str):
-        inside, outside = per_item[known & (names == group)], per_item[known & (names != group)]
-        if min(len(inside), len(outside)) < FEWEST_ITEMS:
-            continue
-        estimate = float(inside.mean() - outside.mean())
-        if not np.ptp(inside) and not np.ptp(outside):
-            interval, p = Interval(estimate, estimate, estimate), float(estimate == 0)
-        else:
-            test = ttest_ind(inside, outside, equal_var=False)
-            low, high = test.confidence_interval(0.95)
-            interval, p = Interval(estimate, float(low), float(high)), float(test.pvalue)
+    tested = enough[:1] if len(names) == 2 else enough
+    for k in tested:
+        p, centre, spread = units.test(k, seed)
+        fewest = units.fewest(k)
+        wide = float(t.isf(0.025, fewest - 1))
+        inside, outside = (units.mean(side, wide) for side in (units.codes == k, units.codes != k))
+        raw, error = (float(x[0]) for x in units.compare(*units.observed(k)))
+        difference = raw - centre
+        half = wide * max(error * float(np.sqrt(fewest / (fewest - 1))), spread)
+        n = int((codes == k).sum())
         found.append(
-            Probe(attribute, str(group), measure, len(inside), float(inside.mean()), interval, p)
+            Probe(
+                attribute,
+                str(names[k]),
+                str(names[1 - k]) if len(names) == 2 else "",
+                measure,
+                (n, len(codes) - n),
+                (inside, outside),
+                Interval(difference, difference - half, difference + half),
+                p,
+            )
         )
-    return found
+    return found, skipped
+
+
+def _numbered(clusters: Sequence[Hashable]) -> Integers:
+    number: dict[Hashable, int] = {}
+    return np.array([number.setdefault(name, len(number)) for name in clusters], dtype=np.int64)
+
+
+class _Units:
+    """What labels are permuted among: clusters of one group, and items of the other clusters."""
+
+    def __init__(self, codes: Integers, values: Floats, owner: Integers) -> None:
+        order = np.argsort(owner, kind="stable")
+        self.centre, self.spread = float(values.mean()), float(values.std())
+        codes, values, owner = codes[order], values[order] - self.centre, owner[order]
+        new = np.diff(owner, prepend=-1) != 0
+        first = codes[new][np.cumsum(new) - 1]
+        mixed = np.isin(owner, owner[codes != first])
+        # A cluster of one group is one unit: its sum and its size.
+        begins = np.flatnonzero(mixed | new)
+        self.codes, self.owner, self.mixed = codes[begins], owner[begins], mixed[begins]
+        self.total = np.add.reduceat(values, begins)
+        self.size = np.diff(begins, append=len(owner)).astype(float)
+        whole = np.stack([self.size, self.total], axis=1)[~self.mixed].round(12)
+        kinds, self.kind, self.kinds = np.unique(
+            whole, axis=0, return_inverse=True, return_counts=True
+        )
+        n, y = kinds.T
+        self.moments = np.stack([n, y, y**2, y * n, n**2], axis=1)
+
+    def fewest(self, k: int) -> int:
+        """The clusters of a group, or of the rest, if they are fewer; 0 if too few to compare."""
+        sides = (self.codes == k, self.codes != k)
+        clusters = min(len(set(self.owner[side].tolist())) for side in sides)
+        values = min(self.size[side].sum() for side in sides)
+        return clusters if values >= FEWEST and clusters >= FEWEST_CLUSTERS else 0
+
+    def observed(self, k: int) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """As `drawn`, of the labels as they are, 1 x ..."""
+        inside = self.codes == k
+        moments = self.moments[self.kind[inside[~self.mixed]]].sum(axis=0)
+        return moments[None], inside[None, self.mixed]
+
+    def drawn(
+        self, k: int, number: int, rng: np.random.Generator
+    ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """R permutations; equal clusters are drawn by their number.
+
+        Returns:
+            Sums of the moments of a group's whole clusters, R x 5, and which items of the mixed
+            clusters are in it.
+        """
+        inside, own = self.codes == k, np.flatnonzero(self.mixed)
+        whole = int(inside[~self.mixed].sum())
+        found = np.zeros((number, 5))
+        if whole:
+            found = rng.multivariate_hypergeometric(self.kinds, whole, number) @ self.moments
+        order = np.argsort(self.owner[own] + rng.random((number, len(own))), axis=1)
+        return found, inside[own][order]
+
+    def compare(self, within: Floats, inside: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """Difference of means and its standard error, R, of what `drawn` gives."""
+        sums = (within, self.kinds @ self.moments - within)
+        total, variance, means, parts = self.total[self.mixed], np.zeros(len(within)), [], []
+        for moments, side in zip(sums, (inside, ~inside), strict=True):
+            n = moments[:, 0] + side.sum(axis=1)
+            mean = (moments[:, 1] + side @ total) / n
+            squares = moments[:, 2] - 2 * mean * moments[:, 3] + mean**2 * moments[:, 4]
+            variance += squares.clip(0) / n**2
+            means.append(mean)
+            parts.append((total - mean[:, None]) / n[:, None])
+        if len(total):
+            starts = np.flatnonzero(np.diff(self.owner[self.mixed], prepend=-1))
+            whole = np.add.reduceat(np.where(inside, parts[0], -parts[1]), starts, axis=1)
+            variance += np.square(whole).sum(axis=1)
+        return means[0] - means[1], np.sqrt(variance)
+
+    def mean(self, side: npt.NDArray[np.bool_], wide: float) -> Interval:
+        """Of the items on a side, with `wide` standard errors on either hand."""
+        n = self.size[side].sum()
+        mean = self.total[side].sum() / n
+        parts = np.bincount(self.owner[side], self.total[side] - mean * self.size[side]) / n
+        clusters = len(set(self.owner[side].tolist()))
+        error = np.sqrt(np.square(parts).sum() * clusters / (clusters - 1))
+        half = wide * max(float(error), self.spread / np.sqrt(n))
+        mean = float(mean) + self.centre
+        return Interval(mean, mean - half, mean + half)
+
+    def test(self, k: int, seed: int) -> tuple[float, float, float]:
+        """Of a group, p, and the mean and standard deviation of the permuted differences.
+
+        Without mixed clusters the mean is 0 but for the error of the drawing, so 0.
+        """
+        p = centre = spread = 0.0
+        for stage, (number, enough) in enumerate(_STAGES):
+            rng = np.random.default_rng((seed, stage, k))
+            parts = [self.compare(*self.observed(k))]
+            for start in range(0, number, _CHUNK):
+                size = min(_CHUNK, number - start)
+                parts.append(self.compare(*self.drawn(k, size, rng)))
+            difference, error = (np.concatenate(x) for x in zip(*parts, strict=True))
+            p, spread = _p_value(difference, error), float(difference[1:].std())
+            centre = float(difference[1:].mean()) if self.mixed.any() else 0.0
+            if p > enough:  # p stays valid: what is low at last was low before
+                break
+        return p, centre, spread
+
+
+def _p_value(difference: Floats, error: Floats) -> float:
+    """Of the first statistic among all, twice that of the nearer tail."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = difference / np.where(error < 1e-9, 0.0, error)
+        ratio = np.where(np.abs(difference) < 1e-9, 0.0, ratio).round(9)
+    tails = (ratio <= ratio[0]).mean(), (ratio >= ratio[0]).mean()
+    return min(1.0, 2 * float(min(tails)))
 
 
 def adjusted(probes: Sequence[Probe]) -> list[Probe]:

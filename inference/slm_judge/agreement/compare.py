@@ -4,12 +4,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from .alpha import Floats
+from slm_judge.rubric import Dimension
+
+from .alpha import Floats, Votes, alpha_of_coincidences, judge_coincidences
 from .bootstrap import Interval, percentile_interval
 
 MARGIN = 0.05
 """Alpha that may be lost without being inferior, where nobody says otherwise."""
+CONFIDENCE = 0.9
+"""Of intervals by which something is decided, so that 5 % are left on either side."""
+UNSEEN = 1.5
+"""Changed labels that a lower limit counts on beside those that were seen; with 1 more than 5 % of
+the limits were too high, with 2 few (`benchmarks/verify.py`)."""
+_MOST_ITEMS = 10**6  # nobody annotates more to decide about a file
 Verdict = Literal["not inferior", "inferior", "not decided", "not defined"]
 
 
@@ -28,7 +37,7 @@ class Difference:
 
         Not inferior: the loss is surely smaller than the margin; inferior: surely larger.
         """
-        if not np.isfinite(self.interval.estimate):
+        if not np.isfinite([self.interval.estimate, self.interval.low, self.interval.high]).all():
             return "not defined"
         if self.interval.low > -self.margin:
             return "not inferior"
@@ -39,6 +48,97 @@ class Difference:
         return {**self.interval.as_dict(), "margin": self.margin, "verdict": self.verdict}
 
 
-def difference(reference: Floats, other: Floats, margin: float = 0.0) -> Difference:
-    """The difference of two statistics of `Bootstrap.totals`, of the same resampled items."""
-    return Difference(percentile_interval(other - reference, confidence=0.9), margin)
+def difference(
+    reference: Floats,
+    other: Floats,
+    margin: float = 0.0,
+    change: float = 0.0,
+    units: int | None = None,
+) -> Difference:
+    """The difference of two statistics of `Bootstrap.totals`, of the same resampled items.
+
+    Args:
+        reference: 1 + n_resamples.
+        other: 1 + n_resamples.
+        margin: loss that does not matter.
+        change: see `lower_limit`.
+        units: see `percentile_interval`.
+    """
+    found = percentile_interval(other - reference, CONFIDENCE, units=units)
+    return Difference(lower_limit(found, other - reference, change), margin)
+
+
+def lower_limit(interval: Interval, values: Floats, change: float) -> Interval:
+    """The interval, with a lower limit that counts on changes that were not seen.
+
+    Two systems that rarely differ may not do so on the items at hand at all, and then resamples do
+    not vary either, though as many as 3 of n items may well differ (the rule of three, Hanley and
+    Lippman-Hand, 1983). So `UNSEEN` changed labels are added to each resample on average, a
+    Poisson number, as if they were items that are drawn like all others.
+
+    Args:
+        interval: of `values`.
+        values: 1 + n_resamples, alphas of `Bootstrap.totals` or differences of such.
+        change: what alpha loses by one changed label (`change_cost`).
+    """
+    resampled = values[1:][np.isfinite(values[1:])]
+    if not change > 0 or not np.isfinite(interval.low):
+        return interval
+    times = np.random.default_rng(0).poisson(UNSEEN, len(resampled))
+    low = np.quantile(resampled - change * times, (1 - CONFIDENCE) / 2)
+    low = max(float(low + values[0] - np.median(resampled)), -1.0)
+    return Interval(interval.estimate, min(low, interval.low), interval.high)
+
+
+def change_cost(judged: npt.NDArray[np.int64], votes: Votes, dimension: Dimension) -> float:
+    """What alpha against the annotators loses on average if one label becomes another one.
+
+    Args:
+        judged: N option indices.
+        votes: N items; their annotators' option indices.
+        dimension: gives the options and the level of measurement.
+
+    Returns:
+        1, all that can be lost, where one option is said of all items: what the others are worth
+        cannot be seen then. At least 0.
+    """
+    if len(np.unique(judged)) < 2:
+        return 1.0
+    own = judge_coincidences(judged.tolist(), votes, len(dimension.options))
+    values, level, total = dimension.values, dimension.level_of_measurement, own.sum(axis=0)
+    costs = []
+    for option in range(len(dimension.options)):
+        said = [option] * len(votes)
+        other = total - own + judge_coincidences(said, votes, len(dimension.options))
+        costs.append(alpha_of_coincidences(other, values, level)[judged != option])
+    now = alpha_of_coincidences(total, values, level)
+    return max(0.0, float(now - np.concatenate(costs).mean()))
+
+
+def share_interval(count: int, total: int, confidence: float = CONFIDENCE) -> Interval:
+    """A share with its exact interval (Clopper and Pearson, 1934); nan where there is nothing."""
+    from scipy.stats import binomtest
+
+    if not total:
+        return Interval(float("nan"), float("nan"), float("nan"))
+    found = binomtest(count, total).proportion_ci(confidence, method="exact")
+    return Interval(count / total, float(found.low), float(found.high))
+
+
+def items_to_decide(interval: Interval, bound: float, n_items: int) -> int | None:
+    """About how many items would show on which side of a bound a statistic is.
+
+    If it stays what it is, that is where its interval, which narrows with the square root of the
+    number of items, leaves the bound out. Where all was alike, limits narrow with the number.
+
+    Returns:
+        None where that are more than a million items.
+    """
+    above = interval.estimate > bound
+    distance = abs(interval.estimate - bound)
+    reach = interval.estimate - interval.low if above else interval.high - interval.estimate
+    power = 1 if interval.high == interval.estimate else 2
+    if not distance or not np.isfinite(reach) or not n_items:
+        return None
+    needed = n_items * (reach / distance) ** power
+    return int(np.ceil(needed)) if needed <= _MOST_ITEMS else None

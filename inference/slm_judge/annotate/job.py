@@ -7,13 +7,14 @@ interrupted job goes on where it stopped, and memory does not grow with the inpu
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from slm_judge.data.tables import (
@@ -173,9 +174,7 @@ def _annotate(
     if not folder:
         write_tables(store.tables(), Path(output), overview, summary.rows)
     if review:
-        assert options.review_below is not None
-        unsure = _to_review(store.tables(), annotator.confidences, options.review_below)
-        summary.reviewed = write_tables(unsure, review, overview)
+        summary.reviewed = write_tables(_to_review(store.tables(), annotator), review, overview)
     if folder:
         store.write_record("_summary.json", {"rows": summary.rows, "outcomes": summary.outcomes})
     else:
@@ -222,7 +221,7 @@ def review_file(output: str, options: AnnotateOptions) -> Path | None:
     Raises:
         DataError: it cannot be written there.
     """
-    if options.review_below is None:
+    if not options.reviews:
         return None
     if options.review is None and is_folder(output):
         raise DataError("Name the file for the rows to review: --review review.csv")
@@ -283,22 +282,34 @@ def kind_of(outcome: str) -> str:
     return outcome.partition(": ")[0] if outcome.startswith("too long") else outcome
 
 
-def _to_review(
-    tables: Iterator[pa.Table], confidences: list[str], threshold: float
-) -> Iterator[pa.Table]:
-    """Rows that are not sure in some dimension."""
+def _to_review(tables: Iterator[pa.Table], annotator: PieceAnnotator) -> Iterator[pa.Table]:
+    """Rows that are not sure in some dimension, and a random share of the others.
+
+    The same job always draws the same rows: those of a fixed stream of random numbers, one a row.
+    """
+    options, stream = annotator.options, np.random.default_rng(0)
     for table in tables:
-        unsure = [
-            any(v is not None and round(v, STABLE_DIGITS) < threshold for v in row)
-            for row in zip(*(table[name].to_pylist() for name in confidences), strict=True)
-        ]
-        yield table.filter(pa.array(unsure))
+        rows = zip(*(table[name].to_pylist() for name in annotator.confidences), strict=True)
+        chances = np.array([_chance(row, options) for row in rows])
+        drawn = pa.array(stream.random(table.num_rows) < chances)
+        if annotator.probability:
+            table = table.append_column(annotator.probability, pa.array(chances))
+        yield table.filter(drawn)
+
+
+def _chance(confidences: Sequence[float | None], options: AnnotateOptions) -> float:
+    """With which a row goes to people: 0 where it has no labels."""
+    given = [round(v, STABLE_DIGITS) for v in confidences if v is not None]
+    if not given:
+        return 0.0
+    below = options.review_below
+    return 1.0 if below is not None and min(given) < below else options.review_share
 
 
 def job_of(judge: Judge, options: AnnotateOptions) -> dict[str, Any]:
     """What decides the output, besides the input."""
     settings = asdict(options)
-    for key in ("review_below", "review"):
+    for key in ("review_below", "review_share", "review"):
         settings.pop(key)
     return {
         "slm_judge": __version__,

@@ -24,6 +24,8 @@ LengthPolicy = Literal["skip", "fail", "truncate"]
 ANNOTATED, REPLACED, TRUNCATED = LABELLED = ("annotated", "replaced", "truncated")
 """Outcomes of rows that have labels: of the text as it is, of one in which characters were replaced
 that engines do not read alike, and of one that was cut."""
+REVIEW_PROBABILITY = "review_probability"
+"""Behind the prefix, the column of the rows to review that `slm-judge estimate` needs."""
 _CACHED_TEXTS = 100_000  # about 30 MB
 # Of a confidence, as it is written. Beyond the second, digits depend on what is computed beside a
 # row, unless each row is computed by itself: docs/annotation.md.
@@ -47,6 +49,9 @@ class AnnotateOptions:
     review_below: float | None = None
     """Rows with a confidence below this, in any dimension, also go to `review`; it is compared with
     the confidence of `STABLE_DIGITS` digits, as `slm-judge threshold` chooses it."""
+    review_share: float = 0.0
+    """Of the other rows, as many also go there, drawn at random, each with this chance; a column
+    `REVIEW_PROBABILITY` then says the chance of each row, 1 or this."""
     review: str | None = None
     """File for the rows to review; by default beside the output."""
     rows_per_piece: int = 2048
@@ -54,8 +59,18 @@ class AnnotateOptions:
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
-        if self.review and self.review_below is None:
-            raise DataError("A review file needs --review-below, the confidence to review under.")
+        if not 0 <= self.review_share <= 1:
+            raise DataError(f"--review-share is between 0 and 1, not {self.review_share}.")
+        if self.review and not self.reviews:
+            raise DataError(
+                "A review file needs --review-below, the confidence to review under, or "
+                "--review-share, the share of rows to draw."
+            )
+
+    @property
+    def reviews(self) -> bool:
+        """Whether some rows go to people."""
+        return self.review_below is not None or self.review_share > 0
 
 
 @dataclass
@@ -86,6 +101,7 @@ class PieceAnnotator:
             self.added[f"{prefix}{dimension.name}_confidence"] = pa.float64()
         self.outcome = f"{prefix}outcome"
         self.added[self.outcome] = pa.string()
+        self.probability = f"{prefix}{REVIEW_PROBABILITY}" if options.review_share else ""
         self.confidences = [f"{prefix}{d.name}_confidence" for d in rubric.dimensions]
         self.computed = 0
         self._digits = EXACT_DIGITS if judge.exact else STABLE_DIGITS
@@ -108,7 +124,7 @@ class PieceAnnotator:
                 f"{location} has no columns {', '.join(missing)}; it has {names(columns)}. Name "
                 "the right ones with --column field=column."
             )
-        if taken := [name for name in self.added if name in columns]:
+        if taken := [name for name in (*self.added, self.probability) if name in columns]:
             raise DataError(
                 f"{location} already has the columns {', '.join(taken)}. Keep both with a prefix "
                 "for the judge's, e.g. --prefix judge_"
@@ -178,7 +194,7 @@ class PieceAnnotator:
         }
         for index, logits in self.judge.decide([piece.prompts[key] for key in fresh]):
             answer = annotation_from_logits(
-                contract.rubric.dimensions, logits, contract.temperatures
+                contract.rubric.dimensions, logits, contract.calibration
             )
             cells: list[Any] = []
             for dimension in contract.rubric.dimensions:

@@ -17,8 +17,10 @@ from slm_judge.files import write_text
 from slm_judge.prompt.labels import check_label_count, single_token_labels
 from slm_judge.prompt.layout import build_layout
 from slm_judge.prompt.templates import compile_template, decision_template, systemone_template
-from slm_judge.rubric import RUBRIC_FILE, Rubric, explain
+from slm_judge.rubric import RUBRIC_FILE, Dimension, Rubric, explain
 from slm_judge.version import __version__
+
+from .calibration import Calibration, Temperature, as_json, read_calibrations
 
 DECISION = "decision.json"
 QUESTIONS = "questions.json"  # the rubric as `pipeline("decision")` takes it, for people to use
@@ -28,8 +30,7 @@ QuestionType = Literal["score", "choice", "noul"]
 QUESTION_TYPES: tuple[QuestionType, ...] = get_args(QuestionType)
 _LARGEST_FILE = 2**24  # bytes of a file of the contract
 
-# Fitted ones are between 0.5 and 5 (slm_judge.training.calibration).
-Temperatures = dict[QuestionType, Annotated[float, Field(ge=0.01, le=100)]]
+Temperatures = dict[QuestionType, Temperature]
 
 
 class _Decision(BaseModel):
@@ -37,6 +38,7 @@ class _Decision(BaseModel):
 
     labels: dict[QuestionType, list[Annotated[str, Field(pattern="^[A-Z]{1,2}$")]]]
     temperature: Temperatures
+    slm_judge_calibration: Any = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_list(self) -> Self:
@@ -58,7 +60,9 @@ class Contract:
     labels: tuple[str, ...]
     """Label codes, in option order; as many as the longest dimension can use."""
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    """Per question type; 1 where absent. Logits are divided by it before the softmax."""
+    """Per question type, for stock engines; 1 where absent. Logits are divided by it."""
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    """Per dimension; where absent, the temperature of its type."""
 
     @classmethod
     def build(cls, rubric: Rubric, tokenizer: Any) -> "Contract":
@@ -78,12 +82,19 @@ class Contract:
         )
 
     def temperature(self, question_type: str) -> float:
-        """The temperature of a question type."""
+        """The temperature of a question type, as stock engines apply it."""
         return float(self.temperatures.get(question_type, 1.0))
 
-    def with_temperatures(self, temperatures: Mapping[str, float]) -> "Contract":
-        """The same contract, calibrated."""
-        return replace(self, temperatures=dict(temperatures))
+    def calibration(self, dimension: Dimension) -> Calibration:
+        """How the logits of a dimension become probabilities."""
+        by_type = Calibration(temperature=self.temperature(dimension.type))
+        return self.calibrations.get(dimension.name, by_type)
+
+    def calibrated(
+        self, temperatures: Mapping[str, float], calibrations: Mapping[str, Calibration]
+    ) -> "Contract":
+        """The same contract with temperatures per type, and calibrations per dimension."""
+        return replace(self, temperatures=dict(temperatures), calibrations=dict(calibrations))
 
     def save(self, folder: Path) -> None:
         """Write the files of the contract into `folder`."""
@@ -94,6 +105,7 @@ class Contract:
                 "noul": list(self.labels[:2]),
             },
             "temperature": {kind: self.temperature(kind) for kind in QUESTION_TYPES},
+            "slm_judge_calibration": json.loads(as_json(self.calibrations)),
             "noul_options": ["false", "true"],
             # The template escapes control tokens itself, the same way for every reader.
             "sanitize_control_tokens": False,
@@ -129,8 +141,35 @@ class Contract:
         templates = texts[DECISION_TEMPLATE], texts[SYSTEMONE_TEMPLATE]
         compile_template(templates[0], str(folder / DECISION_TEMPLATE))
         compile_template(templates[1], str(folder / SYSTEMONE_TEMPLATE))
-        labels = tuple(decision.labels["choice"])
-        return cls(rubric, *templates, labels, dict(decision.temperature.items()))
+        labels, origin = tuple(decision.labels["choice"]), f"{folder / DECISION}: calibration"
+        own = read_calibrations(json.dumps(decision.slm_judge_calibration), rubric, origin)
+        return cls(rubric, *templates, labels, dict(decision.temperature.items()), own)
+
+
+def calibration_notes(contract: Contract) -> list[str]:
+    """What people should know about the probabilities of a judge."""
+    dimensions = contract.rubric.dimensions
+    found = [(d, contract.calibration(d)) for d in dimensions]
+    notes = [
+        f"{d.name}: the temperature that calibrates it is at its bound, {one.temperature:g}, so "
+        f"its probabilities are still too {'low' if one.temperature < 1 else 'high'} for its "
+        "labels. More training, or more items, would mend that."
+        for d, one in found
+        if one.at_bound
+    ]
+    if shifted := [d.name for d, one in found if one.shift]:
+        notes.append(
+            f"{', '.join(shifted)}: labels are chosen as if options were balanced "
+            "(training.class_balance), while probabilities and confidence are of their real "
+            "frequencies, so that a label need not be the most probable option."
+        )
+    own = [d.name for d, o in found if o.shift or o.temperature != contract.temperature(d.type)]
+    if own:
+        notes.append(
+            f"{', '.join(own)}: transformers' own pipeline and llama-server, which know one "
+            "temperature a question type, give the same labels with other probabilities."
+        )
+    return notes
 
 
 def read_temperatures(texts: Mapping[QuestionType, str], origin: str) -> dict[str, float]:

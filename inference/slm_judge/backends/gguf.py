@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from slm_judge.artefact.calibration import read_calibrations
 from slm_judge.artefact.judge_files import QUESTION_TYPES, Contract, read_temperatures
 from slm_judge.errors import ModelError, require
 from slm_judge.prompt.labels import check_label_count, single_token_labels
@@ -21,6 +22,7 @@ from slm_judge.rubric import Rubric
 from . import Logits, Reader
 
 RUBRIC_KEY, VERSION_KEY = "slm_judge.rubric", "slm_judge.version"
+CALIBRATION_KEY = "slm_judge.calibration"
 TEMPLATE_NAME = "systemone"
 
 
@@ -177,7 +179,9 @@ class GgufBackend:
         found = {kind: self._metadata(f"{prefix}.{kind}") for kind in QUESTION_TYPES}
         given = {kind: text for kind, text in found.items() if text is not None}
         temperatures = read_temperatures(given, f"{self.path}: {prefix}")
-        return Contract(parsed, "", text, labels, temperatures)
+        own = self._metadata(CALIBRATION_KEY) or "{}"
+        calibrations = read_calibrations(own, parsed, f"{self.path}: {CALIBRATION_KEY}")
+        return Contract(parsed, "", text, labels, temperatures, calibrations)
 
     def _tokenize(self, text: str, special: bool = True) -> list[int]:
         data = text.encode()

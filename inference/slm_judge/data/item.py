@@ -1,6 +1,7 @@
 """Annotated items, as the stages of a run hand them on."""
 
 import json
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,3 +79,10 @@ def load_split(folder: Path, name: str) -> list[Item]:
 def votes_of(items: Iterable[Item], dimension: str) -> list[list[int]]:
     """Per item, the option indices that annotators chose for a dimension."""
     return [list(item.votes.get(dimension, {}).values()) for item in items]
+
+
+def sample_rows(total: int, most: int | None, seed: int) -> list[int]:
+    """Positions of a seeded sample of at most so many items, in their order: files are sorted."""
+    if most is None or total <= most:
+        return [*range(total)]
+    return sorted(random.Random(f"sample/{seed}").sample(range(total), most))  # noqa: S311

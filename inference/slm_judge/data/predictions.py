@@ -189,7 +189,7 @@ def write_predictions(
     path: Path,
     items: Sequence[Item],
     rubric: Rubric,
-    probabilities: Mapping[str, npt.NDArray[np.floating[Any]]],
+    answers: Mapping[str, Answers],
 ) -> None:
     """Write labels and probabilities of N items, JSON Lines.
 
@@ -197,15 +197,17 @@ def write_predictions(
         path: of the file.
         items: N items.
         rubric: gives the dimensions.
-        probabilities: per dimension, N x options.
+        answers: per dimension, with probabilities.
     """
     lines = []
     for row, item in enumerate(items):
         line: dict[str, Any] = {ITEM_ID: item.item_id}
         for dimension in rubric.dimensions:
-            shares = probabilities[dimension.name][row]
-            line[dimension.name] = dimension.values[int(shares.argmax())]
-            line[f"{dimension.name}_probabilities"] = [round(float(p), 6) for p in shares]
+            said = answers[dimension.name]
+            assert said.probabilities is not None
+            line[dimension.name] = dimension.values[int(said.labels[row])]
+            shares = [round(float(p), 6) for p in said.probabilities[row]]
+            line[f"{dimension.name}_probabilities"] = shares
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))
 

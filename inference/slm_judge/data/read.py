@@ -5,27 +5,28 @@ evaluation is lenient: it goes on with what can be used. Either way, what was le
 read as something else than what is written, is counted and said.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from slm_judge.errors import DataError
 from slm_judge.rubric import Dimension, Rubric
 
+from .importers.opening import is_only_importable
+from .importers.read import FORMATS, as_rows, read_export, tool_of
+from .importers.roles import Options
 from .item import ITEM_ID, Item, unnamed
 from .tables import IMPORTER, Rows, names, read_table, require_columns
 from .text import is_blank, is_replaced_in, read_name, read_state
 
 _EXAMPLES = 3
 _MOST_LISTED = 8  # options in a message
-_TOOLS = {
-    "Label Studio": {"annotation_id", "lead_time"},
-    "Prodigy": {"_input_hash", "_task_hash"},
-    "doccano": {"label", "Comments"},
-    "Amazon Mechanical Turk": {"HITId", "WorkerId"},
-}
-"""Annotation tools, by columns that only their exports have."""
+_NOBODY = {"None", "nan", "NaN", "null", "<NA>"}  # what programs write where no annotator is known
+_CALLED_SO = re.compile(r"annotator|rater\b|coder\b|worker|label?ler|judged_by", re.IGNORECASE)
 
 
 @dataclass
@@ -95,11 +96,25 @@ class Columns:
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Field or dimension of the rubric -> column, where they differ."""
     further: Sequence[str] = ()
-    """Columns to keep beside the items; an item's first row counts."""
+    """Columns to keep beside the items, or beside the annotators; see `Annotations`."""
 
     def of(self, name: str) -> str:
         """The column of a field or a dimension."""
         return self.renamed.get(name, name)
+
+    def within(self, table: Rows) -> "Columns":
+        """These columns by the names that they got where a table is an export of a tool."""
+
+        def ours(name: str) -> str:
+            return name if name in table.columns else table.aliases.get(name, name)
+
+        return Columns(
+            (ours(self.item_id) if self.item_id else table.annotator and ITEM_ID) or None,
+            ours(self.annotator) if self.annotator else table.annotator,
+            ours(self.group) if self.group else None,
+            {name: ours(column) for name, column in self.renamed.items()},
+            [ours(name) for name in self.further],
+        )
 
     def named(self) -> list[str]:
         """Columns that somebody asked for."""
@@ -114,6 +129,9 @@ class Annotations:
     items: list[Item]
     columns: dict[str, list[str]] = field(default_factory=dict)
     """Of the items, the further columns that were asked for."""
+    of_annotators: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Those that differ between an item's rows, but not between an annotator's: annotator ->
+    value."""
     notes: list[str] = field(default_factory=list)
 
     def select(self, rows: Sequence[int]) -> "Annotations":
@@ -121,6 +139,7 @@ class Annotations:
         return Annotations(
             [self.items[i] for i in rows],
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
+            self.of_annotators,
             self.notes,
         )
 
@@ -155,7 +174,48 @@ def read_items(
             f"{table.location}: {reader.repeated} labels repeat what the same annotator said about "
             "the same item: counted once."
         )
-    return Annotations(list(reader.items.values()), reader.further)
+    if reader.regrouped:
+        findings.notes.append(
+            f"{table.location}: {reader.regrouped} rows name another {columns.group} than their "
+            "item's first row, which counts."
+        )
+    found = Annotations(list(reader.items.values()))
+    for name in columns.further:
+        _sort_attribute(name, reader.further[name], found, table.location)
+    return found
+
+
+def _sort_attribute(
+    name: str, cells: Sequence[tuple[str, str, str]], found: Annotations, location: str
+) -> None:
+    """Whether a column is of the items or of the annotators; a note where it is of neither.
+
+    Where no item has two rows, it is of the annotators if each has one value on several items.
+
+    Args:
+        name: of the column.
+        cells: item, annotator (or "") and value of each row; blank values say nothing.
+        found: takes the column, or the note.
+        location: of the table.
+    """
+    of_item, of_annotator = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    known = [(item, annotator, value) for item, annotator, value in cells if value]
+    for item, annotator, value in known:
+        of_item[item].add(value)
+        of_annotator[annotator].add(value)
+    alone = len(cells) == len(found.items) and len(of_annotator) < len(of_item)
+    varies = max(map(len, of_item.values()), default=0) > 1
+    named = known and all(annotator for _, annotator, _ in known)
+    if (varies or alone) and named and max(map(len, of_annotator.values())) == 1:
+        found.of_annotators[name] = {who: next(iter(one)) for who, one in of_annotator.items()}
+    elif varies:
+        why = "annotators" if named else "annotators, whom nobody named (--annotator)"
+        found.notes.append(
+            f"{location}: {name} differs between rows of one item, and is none of the items or the "
+            f"{why}: not probed."
+        )
+    else:
+        found.columns[name] = ["".join(of_item[item.item_id]) for item in found.items]
 
 
 class _Reader:
@@ -169,8 +229,8 @@ class _Reader:
             (d, c) for d in rubric.dimensions if (c := columns.of(d.name)) in present
         ]
         self.items: dict[str, Item] = {}
-        self.further: dict[str, list[str]] = {name: [] for name in columns.further}
-        self.trimmed = self.repeated = self.replaced = 0
+        self.further: dict[str, list[tuple[str, str, str]]] = {n: [] for n in columns.further}
+        self.trimmed = self.repeated = self.replaced = self.regrouped = 0
         self._rows: Counter[str] = Counter()  # rows of each item without an annotator's name
 
     def read(self, row: Mapping[str, Any], where: str, number: str) -> None:
@@ -186,29 +246,32 @@ class _Reader:
         if problem and strict:
             self.findings.add(f"rows with {problem}", where)
         item = self.items.get(item_id)
+        group = (read_name(row.get(columns.group)) if columns.group else "") or item_id
+        annotator = self._name(row.get(columns.annotator)) if columns.annotator else ""
+        for name, seen in self.further.items():
+            who = "" if annotator in _NOBODY else annotator
+            seen.append((item_id, who, read_name(row.get(name))))
         if item is None:
-            group = read_name(row.get(columns.group)) if columns.group else ""
-            item = self.items[item_id] = Item(item_id, state, {}, group or item_id)
-            for name, values in self.further.items():
-                values.append(read_name(row.get(name)))
+            item = self.items[item_id] = Item(item_id, state, {}, group)
         elif strict and not columns.annotator:
             self.findings.add("the same item_id twice (wide layout)", f"{where}: {item_id}")
         elif strict and state != item.state:
             self.findings.add("the same item_id with different texts", f"{where}: {item_id}")
-        self._vote(row, item, where)
+        self.regrouped += group != item.group
+        self._vote(row, item, annotator, where)
 
     def _name(self, value: object) -> str:
         name = read_name(value)
         self.trimmed += isinstance(value, str) and bool(name) and name != value
         return name
 
-    def _vote(self, row: Mapping[str, Any], item: Item, where: str) -> None:
-        annotator = self._name(row.get(self.columns.annotator)) if self.columns.annotator else ""
-        if not annotator:
+    def _vote(self, row: Mapping[str, Any], item: Item, annotator: str, where: str) -> None:
+        said = repr(annotator) if annotator else "nothing"
+        if not annotator or annotator in _NOBODY:
             annotator = unnamed(self._rows[item.item_id])
             self._rows[item.item_id] += 1
             if self.columns.annotator:
-                self.findings.read_as[self.columns.annotator]["nothing as somebody unnamed"] += 1
+                self.findings.read_as[self.columns.annotator][f"{said} as somebody unnamed"] += 1
         for dimension, column in self.dimensions:
             option = self._label(dimension, row.get(column), where)
             if option is None:
@@ -219,8 +282,9 @@ class _Reader:
             elif (earlier := votes[annotator]) == option:
                 self.repeated += 1
             else:
+                rule = "" if self.findings.strict else " (the first one counts)"
                 self.findings.add(
-                    "the same item and annotator twice with different labels",
+                    f"the same item and annotator twice with different labels{rule}",
                     f"{where}: item {item.item_id}, annotator {annotator}, {dimension.name} "
                     f"{dimension.key(earlier)} and {dimension.key(option)}",
                 )
@@ -254,15 +318,47 @@ def _several(dimension: Dimension, raw: object) -> str:
     return "; a cell holds one label: `type: multi` for several is planned"
 
 
-def advice(columns: Sequence[str], rubric: Rubric) -> str:
+def open_rows(location: str, wanted: Sequence[str]) -> Rows:
+    """The rows of a table; of a tool's export, as a table with a row an annotation.
+
+    A file is read as an export where no other reader knows its kind, where columns are missing, or
+    where a column of a known tool holds lists.
+
+    Args:
+        location: see `TableStream`; also .json, .xlsx, .dta, .sav, .zip and folders of Potato.
+        wanted: the columns that will be asked for.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if is_only_importable(location):
+        return as_rows(read_export([location]))
+    table = read_table(location)
+    missing = [name for name in wanted if name not in table.columns]
+    nested = any(isinstance(row.get(name), list | dict) for row in table.rows for name in wanted)
+    tool = tool_of(table)
+    if not Path(location).is_file() or not (missing or (nested and tool.nested)):
+        return table
+    if tool.nested:
+        return as_rows(read_export([location]))
+    for pattern in ("", "{question}_{annotator}", "{annotator}_{question}"):
+        with suppress(DataError):
+            imported = as_rows(read_export([location], Options(columns=pattern)))
+            if {*imported.columns, *imported.aliases}.issuperset(wanted):
+                return imported
+    return table
+
+
+def advice(table: Rows, rubric: Rubric) -> str:
     """What to do with a table that somebody's tool exported, or with a column an annotator."""
-    for tool, marks in _TOOLS.items():
-        if marks <= set(columns):
-            return f"It looks like an export of {tool}.{IMPORTER}"
+    if table.annotator or table.aliases:
+        return f"It was read as an export.{IMPORTER}"
+    if (tool := tool_of(table)) is not FORMATS["table"]:
+        return f"It looks like an export of {tool.title}.{IMPORTER}"
     for dimension in rubric.dimensions:
-        like = [c for c in columns if c.startswith(f"{dimension.name}_") or
+        like = [c for c in table.columns if c.startswith(f"{dimension.name}_") or
                 c.endswith(f"_{dimension.name}")]  # fmt: skip
-        if dimension.name not in columns and len(like) > 1:
+        if dimension.name not in table.columns and len(like) > 1:
             return f"{names(like)} look like a column an annotator.{IMPORTER}"
     return ""
 
@@ -273,6 +369,7 @@ def read_annotations(
     item_id: str = ITEM_ID,
     annotator: str | None = None,
     further: Sequence[str] = (),
+    group: str | None = None,
 ) -> Annotations:
     """Read annotations, wide (one row an item) or long (one row an annotation), leniently.
 
@@ -281,43 +378,61 @@ def read_annotations(
         rubric: gives the dimensions, and the fields, which may be missing here.
         item_id: column that names the item.
         annotator: column that names the annotator; without it, nothing is known about who voted.
-        further: columns to keep, e.g. for bias probes; an item's first row counts.
+        further: columns to keep, e.g. for bias probes.
+        group: column whose items belong together, e.g. the author.
 
     Raises:
         DataError: a column that was named is missing, or no annotation is usable.
     """
-    table, columns = read_table(location), Columns(item_id, annotator, further=further)
+    columns = Columns(item_id, annotator, group, further=further)
+    table = open_rows(location, [*columns.named(), *(d.name for d in rubric.dimensions)])
+    columns = columns.within(table)
     require_columns(table.columns, columns.named(), location)
     absent = [d.name for d in rubric.dimensions if d.name not in table.columns]
     if len(absent) == len(rubric.dimensions):
         raise DataError(
             f"{location} has none of the rubric's dimensions {', '.join(absent)}; it has "
-            f"{names(table.columns)}. {advice(table.columns, rubric)}"
+            f"{names(table.columns)}. {advice(table, rubric)}"
         )
     findings = Findings(strict=False, notes=list(table.notes))
     if absent:
         findings.notes.append(f"{location} lacks {', '.join(absent)}: left out.")
     found = read_items(table, columns, rubric, findings)
-    if not annotator and len(found.items) < len(table.rows):
-        findings.notes.append(_who(table, columns, rubric))
-    found.notes = findings.said(location)
+    if not columns.annotator:
+        likely = likely_annotators(table, columns, rubric)
+        hint = f" {names(likely)} may name them: --annotator {likely[0]}." if likely else ""
+        if len(found.items) < len(table.rows):
+            findings.notes.append(
+                f"{location}: items have several rows, and no column was named that says who made "
+                "them, so nothing is said about annotators: what agrees, or does not, are "
+                f"annotations, perhaps of one person.{hint}"
+            )
+        elif likely:
+            findings.notes.append(f"{location}: no column was named that says who annotated.{hint}")
+    found.notes = [*findings.said(location), *found.notes]
     if not any(item.votes for item in found.items):
         raise DataError(f"{location} has no label of the rubric. {' '.join(found.notes)}")
     return found
 
 
-def _who(table: Rows, columns: Columns, rubric: Rubric) -> str:
-    """A note on items with several rows of which nobody knows who made them."""
-    known = {*columns.named(), *rubric.fields, *(d.name for d in rubric.dimensions)}
-    likely = []
+def likely_annotators(table: Rows, columns: Columns, rubric: Rubric) -> list[str]:
+    """Columns that look as if they named the annotator, though nobody said so.
+
+    They hold few values, each of them for many items and for each at most once. Where items have a
+    row each, nearly any column is like that, so its name must say it too.
+    """
+    known = {*columns.named(), *rubric.fields, *(columns.of(d.name) for d in rubric.dimensions)}
     ids = [read_name(row.get(columns.item_id or "")) for row in table.rows]
+    several = len(set(ids)) < len(ids) if columns.item_id else False
+    likely = []
     for name in (c for c in table.columns if c not in known):
         values = [read_name(row.get(name)) for row in table.rows]
-        pairs = set(zip(ids, values, strict=True))
-        if "" not in values and 1 < len(set(values)) < len(values) == len(pairs):
+        pairs = [pair for pair in zip(ids, values, strict=True) if pair[1]]
+        people = {value for _, value in pairs}
+        if not 0 < 3 * len(people) <= 2 * len(pairs) or 2 * len(pairs) < len(values):
+            continue
+        if (several and len(people) > 1 and len(set(pairs)) == len(pairs)) or (
+            not several and _CALLED_SO.search(name)
+        ):
             likely.append(name)
-    hint = f" {names(likely)} may be one: --annotator {likely[0]}." if likely else ""
-    return (
-        f"{table.location}: items have several rows, and no column was named that says who "
-        f"annotated them, so nothing is said about annotators.{hint}"
-    )
+    return sorted(likely, key=lambda name: not _CALLED_SO.search(name))

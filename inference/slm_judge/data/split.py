@@ -12,8 +12,8 @@ from slm_judge.recipe import DataConfig
 from slm_judge.rubric import Rubric
 
 from .item import Item, votes_of
-from .read import Columns, Findings, advice, read_items
-from .tables import Rows, names, read_table
+from .read import Columns, Findings, advice, likely_annotators, open_rows, read_items
+from .tables import Rows, names
 
 
 def load_splits(
@@ -35,14 +35,18 @@ def load_splits(
     """
     findings = Findings()
     given = {"train": config.train, "validation": config.validation, "test": config.test}
-    tables = {name: read_table(location) for name, location in given.items() if location}
+    wanted = _wanted(config, rubric)
+    tables = {name: open_rows(location, wanted) for name, location in given.items() if location}
     splits = {name: _items(table, config, rubric, findings, name) for name, table in tables.items()}
     if config.drop_leaks:
         splits = _without_leaks(splits)
     _check_leaks(splits, findings)
     _check_variety(splits["train"], rubric, findings)
     origin = ", ".join(location for location in given.values() if location)
-    findings.raise_any(origin, advice(tables["train"].columns, rubric))
+    hints = _unnamed(tables["train"], config, rubric)
+    told = [told for told in (advice(tables["train"], rubric), *hints) if told]
+    findings.raise_any(origin, "\n".join(told))
+    findings.notes += hints
     if notes is not None:
         notes += [*(note for table in tables.values() for note in table.notes)]
         notes += findings.said(origin)
@@ -63,12 +67,25 @@ def load_splits(
     return splits
 
 
+def _columns(config: DataConfig) -> Columns:
+    return Columns(config.item_id, config.annotator, config.group, config.columns)
+
+
+def _ours(rubric: Rubric) -> list[str]:
+    return [*rubric.fields, *(dimension.name for dimension in rubric.dimensions)]
+
+
+def _wanted(config: DataConfig, rubric: Rubric) -> list[str]:
+    columns = _columns(config)
+    return [*map(columns.of, _ours(rubric)), *columns.named()]
+
+
 def _items(
     table: Rows, config: DataConfig, rubric: Rubric, findings: Findings, name: str
 ) -> list[Item]:
     """The items of a split; rows that are numbered are told apart by their split."""
-    columns = Columns(config.item_id, config.annotator, config.group, config.columns)
-    ours = [*rubric.fields, *(dimension.name for dimension in rubric.dimensions)]
+    columns = _columns(config).within(table)
+    ours = _ours(rubric)
     unknown = sorted(set(config.columns) - set(ours))
     for key in unknown:
         findings.add("columns of the recipe that the rubric does not know", key)
@@ -81,9 +98,18 @@ def _items(
     return read_items(table, columns, rubric, findings, "" if name == "train" else f"{name}-").items
 
 
-def _text_key(item: Item) -> str:
-    """Identifies the item's text, whatever its id."""
-    text = json.dumps(item.state, sort_keys=True, ensure_ascii=False)
+def _unnamed(table: Rows, config: DataConfig, rubric: Rubric) -> list[str]:
+    """A hint where nobody said which column names the annotator."""
+    columns = Columns(config.item_id, None, config.group, config.columns)
+    likely = [] if config.annotator else likely_annotators(table, columns, rubric)
+    if not likely:
+        return []
+    return [f"{names(likely)} may name who annotated: data.annotator of the recipe says so."]
+
+
+def text_key(state: Mapping[str, str]) -> str:
+    """Identifies the text of an item, whatever its id."""
+    text = json.dumps(state, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.casefold().encode()).hexdigest()
 
 
@@ -93,7 +119,7 @@ def _check_leaks(splits: Mapping[str, Sequence[Item]], problems: Findings) -> No
     groups: dict[str, str] = {}
     for name, items in splits.items():
         for item in items:
-            first = texts.setdefault(_text_key(item), (name, item.item_id))
+            first = texts.setdefault(text_key(item.state), (name, item.item_id))
             if first[0] != name:
                 where = f"{first[0]} item {first[1]} and {name} item {item.item_id}"
                 problems.add("the same text in two splits (data.drop_leaks drops them)", where)
@@ -107,7 +133,7 @@ def _without_leaks(splits: Mapping[str, list[Item]]) -> dict[str, list[Item]]:
     later: set[str] = set()
     for name in ("test", "validation", "train"):
         if name in splits:
-            keys = [_text_key(item) for item in splits[name]]
+            keys = [text_key(item.state) for item in splits[name]]
             pairs = zip(splits[name], keys, strict=True)
             kept[name] = [item for item, key in pairs if key not in later]
             later |= set(keys)
@@ -164,7 +190,7 @@ def _merge_groups(items: Iterable[Item]) -> dict[str, list[Item]]:
 
     items = list(items)
     for item in items:
-        parent[root(f"text:{_text_key(item)}")] = root(f"group:{item.group}")
+        parent[root(f"text:{text_key(item.state)}")] = root(f"group:{item.group}")
     merged: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         merged[root(f"group:{item.group}")].append(item)

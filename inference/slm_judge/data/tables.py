@@ -47,8 +47,8 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical ba
 _QUALTRICS = '{"ImportId"'
 RAW = "a row of JSON"  # column of the text of rows of JSON Lines; no dimension can be called so
 IMPORTER = (
-    " There is no importer for it yet (`slm-judge import` is planned): make a table with a row an "
-    "annotation, and columns for the item, the annotator and each dimension."
+    " `slm-judge import FILE --output long.csv --rubric draft.yaml` makes a table with a row an "
+    "annotation of it, and says how it was read."
 )
 _BROKEN = (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException, zlib.error,
            lzma.LZMAError)  # fmt: skip
@@ -198,6 +198,12 @@ class Rows:
     rows: list[dict[str, Any]]
     lines: list[int] | None
     notes: list[str] = field(default_factory=list)
+    wording: dict[str, str] = field(default_factory=dict)
+    """Column -> the question behind it, where the file says so."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Column of a tool's export -> the one that it was read into, where they differ."""
+    annotator: str | None = None
+    """Of an export, the column that names the annotator."""
 
     def where(self, index: int) -> str:
         """Names a row in a message: by its line in a text file, else by its number."""
@@ -227,7 +233,7 @@ def read_table(location: str) -> Rows:
         columns |= dict.fromkeys(row)
     if not rows:
         raise DataError(f"{location} has no rows.")
-    return Rows(location, list(columns), rows, lines or None, stream.notes)
+    return Rows(location, list(columns), rows, lines or None, stream.notes, stream.wording)
 
 
 @dataclass
@@ -265,6 +271,8 @@ class TableStream:
         self.location = location
         self.notes: list[str] = []
         """What was recognised in the file, for people to know."""
+        self.wording: dict[str, str] = {}
+        """Column -> the question behind it, where further headers of Qualtrics say so."""
         self._kind = file_format(Path(location))
         filesystem, path = fsspec.url_to_fs(location)
         self._files = [location]
@@ -280,7 +288,8 @@ class TableStream:
             if self._kind is None:
                 raise DataError(
                     f"{location} is neither .csv, .tsv, .jsonl nor .parquet (the first three also "
-                    f"with .gz, .bz2 or .xz); convert it first.{IMPORTER}"
+                    "with .gz, .bz2 or .xz); convert it first. Annotations of a tool, of Excel, "
+                    f"Stata or SPSS?{IMPORTER}"
                 )
         elif self._kind or location.count("/") != 1:
             raise DataError(f"There is no file {location}.")
@@ -384,6 +393,7 @@ class TableStream:
                     self.notes.append(
                         f"{self.location}: lines {left_out} are headers of Qualtrics, left out."
                     )
+                    self.wording = dict(zip(header, first[0][1], strict=False)) if position else {}
                     first = first[position + 1 :]
                     break
             while batch := list(islice(chain(first, records), n_rows)):

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_union
 
-from slm_judge.agreement.aggregate import vote_shares
+from slm_judge.agreement.aggregate import aggregate_of_others, vote_shares
 from slm_judge.agreement.alpha import (
     alpha_of_coincidences,
     annotator_coincidences,
@@ -43,6 +43,8 @@ NEIGHBOURS = 15
 _FOLDS, _CHOICES = 3, (0.1, 1.0, 10.0, 100.0)  # of the cross-validation, and of C
 _MANY = 50  # items, from which on what stands in one of them alone is left out
 REPORT = "baselines.json"
+ANNOTATOR, AGGREGATE = "an annotator, against the rest", "the aggregate of the others"
+"""Rows beside those of the systems."""
 
 Shares = npt.NDArray[np.float64]
 
@@ -76,7 +78,7 @@ def baselines(
     Args:
         recipe: names the data; the split of its run is used where there is one.
         predictions: name of a system -> table with `item_id` and a column a dimension.
-        n_resamples: of the bootstrap over items.
+        n_resamples: of the bootstrap over items, or over groups of them (data.group).
         console: where the table is written.
         encoder: see `fit_systems`.
         zero_shots: bases and judges; see `zero_shot`.
@@ -113,14 +115,15 @@ def baselines(
     }
     systems |= {**fitted, **judged, **untrained, **answered}
     notes = [*left_out, *partial_ones, *notes]
-    bootstrap = Bootstrap(len(test), n_resamples, recipe.training.seed)
+    groups = [item.group for item in test]
+    bootstrap = Bootstrap(len(test), n_resamples, recipe.training.seed, groups)
+    if bootstrap.units < len(test):
+        notes.append(f"Intervals are drawn by the {bootstrap.units} groups of the test items.")
     results = {}
     for dimension in rubric.dimensions:
         votes = votes_of(test, dimension.name)
-        rows = {"annotator (human ceiling)": score_annotators(votes, dimension, bootstrap)}
-        for name, labels in systems.items():
-            if dimension.name in labels:  # else a note says why
-                rows |= _rows(name, labels[dimension.name], votes, dimension, bootstrap)
+        known = {n: of[dimension.name] for n, of in systems.items() if dimension.name in of}
+        rows = _table(known, votes, dimension, bootstrap)  # of the others, a note says why
         results[dimension.name] = rows
         results_table(dimension, rows, len(test)).show(console)
         console.print()
@@ -308,6 +311,32 @@ def score(
     return _scores(judge_coincidences(labels, votes, n_options), confusions, dimension, bootstrap)
 
 
+def _table(
+    systems: Mapping[str, Sequence[int | None]],
+    votes: Sequence[Sequence[int]],
+    dimension: Dimension,
+    bootstrap: Bootstrap,
+) -> dict[str, Scores]:
+    """Annotators and systems on the items with several annotations.
+
+    Where there are other items too, the systems on all items stand before them.
+    """
+    several = [row if len(row) > 1 else [] for row in votes]
+    n_several, rows = sum(map(bool, several)), dict[str, Scores]()
+    all_alike = n_several in (0, sum(map(bool, votes)))
+    if not all_alike:
+        for name, labels in systems.items():
+            rows |= _rows(name, labels, votes, dimension, bootstrap)
+    where = "" if all_alike else f", the {n_several} items with several annotations"
+    if n_several:
+        rows[f"{ANNOTATOR}{where}"] = score_annotators(several, dimension, bootstrap)
+        rows[f"{AGGREGATE}{where}"] = score_aggregate(several, dimension, bootstrap)
+    for name, labels in systems.items():
+        compared = several if n_several else votes
+        rows |= _rows(f"{name}{where}", labels, compared, dimension, bootstrap)
+    return rows
+
+
 def _rows(
     name: str,
     labels: Sequence[int | None],
@@ -340,9 +369,18 @@ def _rows(
 def score_annotators(
     votes: Sequence[Sequence[int]], dimension: Dimension, bootstrap: Bootstrap
 ) -> Scores:
-    """Each annotator in the place of the judge, against the rest."""
+    """Each annotation in the place of the judge's, against the item's others."""
     coincidences = annotator_coincidences(votes, len(dimension.options))
     return _scores(coincidences, coincidences, dimension, bootstrap)
+
+
+def score_aggregate(
+    votes: Sequence[Sequence[int]], dimension: Dimension, bootstrap: Bootstrap
+) -> Scores:
+    """The aggregate of an item's other annotations in the place of the judge."""
+    confusions = aggregate_of_others(votes, dimension)
+    both = confusions + confusions.transpose(0, 2, 1)
+    return _scores(both, confusions, dimension, bootstrap)
 
 
 def _scores(
@@ -356,7 +394,10 @@ def _scores(
         "macro_f1": macro_f1(totals),
     }
     return Scores(
-        **{name: percentile_interval(v, bounds=BOUNDS[name]) for name, v in found.items()}
+        **{
+            name: percentile_interval(v, bounds=BOUNDS[name], units=bootstrap.units)
+            for name, v in found.items()
+        }
     )
 
 

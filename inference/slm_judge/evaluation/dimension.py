@@ -1,37 +1,50 @@
 """Everything that a report says about one dimension, as plain numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from slm_judge.agreement import bias, scores
-from slm_judge.agreement.aggregate import aggregate, level_values, mean_levels, ratings_of
+from slm_judge.agreement.aggregate import (
+    aggregate,
+    aggregate_of_others,
+    level_values,
+    mean_levels,
+    ratings_of,
+)
 from slm_judge.agreement.alpha import (
     Floats,
+    Votes,
     alpha_of_coincidences,
     annotator_coincidences,
     judge_confusions,
     vote_counts,
 )
-from slm_judge.agreement.alt_test import EPSILON, alt_test
+from slm_judge.agreement.alt_test import EPSILON
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.calibration import (
     brier_score,
+    calibration_error,
     cross_entropy,
-    expected_calibration_error,
     reliability,
     risk_coverage,
 )
 from slm_judge.agreement.compare import MARGIN, difference
 from slm_judge.agreement.estimate import items_needed, widths
+from slm_judge.agreement.two_way import TwoWay
 from slm_judge.data.item import is_named
 from slm_judge.data.predictions import Answers
+from slm_judge.errors import DataError
 from slm_judge.rubric import Dimension
 
+from . import annotators
+
 _CURVE_POINTS = 200
+_FEW = 10
+"""Groups or items, below which intervals cover less than they say: benchmarks/intervals.py."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Settings:
     """How an evaluation is done."""
 
     resamples: int = RESAMPLES
-    """Of the bootstrap over items."""
+    """Of the bootstrap over items, or over groups of them."""
     seed: int = 0
     epsilon: float = EPSILON["skilled"]
     """Of the alternative annotator test: what an annotator must be better by to be worth more."""
@@ -47,13 +60,68 @@ class Settings:
     """Alpha that may be lost to the reference system without being inferior."""
     bins: int = 10
     """Of the reliability curve."""
+    new_annotators: bool = False
+    """Draw annotators too, so that intervals speak about new ones; see `agreement.two_way`."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What items and annotators have in common."""
+
+    clusters: Sequence[str] | None = None
+    """What each of N items belongs to, e.g. its author; by default to itself."""
+    of_items: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Attribute -> the group of each item, for bias probes."""
+    of_annotators: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Attribute -> annotator -> group, for bias probes."""
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """What is resampled."""
+
+    bootstrap: Bootstrap
+    two_way: TwoWay | None
+    counted: npt.NDArray[np.bool_] | None = None
+    """Which items count; by default all."""
+
+    @property
+    def units(self) -> int:
+        return self.two_way.units if self.two_way else self.bootstrap.units
+
+    def annotators(self, votes: Votes, n_options: int) -> Floats:
+        """Totals of coincidences among annotators."""
+        if self.two_way:
+            return self.two_way.annotator_totals(n_options)
+        return self.bootstrap.totals(annotator_coincidences(votes, n_options))
+
+    def judge(self, labels: Sequence[int], votes: Votes, n_options: int) -> Floats:
+        """Totals of confusions of a judge with annotators."""
+        if self.two_way:
+            return self.two_way.judge_totals(labels, n_options)
+        confusions = judge_confusions(labels, votes, n_options)
+        if self.counted is not None:
+            confusions = confusions * self.counted[:, None, None]
+        return self.bootstrap.totals(confusions)
+
+    def said(self, votes: Votes, n_options: int) -> Floats:
+        """Totals of how often annotators said each option."""
+        totals: Floats = self.judge([0] * len(votes), votes, n_options)[..., 0]
+        return totals
+
+    def on(self, items: npt.NDArray[np.bool_]) -> "_Draws":
+        """The same resamples, of which some items alone count for a judge."""
+        two_way = self.two_way and TwoWay(
+            self.bootstrap, np.where(items[:, None], self.two_way.ratings, -1)
+        )
+        return replace(self, two_way=two_way, counted=items)
 
 
 def evaluate_dimension(
     dimension: Dimension,
     votes: Sequence[Mapping[str, int]],
     systems: Mapping[str, Answers],
-    groups: Mapping[str, Sequence[str]] | None = None,
+    groups: Groups | None = None,
     settings: Settings | None = None,
 ) -> dict[str, Any]:
     """Evaluate systems against annotators.
@@ -62,13 +130,17 @@ def evaluate_dimension(
         dimension: gives the options and the level of measurement.
         votes: N items; annotator -> option index, of those who answered.
         systems: name -> answers; the first one is the reference of comparisons.
-        groups: attribute -> the group of each item, for bias probes.
+        groups: see `Groups`.
         settings: see `Settings`.
 
     Returns:
-        Numbers, lists and texts. What cannot be computed is None or nan, and `notes` says why.
+        Numbers, lists and texts. What cannot be computed is None or nan, and `notes` says why. The
+        probes are still to be corrected, with those of all dimensions (`correct_probes`).
+
+    Raises:
+        DataError: annotators are to be drawn, and some have no name.
     """
-    settings = settings or Settings()
+    settings, groups = settings or Settings(), groups or Groups()
     answered = np.array([bool(row) for row in votes])
     rows = np.flatnonzero(answered).tolist()
     kept = [votes[i] for i in rows]
@@ -80,12 +152,26 @@ def evaluate_dimension(
         "annotators": len({name for row in kept for name in row if is_named(name)}) or None,
         "ratings": sum(map(len, kept)),
     }
-    report["notes"] = _notes(report, kept, len(votes))
+    report["notes"] = annotators.notes(dimension, kept, len(votes))
     if not len(rows):
-        return report | {"humans": None, "systems": {}, "probes": []}
-    bootstrap = Bootstrap(len(rows), settings.resamples, settings.seed)
+        return report | {"humans": None, "systems": {}, "probes": [], "untested": {}}
+    clusters = groups.clusters and [groups.clusters[i] for i in rows]
+    draws = _draws(dimension, kept, clusters, settings)
+    report["sampling"] = _sampling(draws, len(rows))
+    if report["sampling"]["few"]:
+        report["notes"].append(report["sampling"]["few"])
     plain = [list(row.values()) for row in kept]
-    report["humans"] = _humans(dimension, plain, bootstrap)
+    shared = annotators.shared_items(plain)
+    n_options, together = len(dimension.options), draws.on(shared)
+    among = draws.annotators(plain, n_options)
+    report["humans"] = _humans(dimension, plain, draws, among)
+    report["named"] = all(is_named(name) for row in kept for name in row)
+    given = annotators.yardstick(
+        shared, together.said(plain, n_options), among, draws.units, dimension
+    )
+    report["constant"] = annotators.constant(
+        dimension, kept, given, _confusion_statistics(dimension), settings.epsilon
+    )
     reference: Floats | None = None
     report["systems"] = {}
     for name, answers in systems.items():
@@ -93,58 +179,103 @@ def evaluate_dimension(
             answers.labels[rows],
             None if answers.probabilities is None else answers.probabilities[rows],
         )
-        found, alphas = _system(dimension, kept, chosen, bootstrap, settings)
+        found, alphas = _system(dimension, kept, chosen, draws, settings, given)
         if reference is None:
             reference = alphas
         else:
-            found["against_reference"] = difference(reference, alphas, settings.margin).as_dict()
+            change = difference(reference, alphas, settings.margin, units=draws.units)
+            found["against_reference"] = change.as_dict()
         report["systems"][name] = found
     first = next(iter(systems.values()))
-    named = {key: [values[i] for i in rows] for key, values in (groups or {}).items()}
-    report["probes"] = _probes(dimension, plain, first.labels[rows], named)
-    alpha = next(iter(report["systems"].values()))["alpha"]
+    of_items = {key: [values[i] for i in rows] for key, values in groups.of_items.items()}
+    known = Groups(clusters, of_items, groups.of_annotators)
+    report |= probe(dimension, kept, first.labels[rows], known, settings.seed)
+    main = next(iter(report["systems"].values()))
+    report["by_annotator"] = annotators.by_annotator(
+        dimension, kept, main["alternative_annotator_test"], settings.resamples, settings.seed
+    )
+    report["notes"] += annotators.careless(report["by_annotator"])
+    alpha = main["alpha"]
     report["sample_size"] = _sample_size(Interval(**alpha), len(rows))
     return report
 
 
-def _notes(
-    report: Mapping[str, Any], votes: Sequence[Mapping[str, int]], n_items: int
-) -> list[str]:
-    """What is missing, and what that leaves."""
-    notes = []
-    if not votes:
-        return ["No item has an annotation, so nothing can be computed."]
-    if len(votes) < n_items:
-        notes.append(f"{n_items - len(votes)} of {n_items} items have no annotation: left out.")
-    if max(map(len, votes)) < 2:
-        notes.append(
-            "No item was annotated by two people, so agreement among annotators, the human "
-            "ceiling and the alternative annotator test cannot be computed; how well the systems "
-            "agree with the annotations can."
+def _draws(
+    dimension: Dimension,
+    votes: Sequence[Mapping[str, int]],
+    clusters: Sequence[str] | None,
+    settings: Settings,
+) -> _Draws:
+    bootstrap = Bootstrap(len(votes), settings.resamples, settings.seed, clusters)
+    if not settings.new_annotators:
+        return _Draws(bootstrap, None)
+    if not all(is_named(name) for row in votes for name in row):
+        raise DataError(
+            f"Intervals that speak about new annotators need to know who annotated, but some "
+            f"annotations of {dimension.name} are by nobody named: name the column (--annotator)."
         )
-    elif any(not is_named(name) for row in votes for name in row):
-        notes.append(
-            "Nobody said who made some of the annotations, so they count as annotations, but the "
-            "alternative annotator test, which is about annotators, is done without them."
+    return _Draws(bootstrap, TwoWay(bootstrap, ratings_of(votes)[0]))
+
+
+def _sampling(draws: _Draws, n_items: int) -> dict[str, Any]:
+    """What is drawn, and so what intervals speak about, in words."""
+    units, two_way = draws.bootstrap.units, draws.two_way
+    drawn, annotators = "groups" if units < n_items else "items", None
+    text = f"Intervals speak about new items like these {n_items}"
+    if units < n_items:
+        text = f"Intervals speak about new groups like these {units}, of {n_items} items"
+    if two_way:
+        annotators = two_way.ratings.shape[1]
+        text += (
+            f", and about new annotators like these {annotators}; those of the annotators' AC and "
+            f"ICC, and of what is against their aggregate or mean, about new {drawn} alone"
         )
-    used = {option for row in votes for option in row.values()}
-    if len(used) == 1:
-        notes.append(
-            f"All annotations are {report['options'][used.pop()]!r}: agreement cannot be told "
-            "from chance, and alpha is 1 for systems that say the same, or at most 0."
-        )
-    return notes
+    else:
+        text += ", judged by these annotators"
+    few = (
+        f"Intervals rest on {units} {drawn} alone, too few: of 5, 95 % intervals held the truth in "
+        "88 to 90 % of simulations."
+    )
+    return {
+        "drawn": drawn,
+        "units": units,
+        "annotators": annotators,
+        "text": f"{text}.",
+        "few": few if units < _FEW else None,
+    }
 
 
 def _humans(
-    dimension: Dimension, votes: Sequence[Sequence[int]], bootstrap: Bootstrap
+    dimension: Dimension, votes: Votes, draws: _Draws, among: Floats
 ) -> dict[str, Any] | None:
-    """Annotators among themselves; it is also each annotator against the rest."""
-    if max(map(len, votes)) < 2:
+    """Annotators among themselves, from `among`; it is also each annotator against the rest.
+
+    `aggregate`: each annotation against the aggregate of the item's others.
+    """
+    several = sum(len(row) > 1 for row in votes)
+    if not several:
         return None
-    coincidences = annotator_coincidences(votes, len(dimension.options))
+    n_options, bootstrap = len(dimension.options), draws.bootstrap
     statistics = _confusion_statistics(dimension, symmetric=True)
-    return _intervals(bootstrap.totals(coincidences), statistics)
+    found = _intervals(among, statistics, draws.units)
+    parts = {"gwet_ac": scores.gwet_parts(votes, n_options)}
+    alone = {"gwet_ac": lambda sums: scores.gwet_ac(sums, _weights(dimension))}
+    if dimension.level_of_measurement != "nominal":
+        parts["icc"] = scores.icc_parts(votes, level_values(dimension))
+        alone["icc"] = scores.icc
+    for name, per_item in parts.items():
+        totals = bootstrap.totals(per_item)
+        found |= _intervals(totals, {name: alone[name]}, bootstrap.units)
+    others = bootstrap.totals(aggregate_of_others(votes, dimension))
+    of_aggregate = _confusion_statistics(dimension)
+    of_aggregate.pop("mean_shift", None)
+    found["aggregate"] = _intervals(others, of_aggregate, bootstrap.units)
+    return {"items": several, **found}
+
+
+def _weights(dimension: Dimension) -> scores.Weights:
+    """Of disagreement in kappa and AC: none, or by the distance of the ranks."""
+    return "none" if dimension.level_of_measurement == "nominal" else "quadratic"
 
 
 def _confusion_statistics(
@@ -169,15 +300,21 @@ def _confusion_statistics(
         found["mean_absolute_error"] = lambda sums: scores.mean_absolute_error(sums, levels)
         if not symmetric:
             found["mean_shift"] = lambda sums: scores.mean_shift(sums, levels)
+            found["icc"] = lambda sums: scores.icc(scores.icc_pair_parts(sums, levels))
+    if not symmetric:
+        weights = _weights(dimension)
+        found["gwet_ac"] = lambda sums: scores.gwet_ac(scores.pair_parts(sums), weights)
     return found
 
 
 def _intervals(
-    totals: Floats, statistics: Mapping[str, Callable[[Floats], Floats]]
+    totals: Floats, statistics: Mapping[str, Callable[[Floats], Floats]], units: int
 ) -> dict[str, Any]:
-    """Statistics of `Bootstrap.totals`."""
+    """Statistics of `Bootstrap.totals` of so many units."""
     return {
-        name: percentile_interval(statistic(totals), bounds=scores.BOUNDS[name]).as_dict()
+        name: percentile_interval(
+            statistic(totals), bounds=scores.BOUNDS[name], units=units
+        ).as_dict()
         for name, statistic in statistics.items()
     }
 
@@ -186,74 +323,68 @@ def _system(
     dimension: Dimension,
     votes: Sequence[Mapping[str, int]],
     answers: Answers,
-    bootstrap: Bootstrap,
+    draws: _Draws,
     settings: Settings,
+    given: annotators.Yardstick,
 ) -> tuple[dict[str, Any], Floats]:
     """One system's figures; and its alpha, followed by those of the resamples."""
     n_options, plain = len(dimension.options), [list(row.values()) for row in votes]
     labels = answers.labels.tolist()
-    confusions = judge_confusions(labels, plain, n_options)
-    statistics = _confusion_statistics(dimension)
-    totals = bootstrap.totals(confusions)
-    report = _intervals(totals, statistics)
+    bootstrap, statistics = draws.bootstrap, _confusion_statistics(dimension)
+    totals = draws.judge(labels, plain, n_options)
+    report = _intervals(totals, statistics, draws.units)
+    shared = given.shared
+    on_shared = totals if shared.all() else draws.on(shared).judge(labels, plain, n_options)
+    alphas = statistics["alpha"](on_shared)
+    compared = _intervals(on_shared, statistics, draws.units)
+    report["compared"] = {"items": int(shared.sum()), **compared}
+    report["apart"] = None
+    if not shared.all():
+        rest = _intervals(totals - on_shared, statistics, draws.units)
+        report["apart"] = {"items": int((~shared).sum()), **rest}
+    report["minus_annotators"] = annotators.minus_annotators(alphas, given)
     whole = aggregate(plain, dimension)
     against = judge_confusions(labels, [[option] for option in whole.tolist()], n_options)
-    report["against_aggregate"] = _intervals(bootstrap.totals(against), statistics)
+    # A lower median lies below the mean, so nothing is said about a shift from it.
+    of_aggregate = {name: one for name, one in statistics.items() if name != "mean_shift"}
+    report["against_aggregate"] = _intervals(
+        bootstrap.totals(against), of_aggregate, bootstrap.units
+    )
     with_judge = annotator_coincidences(
         [[*row, label] for row, label in zip(plain, labels, strict=True)], n_options
     )
     among = {"alpha": _confusion_statistics(dimension, symmetric=True)["alpha"]}
-    report["alpha_as_one_more"] = _intervals(bootstrap.totals(with_judge), among)["alpha"]
+    whole_group = _intervals(bootstrap.totals(with_judge), among, bootstrap.units)
+    report["alpha_as_one_more"] = whole_group["alpha"]
     if dimension.level_of_measurement != "nominal":
         levels = level_values(dimension)
-        report |= scores.rank_correlations(levels[answers.labels], mean_levels(plain, dimension))
+        means = mean_levels(plain, dimension)
+        for name, values in scores.rank_correlations(
+            levels[answers.labels], means, bootstrap
+        ).items():
+            report |= _intervals(values, {name: np.asarray}, bootstrap.units)
     report["confusion"] = totals[0].tolist()
-    report["options"] = _options(totals[0])
-    report["alternative_annotator_test"] = _alt_test(dimension, votes, labels, settings)
+    report["options"] = _options(totals, draws.units)
+    report["alternative_annotator_test"] = annotators.stand_in(
+        dimension, votes, labels, alphas, given, settings.epsilon
+    )
     report["calibration"] = _calibration(plain, answers, whole, n_options, settings.bins)
     return report, statistics["alpha"](totals)
 
 
-def _options(confusion: Floats) -> list[dict[str, Any]]:
-    found = scores.per_option(confusion)
+def _options(totals: Floats, units: int) -> list[dict[str, Any]]:
+    found, confusion = scores.per_option(totals), totals[0]
     return [
         {
-            "precision": float(found.precision[k]),
-            "recall": float(found.recall[k]),
-            "f1": float(found.f1[k]),
+            **{
+                name: percentile_interval(values[:, k], bounds=(0.0, 1.0), units=units).as_dict()
+                for name, values in vars(found).items()
+            },
             "annotations": float(confusion[k].sum()),
             "judgements": float(confusion[:, k].sum()),
         }
         for k in range(len(confusion))
     ]
-
-
-def _alt_test(
-    dimension: Dimension,
-    votes: Sequence[Mapping[str, int]],
-    labels: Sequence[int],
-    settings: Settings,
-) -> dict[str, Any]:
-    named = [{name: option for name, option in row.items() if is_named(name)} for row in votes]
-    ratings, annotators = ratings_of(named)
-    nominal = dimension.level_of_measurement == "nominal"
-    found = alt_test(
-        labels,
-        ratings,
-        annotators,
-        level_values(dimension),
-        settings.epsilon,
-        "accuracy" if nominal else "neg_rmse",
-    )
-    return {
-        "epsilon": found.epsilon,
-        "winning_rate": found.winning_rate,
-        "advantage_probability": found.advantage_probability,
-        "passed": found.passed,
-        "verdict": found.verdict,
-        "annotators": [asdict(comparison) for comparison in found.comparisons],
-        "skipped_annotators": len(found.skipped),
-    }
 
 
 def _calibration(
@@ -274,7 +405,9 @@ def _calibration(
     curve = risk_coverage(confidence, errors)
     points = np.unique(np.linspace(0, len(curve.risk) - 1, _CURVE_POINTS).astype(int))
     return {
-        "expected_calibration_error": expected_calibration_error(confidence, agreement, n_bins),
+        "expected_calibration_error": calibration_error(
+            confidence, agreement, counts.sum(axis=1).astype(int), n_bins
+        ).as_dict(),
         "brier_score": brier_score(answers.probabilities, shares),
         "log_loss": cross_entropy(answers.probabilities, shares),
         "bins": [asdict(b) for b in reliability(confidence, agreement, n_bins)],
@@ -287,30 +420,55 @@ def _calibration(
     }
 
 
-def _probes(
+def probe(
     dimension: Dimension,
-    votes: Sequence[Sequence[int]],
+    votes: Sequence[Mapping[str, int]],
     labels: npt.NDArray[np.int64],
-    groups: Mapping[str, Sequence[str]],
-) -> list[dict[str, Any]]:
-    measures = {"agreement": scores.agreeing_share(labels, votes, len(dimension.options))}
-    if dimension.type != "choice":
-        measures["shift"] = level_values(dimension)[labels] - mean_levels(votes, dimension)
-    found = [
-        probe
-        for attribute, names in groups.items()
-        for measure, per_item in measures.items()
-        for probe in bias.probe_groups(attribute, names, measure, per_item)
+    groups: Groups,
+    seed: int,
+) -> dict[str, Any]:
+    """Look for groups on which a judge agrees less, or rates higher, than on others.
+
+    Args:
+        dimension: gives the options.
+        votes: N items; annotator -> option index.
+        labels: N option indices of the judge.
+        groups: see `Groups`.
+        seed: of the permutations.
+
+    Returns:
+        `probes`, still to be corrected, and `untested`: attribute -> groups.
+    """
+    levels = level_values(dimension)
+    plain = [list(row.values()) for row in votes]
+    who, of_annotations = bias.annotation_measures(labels, votes, levels)
+    kinds = [
+        (key, names, bias.measures(labels, plain, levels), groups.clusters, "items")
+        for key, names in groups.of_items.items()
+    ] + [
+        (key, [known.get(name, "") for name in who], of_annotations, who, "annotations")
+        for key, known in groups.of_annotators.items()
     ]
-    return [probe.as_dict() for probe in found]
+    found: list[bias.Probe] = []
+    untested: dict[str, list[str]] = {}
+    for attribute, names, measures, clusters, of in kinds:
+        shown = [name or "no value" for name in names]
+        for measure, values in measures.items():
+            if measure == bias.SHIFT and dimension.type == "choice":
+                continue
+            probes, left = bias.probe_groups(attribute, shown, measure, values, clusters, seed)
+            found += [replace(one, of=of) for one in probes]
+            if left:
+                untested[attribute] = sorted({*untested.get(attribute, []), *left})
+    return {"probes": found, "untested": untested}
 
 
 def correct_probes(dimensions: Mapping[str, dict[str, Any]]) -> None:
-    """Adjust the probes of all dimensions of a report together, in place."""
-    rows = [probe for report in dimensions.values() for probe in report["probes"]]
-    probes = [bias.Probe(**{**row, "difference": Interval(**row["difference"])}) for row in rows]
-    for row, probe in zip(rows, bias.adjusted(probes), strict=True):
-        row["p_adjusted"] = probe.p_adjusted
+    """Adjust the probes of all dimensions of a report together, in place, and make them plain."""
+    together = [one for report in dimensions.values() for one in report["probes"]]
+    corrected = iter(bias.adjusted(together))
+    for report in dimensions.values():
+        report["probes"] = [next(corrected).as_dict() for _ in report["probes"]]
 
 
 def _sample_size(interval: Interval, n_items: int) -> dict[str, Any]:

@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 
 from slm_judge.agreement.bias import quarters
+from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.data.item import ITEM_ID, Item, load_split
 from slm_judge.data.predictions import Answers, read_predictions
-from slm_judge.data.read import Annotations, Columns, read_annotations
-from slm_judge.data.tables import read_table, require_columns
-from slm_judge.data.text import read_name
+from slm_judge.data.read import (
+    Annotations,
+    Columns,
+    Findings,
+    open_rows,
+    read_annotations,
+    read_items,
+)
+from slm_judge.data.tables import require_columns
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.files import finite
 from slm_judge.recipe import Recipe
@@ -21,7 +28,7 @@ from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 from slm_judge.version import __version__
 
-from .dimension import Settings, correct_probes, evaluate_dimension
+from .dimension import Groups, Settings, correct_probes, evaluate_dimension
 
 PROBES = "probes.json"  # in the report of a run: what probes that ran the judge found
 LENGTH = "length of the text"
@@ -42,6 +49,8 @@ class Evaluation:
     settings: Settings = field(default_factory=Settings)
     probes: Mapping[str, Any] = field(default_factory=dict)
     """Further findings of probes that ran the judge."""
+    held_out: bool = False
+    """Whether it is known that the systems did not learn from these items."""
 
 
 def systems_of(recipe: Recipe) -> list[str]:
@@ -68,22 +77,35 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
         path = run.require(run.predictions / f"{name}.jsonl", f"verify {run.folder}")
         read = read_predictions(str(path), rubric, [item.item_id for item in items])
         systems[name], kept = read.answers, read.rows
-    annotations = Annotations([items[i] for i in kept])
+    notes = calibration_notes(Contract.load(run.adapter))
+    annotations = Annotations([items[i] for i in kept], notes=notes)
     if groups:
-        location = recipe.data.test or recipe.data.train
-        annotations.columns = _columns_of(location, recipe.data.item_id, groups, annotations.items)
-    return Evaluation(recipe.name, rubric, annotations, systems, settings or Settings(), probes)
+        add_columns(annotations, recipe, rubric, groups)
+    return Evaluation(
+        recipe.name, rubric, annotations, systems, settings or Settings(), probes, True
+    )
 
 
-def _columns_of(
-    location: str, item_id: str | None, columns: Sequence[str], items: Sequence[Item]
-) -> dict[str, list[str]]:
-    table = read_table(location)
-    require_columns(table.columns, columns, location)
-    if not item_id or item_id not in table.columns:
+def add_columns(
+    annotations: Annotations, recipe: Recipe, rubric: Rubric, names: Sequence[str]
+) -> None:
+    """Columns of a run's data, of its items or of their annotators."""
+    data, location = recipe.data, recipe.data.test or recipe.data.train
+    table = open_rows(location, [*([data.item_id] if data.item_id else []), *names])
+    columns = Columns(data.item_id, data.annotator, None, data.columns, names).within(table)
+    require_columns(table.columns, columns.further, location)
+    if not columns.item_id or columns.item_id not in table.columns:
         raise DataError(f"Groups need a column that names the items: data.item_id of {location}.")
-    rows = {read_name(row.get(item_id)): row for row in reversed(table.rows)}
-    return {c: [read_name(rows.get(i.item_id, {}).get(c)) for i in items] for c in columns}
+    found = read_items(table, columns, rubric, Findings(strict=False))
+    row = {item.item_id: n for n, item in enumerate(found.items)}
+    rows = [row.get(item.item_id) for item in annotations.items]
+    asked = dict(zip(columns.further, names, strict=True))
+    annotations.columns = {
+        asked[name]: ["" if n is None else values[n] for n in rows]
+        for name, values in found.columns.items()
+    }
+    annotations.of_annotators = {asked[name]: by for name, by in found.of_annotators.items()}
+    annotations.notes += found.notes
 
 
 def of_files(
@@ -94,6 +116,7 @@ def of_files(
     annotator: str | None = None,
     groups: Sequence[str] = (),
     settings: Settings | None = None,
+    cluster: str | None = None,
 ) -> Evaluation:
     """Any predictions against any annotations, matched on the item.
 
@@ -107,11 +130,13 @@ def of_files(
         annotator: column of `annotations` that names the annotator.
         groups: columns of `annotations` to probe for bias.
         settings: of the evaluation.
+        cluster: column of `annotations` whose items belong together, e.g. the author: intervals
+            and probes take them whole.
 
     Raises:
         DataError: nothing can be compared; the message says what is missing.
     """
-    found = read_annotations(annotations, rubric, item_id, annotator, further=groups)
+    found = read_annotations(annotations, rubric, item_id, annotator, groups, cluster)
     present = [d for d in rubric.dimensions if any(d.name in item.votes for item in found.items)]
     known = rubric.model_copy(update={"dimensions": present})
     names = [item.item_id for item in found.items]
@@ -137,9 +162,12 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     """Every number of the report."""
     items = evaluation.annotations.items
     words = [sum(len(text.split()) for text in item.state.values()) for item in items]
-    groups: dict[str, Sequence[str]] = dict(evaluation.annotations.columns)
+    attributes: dict[str, Sequence[str]] = dict(evaluation.annotations.columns)
     if any(words):
-        groups[LENGTH] = quarters(words, "words")
+        attributes[LENGTH] = quarters(words, "words")
+    groups = Groups(
+        [item.group for item in items], attributes, evaluation.annotations.of_annotators
+    )
     dimensions = {}
     for dimension in evaluation.rubric.dimensions:
         name = dimension.name
@@ -157,6 +185,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
             "slm_judge": __version__,
             "settings": vars(evaluation.settings),
             "items": len(items),
+            "held_out": evaluation.held_out,
             "systems": list(evaluation.systems),
             "notes": evaluation.annotations.notes,
             "dimensions": dimensions,
@@ -210,13 +239,15 @@ def find(
 ) -> tuple[Evaluation, Path]:
     """What the command line asks for, and the folder for the report; see `of_run`, `of_files`.
 
-    `columns` says what names items and annotators, and which further ones to probe for bias.
+    `columns` says what names items, annotators and groups, and which further ones to probe.
 
     Raises:
         JudgeError: neither a run nor predictions, annotations and a rubric are named, or both.
     """
     columns = columns or Columns()
     if run is not None:
+        if columns.group:
+            raise JudgeError("--cluster is for files: a run knows data.group of its recipe.")
         if predictions or annotations or rubric:
             raise JudgeError("Name a run, or --predictions, --annotations and --rubric; not both.")
         found = Run.find(run)
@@ -233,5 +264,6 @@ def find(
         columns.annotator,
         columns.further,
         settings,
+        columns.group,
     )
     return evaluation, output or Path("report")

@@ -31,7 +31,7 @@ def option_order(
         items: N items.
         given: what it said about them, per dimension N option indices.
         advance: called after each item.
-        resamples: of the bootstrap over items.
+        resamples: of the bootstrap over items, or their groups.
         seed: of it.
 
     Returns:
@@ -53,8 +53,8 @@ def option_order(
         reverse = _labels(judge, reader.encode(states), advance)
     finally:
         backend.expect(backend.reader)
-    bootstrap = Bootstrap(len(items), resamples, seed)
-    found = {}
+    groups = [item.group for item in items]
+    found: dict[str, dict[str, Any]] = {}
     for k, dimension in enumerate(rubric.dimensions):
         n_options = len(dimension.options)
         before = np.asarray(given[dimension.name])
@@ -62,14 +62,11 @@ def option_order(
         votes = votes_of(items, dimension.name)
         agree = [agreeing_share(labels, votes, n_options) for labels in (before, after)]
         changes = agree[1] - agree[0]
-        answered = np.isfinite(changes)
-        found[dimension.name] = {
-            "items": len(items),
-            "consistency": _mean(before == after, bootstrap),
-            "agreement_change": _mean(
-                changes[answered], Bootstrap(answered.sum(), resamples, seed)
-            ),
-        }
+        found[dimension.name] = {"items": len(items)}
+        for name, per_item in (("consistency", before == after), ("agreement_change", changes)):
+            rows = np.flatnonzero(np.isfinite(per_item))
+            known = Bootstrap(len(rows), resamples, seed, [groups[row] for row in rows])
+            found[dimension.name][name] = _mean(per_item[rows], known)
     return found
 
 
@@ -82,8 +79,7 @@ def _labels(judge: Judge, prompts: Sequence[Any], advance: Callable[[], object])
 
 
 def _mean(per_item: Any, bootstrap: Bootstrap) -> Mapping[str, float]:
-    n = len(per_item)
-    if not n:
+    if not len(per_item):
         return dict.fromkeys(("estimate", "low", "high"), float("nan"))
-    sums = np.asarray(per_item, dtype=float)
-    return bootstrap.interval(sums, lambda totals: np.asarray(totals, dtype=float) / n).as_dict()
+    sums = np.stack([np.asarray(per_item, dtype=float), np.ones(len(per_item))], axis=1)
+    return bootstrap.interval(sums, lambda totals: totals[..., 0] / totals[..., 1]).as_dict()

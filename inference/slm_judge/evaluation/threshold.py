@@ -7,37 +7,54 @@ from typing import Any
 import numpy as np
 
 from slm_judge.agreement.aggregate import aggregate
-from slm_judge.agreement.calibration import choose_threshold
+from slm_judge.agreement.calibration import (
+    LEVEL,
+    Threshold,
+    choose_threshold,
+    guaranteed_threshold,
+    items_to_guarantee,
+    threshold_sequence,
+)
 from slm_judge.annotate.rows import STABLE_DIGITS
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import Answers, read_predictions
 from slm_judge.errors import DataError
-from slm_judge.files import write_json
+from slm_judge.files import finite, write_json
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet
 
+Scored = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+"""Confidence and error (0 or 1) of each item."""
 
-def thresholds(run: Run, error: float) -> dict[str, dict[str, Any]]:
-    """Choose thresholds on the validation items and try them on the test items.
+
+def thresholds(run: Run, error: float, level: float = LEVEL) -> dict[str, dict[str, Any]]:
+    """Choose thresholds for a target error: an estimate, and for each artefact a guaranteed one.
+
+    The estimate is chosen on the validation items, and tried on the test items. The guaranteed
+    threshold of an artefact is found on what it said about the test items, since nothing else was
+    chosen on them; the validation items say in which order thresholds are tested.
 
     Confidences are rounded as `slm-judge annotate` rounds them, so that its `--review-below` keeps
     the rows that are promised here. An error is a label other than the annotators' aggregate
     (`agreement.aggregate`). The result is also written to `report/threshold.json`.
 
     Args:
-        run: a trained run; tried on the test items where it is verified.
+        run: a trained run; artefacts count where it is verified.
         error: share of errors that is accepted among the answers that are kept.
+        level: probability with which a guaranteed threshold holds that, over the test items.
 
     Returns:
-        Per dimension: `threshold`, and `coverage`, `error` (and its upper 95 % limit) on
-        validation; the same per artefact on test.
+        Per dimension: `estimate`, with `threshold`, `coverage`, `error` (and its upper 95 % limit)
+        on validation; per artefact under `test`, what the estimate does, and `guaranteed`, with
+        the same keys, and `items_needed` where there is none.
 
     Raises:
-        DataError: `error` is not a share, or the run has no validation predictions.
+        DataError: `error` or `level` is no share, or the run has no validation predictions.
     """
-    if not 0 < error < 1:
-        raise DataError(f"The target error is a share between 0 and 1, not {error}.")
+    for name, share in (("target error", error), ("confidence", level)):
+        if not 0 < share < 1:
+            raise DataError(f"The {name} is a share between 0 and 1, not {share}.")
     path = run.require(run.validation, f"train {run.folder / 'recipe.json'}")
     rubric = run.rubric()
     known = _confidences(path, rubric, load_split(run.data, "validation"))
@@ -48,35 +65,55 @@ def thresholds(run: Run, error: float) -> dict[str, dict[str, Any]]:
     for dimension in rubric.dimensions:
         name = dimension.name
         chosen = choose_threshold(*known[name], error)
+        sequence = threshold_sequence(*known[name], error, 10**-STABLE_DIGITS)
         report[name] = {
-            "threshold": None if chosen.coverage == 0 else chosen.confidence,
-            "validation": {
-                "items": len(known[name][0]),
-                "coverage": chosen.coverage,
-                "error": None if chosen.coverage == 0 else chosen.risk,
-                "error_upper": None if chosen.coverage == 0 else chosen.risk_upper,
-            },
+            "estimate": _as_dict(chosen, len(known[name][0])),
             "test": {
-                artefact: _on_test(*found[name], chosen.confidence)
+                artefact: {
+                    **_on_test(*found[name], chosen.confidence),
+                    **_guaranteed(sequence, known[name], found[name], error, level),
+                }
                 for artefact, found in tried.items()
             },
         }
+    report = finite(report)
     write_json(run.report / "threshold.json", report)
     return report
 
 
-def _confidences(
-    path: Path, rubric: Rubric, items: list[Item]
-) -> dict[str, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Per dimension, confidence and error (0 or 1) of each item that was annotated."""
+def _as_dict(found: Threshold, items: int) -> dict[str, Any]:
+    return {
+        "items": items,
+        "threshold": round(found.confidence, STABLE_DIGITS),
+        "coverage": found.coverage,
+        "error": found.risk,
+        "error_upper": found.risk_upper,
+    }
+
+
+def _guaranteed(
+    sequence: Any, known: Scored, tried: Scored, error: float, level: float
+) -> dict[str, Any]:
+    """The guaranteed threshold, and if there is none, how many items would give one."""
+    found, needed = guaranteed_threshold(sequence, *tried, error, level), None
+    if not found.coverage:
+        for confidence, errors in (tried, known):  # of the surest, by what there is of them
+            keeps = confidence >= sequence[0] - 1e-9
+            if keeps.any():
+                risk, coverage = float(errors[keeps].mean()), float(keeps.mean())
+                needed = items_to_guarantee(risk, coverage, error, level)
+                break
+    return {"guaranteed": _as_dict(found, len(tried[1])), "items_needed": needed}
+
+
+def _confidences(path: Path, rubric: Rubric, items: list[Item]) -> dict[str, Scored]:
+    """Per dimension, of each item that was annotated."""
     found = read_predictions(str(path), rubric, [item.item_id for item in items])
     kept = [items[row] for row in found.rows]
     return {d.name: _errors(d, kept, found.answers[d.name], path) for d in rubric.dimensions}
 
 
-def _errors(
-    dimension: Dimension, items: list[Item], answers: Answers, path: Path
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _errors(dimension: Dimension, items: list[Item], answers: Answers, path: Path) -> Scored:
     if answers.probabilities is None:
         raise DataError(f"{path} has no probabilities.")
     whole = aggregate(votes_of(items, dimension.name), dimension)
@@ -97,22 +134,58 @@ def _on_test(confidence: Any, errors: Any, threshold: float) -> dict[str, Any]:
     }
 
 
-def threshold_table(report: Mapping[str, Any], error: float) -> Sheet:
+def threshold_table(report: Mapping[str, Any], error: float, level: float = LEVEL) -> Sheet:
     """The thresholds for a terminal."""
     table = Sheet(
-        f"Confidence from which at most {error:.0%} of the validation labels are wrong",
+        f"Confidence from which at most {error:.0%} of the labels are wrong",
         ("threshold", "kept", "wrong of those", "wrong of all"),
-        "wrong: not the annotators' aggregate; in brackets, an upper 95 % limit",
+        "wrong: not the annotators' aggregate; in brackets, an upper 95 % limit. estimate: holds "
+        "on the validation items, on new ones about as often as not. guaranteed: found on the "
+        f"test items, and exceeds {error:.0%} in at most {1 - level:.0%} of the cases.",
     )
+
+    def add(name: str, found: Mapping[str, Any], wrong_of_all: float | None = None) -> None:
+        threshold, wrong, sure = found["threshold"], found["error"], found["error_upper"]
+        table.add(
+            name,
+            "none" if threshold is None else f"{threshold:.{STABLE_DIGITS}f}",
+            f"{found['coverage']:.0%}",
+            "–" if threshold is None else f"{wrong:.1%} [{sure:.1%}]",
+            "" if wrong_of_all is None else f"{wrong_of_all:.1%}",
+            style="bold",
+        )
+
     for name, found in report.items():
         table.group(name)
-        on, threshold = found["validation"], found["threshold"]
-        wrong = "–" if threshold is None else f"{on['error']:.1%} [{on['error_upper']:.1%}]"
-        shown = "none" if threshold is None else f"{threshold:.{STABLE_DIGITS}f}"
-        table.add("validation", shown, f"{on['coverage']:.0%}", wrong, "", style="bold")
+        add("estimate", found["estimate"])
         for artefact, test in found["test"].items():
             if test["coverage"] is not None:
                 wrong = "–" if test["error"] is None else f"{test['error']:.1%}"
-                table.add(f"{artefact}, test", "", f"{test['coverage']:.0%}", wrong,
+                table.add(f"  {artefact}, test", "", f"{test['coverage']:.0%}", wrong,
                           f"{test['error_of_all']:.1%}")  # fmt: skip
+                add(f"{artefact}, guaranteed", test["guaranteed"], test["error_of_all"])
     return table
+
+
+def threshold_notes(report: Mapping[str, Any], level: float = LEVEL) -> list[str]:
+    """Where nothing is guaranteed, why not, and what would help."""
+    notes = []
+    for name, found in report.items():
+        if not found["test"]:
+            return [
+                "The thresholds are estimates; for guaranteed ones, run `slm-judge verify` first."
+            ]
+        for artefact, test in found["test"].items():
+            items, needed = test["guaranteed"]["items"], test["items_needed"]
+            if test["guaranteed"]["threshold"] is not None or not items:
+                continue
+            more = (
+                f"about {needed} would be enough"
+                if needed
+                else "its surest answers are wrong too often for any number of items"
+            )
+            notes.append(
+                f"{name}, {artefact}: nothing is guaranteed with {level:.0%} confidence on "
+                f"{items} test items; {more}."
+            )
+    return notes

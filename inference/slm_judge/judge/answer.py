@@ -1,11 +1,12 @@
 """From the logits at the answer slots to labels, probabilities and confidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from slm_judge.artefact.calibration import Calibration
 from slm_judge.rubric import Dimension, Value
 
 Array = npt.NDArray[np.float64]
@@ -16,11 +17,12 @@ class Annotation:
     """The judge's answers about one item, keyed by dimension."""
 
     labels: dict[str, Value]
-    """The most probable option, as the value that the annotators used."""
+    """The option with the largest logit, as the value that the annotators used. It is the most
+    probable one, unless rare options weighed more in training (`training.class_balance`)."""
     probabilities: dict[str, dict[Value, float]]
     """Of every option; they sum to 1 per dimension."""
     confidence: dict[str, float]
-    """Probability of the label, between 1 / number of options and 1."""
+    """Probability of the label."""
 
 
 def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Array:
@@ -28,6 +30,12 @@ def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Array:
     scaled = np.asarray(logits, dtype=np.float64) / temperature
     exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def probabilities(logits: npt.ArrayLike, calibration: Calibration) -> Array:
+    """Calibrated probabilities over the last axis of `logits`."""
+    scaled = np.asarray(logits, dtype=np.float64) / calibration.temperature
+    return softmax(scaled - np.array(calibration.shift) if calibration.shift else scaled)
 
 
 def gap(logits: npt.ArrayLike) -> float:
@@ -39,22 +47,22 @@ def gap(logits: npt.ArrayLike) -> float:
 def annotation_from_logits(
     dimensions: Sequence[Dimension],
     logits: Sequence[npt.ArrayLike],
-    temperatures: Mapping[str, float],
+    calibration: Callable[[Dimension], Calibration],
 ) -> Annotation:
     """Make an annotation.
 
     Args:
         dimensions: K dimensions.
         logits: K arrays, one logit an option of the dimension.
-        temperatures: per question type; 1 where absent.
+        calibration: of a dimension, as `Contract.calibration`.
     """
     labels: dict[str, Value] = {}
-    probabilities: dict[str, dict[Value, float]] = {}
+    likely: dict[str, dict[Value, float]] = {}
     confidence: dict[str, float] = {}
     for dimension, row in zip(dimensions, logits, strict=True):
-        shares = softmax(row, float(temperatures.get(dimension.type, 1.0)))
-        best = int(shares.argmax())  # the first of equals, as in `pipeline("decision")`
+        shares = probabilities(row, calibration(dimension))
+        best = int(np.argmax(row))  # the first of equals, as in `pipeline("decision")`
         labels[dimension.name] = dimension.values[best]
-        probabilities[dimension.name] = dict(zip(dimension.values, shares.tolist(), strict=True))
+        likely[dimension.name] = dict(zip(dimension.values, shares.tolist(), strict=True))
         confidence[dimension.name] = float(shares[best])
-    return Annotation(labels, probabilities, confidence)
+    return Annotation(labels, likely, confidence)

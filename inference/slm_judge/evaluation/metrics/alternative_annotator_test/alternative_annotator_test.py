@@ -6,12 +6,16 @@ import datasets
 import evaluate
 import numpy as np
 
+from slm_judge.agreement.alpha import alpha_of_coincidences, judge_coincidences, vote_counts
 from slm_judge.agreement.alt_test import alt_test
+from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
+from slm_judge.agreement.stand_in import StandIn, best_constant
 
 _DESCRIPTION = """
 May a judge stand in for an annotator? Each annotator in turn is left out, and the judge and the one
 left out are compared by how well they represent the others. The judge passes where it wins against
-at least half of them.
+at least half of them, agrees with them beyond chance, and more than always saying the same would.
+Annotators with fewer than 30 items that others annotated too are not compared.
 """
 
 _INPUTS = """
@@ -23,7 +27,8 @@ Args:
     score: accuracy, or neg_rmse for ordered labels.
 
 Returns:
-    winning_rate, advantage_probability, passed (nan, nan and False where it cannot be done).
+    winning_rate (by an exact test), winning_rate_t_test (by the paper's), advantage_probability,
+    passed; nan, nan, nan and False where it cannot be done.
 """
 
 _CITATION = """
@@ -61,8 +66,18 @@ class AlternativeAnnotatorTest(evaluate.Metric):  # type: ignore[misc]
         judged = np.searchsorted(levels, predictions).tolist()
         names = [str(m) for m in range(said.shape[1])]
         found = alt_test(judged, ratings, names, levels, epsilon, score)  # type: ignore[arg-type]
+        level = "nominal" if score == "accuracy" else "interval"
+        votes = [row[row >= 0].tolist() for row in ratings]
+        bootstrap = Bootstrap(len(votes))
+        said = bootstrap.totals(vote_counts(votes, len(levels)).astype(float))
+        totals = bootstrap.totals(judge_coincidences(judged, votes, len(levels)))
+        alphas = alpha_of_coincidences(totals, levels.tolist(), level)
+        constant, of_constant = best_constant(said, levels.tolist(), level)
+        over = percentile_interval(alphas - of_constant)
+        verdict = StandIn(found, percentile_interval(alphas), over, str(levels[constant]))
         return {
             "winning_rate": found.winning_rate,
+            "winning_rate_t_test": found.t_test_winning_rate,
             "advantage_probability": found.advantage_probability,
-            "passed": found.passed,
+            "passed": verdict.passed,
         }

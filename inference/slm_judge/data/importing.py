@@ -1,0 +1,91 @@
+"""`slm-judge import`: an export of an annotation tool as a long table and a draft of a rubric."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+
+from slm_judge.errors import DataError, RubricError
+from slm_judge.files import write_text
+from slm_judge.rubric import Rubric
+from slm_judge.text import to_utf8
+
+from .importers.draft import draft
+from .importers.export import ANNOTATOR_ID
+from .importers.long import Long
+from .importers.read import as_rows, read_export, summary
+from .importers.roles import Options
+from .item import ITEM_ID
+from .read import Columns, Findings, read_items
+from .tables import Overview, check_output
+from .text import read_name
+from .write import write_tables
+
+
+def import_annotations(
+    locations: Sequence[str],
+    output: Path,
+    options: Options,
+    rubric: Path | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write the long table and the draft of a rubric, atomically; nothing where anything is wrong.
+
+    Args:
+        locations: files of the export.
+        output: the table: .csv, .tsv, .jsonl or .parquet.
+        options: what the user says about the export.
+        rubric: the draft, if one is wanted.
+        overwrite: whether files that are there may be replaced.
+
+    Returns:
+        Lines about what was read, left out and guessed.
+
+    Raises:
+        DataError: the export cannot be read, or the output cannot be written.
+    """
+    check_output(str(output))
+    for path in (output, rubric):
+        if path and any(path.resolve() == Path(location).resolve() for location in locations):
+            raise DataError(f"{path} is the export itself; name another output.")
+        if path and path.exists() and not overwrite:
+            raise DataError(f"{path} is there already; --overwrite replaces it.")
+    if rubric and (rubric.suffix not in (".yaml", ".yml") or rubric == output):
+        raise DataError(f"--rubric is a YAML file, e.g. draft.yaml, got {rubric}.")
+    table = read_export(locations, options)
+    text = draft(table, output.name.partition(".")[0])
+    _check(table, text)
+    cells = {to_utf8(name): pa.array([_cell(row.get(name)) for row in table.rows], pa.string())
+             for name in table.columns}  # fmt: skip
+    if rubric:
+        write_text(rubric, text)
+    write_tables(iter([pa.table(cells)]), output, Overview(list(cells)))
+    return summary(table)
+
+
+def _check(table: Long, text: str) -> None:
+    """Read the table by the draft as training does, so that what is written can be used.
+
+    Raises:
+        DataError: training would refuse it.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "draft.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            rubric = Rubric.from_file(path)
+        except RubricError as error:
+            text = str(error).replace(str(path), "its draft")
+            raise DataError(f"{table.export.location} gives no valid rubric: {text}") from error
+    findings = Findings()
+    read_items(as_rows(table), Columns(ITEM_ID, ANNOTATOR_ID), rubric, findings)
+    findings.raise_any(table.export.location)
+
+
+def _cell(value: object) -> str | None:
+    """A value as the text of a cell."""
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    return to_utf8(value if isinstance(value, str) else read_name(value)) or None

@@ -1,0 +1,156 @@
+"""Which thresholds of `verify` hold: on cases, and on simulated artefacts whose loss is known.
+
+Longer runs of the same simulations: `python -m benchmarks.guarantees verify`.
+"""
+
+import numpy as np
+import pytest
+from slm_judge.export.answers import between, losses
+from slm_judge.export.artefacts import ADAPTER
+from slm_judge.export.decide import NEARLY_ALL
+from slm_judge.export.verify import failures, undecided
+
+from benchmarks.guarantees import decided, dimension, drawn_labels, heard, true_loss
+from slm_judge.agreement.bootstrap import Interval
+from slm_judge.agreement.compare import items_to_decide, share_interval
+from slm_judge.data.item import sample_rows
+from slm_judge.recipe import VerifyConfig
+
+
+def about(estimate, low, high):
+    return {"estimate": estimate, "low": low, "high": high}
+
+
+def report_with(equal=(1.0, 0.97, 1.0), alpha=(1.0, 0.95, 1.0), loss=(0.0, -0.02, 0.0), **more):
+    """A report of one dimension and one artefact, on 100 items."""
+    alike = {"agreement_interval": about(*equal), "alpha_interval": about(*alpha)}
+    found = {
+        "annotations": more.get("annotations", 200),
+        "between": {"adapter / Q4_K_M": alike},
+        "loss": {"Q4_K_M": {**about(*loss), "items": 100}},
+    }
+    return {"items": 100, "different_prompts": more.get("prompts", 0), "dimensions": {"d": found}}
+
+
+NOTHING = (None, None, None)
+CASES = [
+    ({}, [], []),
+    ({"equal": (0.93, 0.88, 0.96)}, [], ["not decided whether less than min_agreement = 0.9; about"]),
+    ({"equal": (0.8, 0.72, 0.86)}, ["0.800 [0.720, 0.860], a 90 % interval: less than min_agreement = 0.9"], []),
+    ({"equal": (0.93, 0.91, 0.96), "alpha": (0.7, 0.6, 0.78)}, ["alpha with the adapter 0.700"], []),
+    ({"equal": (0.93, 0.91, 0.96), "alpha": (0.7, 0.6, 0.82)}, [], ["min_alpha_between = 0.8"]),
+    # Hardly any label differs: how rare the options are does not matter.
+    ({"equal": (0.99, 0.94, 0.999), "alpha": (0.0, -0.1, 0.5)}, [], []),
+    ({"loss": (-0.073, -0.15, 0.01)}, [], ["not decided whether less than −max_alpha_loss = −0.05"]),
+    ({"loss": (-0.2, -0.3, -0.06)}, ["change of alpha against the annotators −0.200"], []),
+    ({"loss": (-0.04, -0.049, -0.03)}, [], []),
+    ({"prompts": 2}, ["2 items have different prompts"], []),
+    # What is not a number does not pass.
+    ({"equal": NOTHING}, ["share of labels equal to the adapter's –, which is not defined"], []),
+    ({"equal": (1.0, None, 1.0)}, ["is not defined"], []),
+    ({"alpha": NOTHING}, ["alpha with the adapter –, which is not defined"], []),
+    ({"loss": NOTHING}, ["against the annotators –, which is not defined"], []),
+    ({"loss": NOTHING, "annotations": 0}, [], []),  # nothing to agree with; a note says so
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "refused", "open_ones"), CASES)
+def test_what_is_refused_and_what_is_not_decided(changes, refused, open_ones):
+    report = report_with(**changes)
+    found, left = failures(report, VerifyConfig()), undecided(report, VerifyConfig())
+    assert [part in said for part, said in zip(refused, found, strict=True)] == [True] * len(
+        refused
+    )
+    assert [part in said for part, said in zip(open_ones, left, strict=True)] == [True] * len(
+        open_ones
+    )
+    strict = VerifyConfig(undecided="refuse")
+    assert failures(report, strict) == found + left  # the recipe says on which side they fall
+
+
+def test_how_many_items_would_decide():
+    (said,) = undecided(report_with(loss=(-0.02, -0.08, 0.04)), VerifyConfig())
+    assert said.endswith("about 300 more held-out items would decide")  # half the width: 4 times
+    (said,) = undecided(report_with(loss=(-0.05, -0.08, -0.02)), VerifyConfig())
+    assert said.endswith("more than a million more held-out items would decide")
+    assert items_to_decide(Interval(0.0, -0.1, 0.0), -0.05, 50) == 100  # all was alike
+    assert items_to_decide(Interval(float("nan"), 0, 0), 0, 50) is None
+    equal = share_interval(20, 20)
+    assert equal.low < 0.9 <= share_interval(29, 29).low  # 0.9 ** 29 < 0.05
+    assert items_to_decide(equal, 0.9, 20) == pytest.approx(29, abs=1)
+    assert np.isnan(share_interval(0, 0).estimate)
+
+
+def test_few_items_show_nothing_however_alike_all_is():
+    """Five equal labels are no sign that an artefact loses nothing, though no resample differs."""
+    votes, adapter, _ = drawn_labels("balanced", 0, 5, np.random.default_rng(2))
+    judged = {ADAPTER: adapter.tolist(), "other": adapter.tolist()}
+    loss = losses(judged, votes, dimension(), 0.05)["other"]
+    assert loss["verdict"] == "not decided"
+    assert loss["high"] == loss["estimate"] == 0
+    alike = between(dimension(), heard(adapter), heard(adapter))
+    assert alike["agreement_interval"]["low"] < 0.9
+    # An adapter that says one thing alone shows nothing of what can be lost.
+    constant = {ADAPTER: [0] * 90, "other": [0] * 90}
+    votes = [[int(i % 3 == 0)] for i in range(90)]
+    assert losses(constant, votes, dimension(), 0.05)["other"]["verdict"] == "not decided"
+    # Items without annotations are no evidence.
+    lone = losses({k: v[:2] for k, v in judged.items()}, [[0], []], dimension(), 0.05)["other"]
+    assert lone["items"] == 1
+    none = losses({k: v[:2] for k, v in judged.items()}, [[], []], dimension(), 0.05)["other"]
+    assert none["verdict"] == "not defined"
+
+
+@pytest.mark.parametrize(("world", "changed"), [("balanced", 0.13), ("balanced", 0.055), ("10 % rare", 0.1)])  # fmt: skip
+def test_a_loss_is_said_to_be_on_the_wrong_side_of_the_margin_in_5_percent(world, changed):
+    """At n = 100, where 30 % of the artefacts that lose 0.073 had passed, and 23 % of those that
+    lose 0.032 had been refused, by point estimates."""
+    loss, runs = true_loss(world, changed), 100
+    noise = 2 * np.sqrt(0.05 * 0.95 / runs)
+    said = decided(world, changed, 100, runs, 0.05)
+    wrong = "holds" if loss > 0.05 else "does not hold"
+    assert said[wrong] <= 0.05 + noise
+    sharp = decided(world, changed, 100, runs, loss)  # the hardest case: at the margin itself
+    assert max(sharp["holds"], sharp["does not hold"]) <= 0.05 + noise
+
+
+def test_what_is_clear_is_decided():
+    assert decided("balanced", 0.0, 300, 10, 0.05)["holds"] == 1
+    assert decided("balanced", 0.5, 300, 10, 0.05)["does not hold"] == 1
+    assert decided("balanced", 0.5, 300, 10, 0.05)["refused"] == 1
+
+
+@pytest.mark.parametrize("n", [100, 300, 1000])
+def test_rare_options_are_not_refused_for_alpha_between_artefacts(n):
+    """An option of 2 % of the items, and 1 % of other labels: alpha is 0.75, and less by chance."""
+    low = 0
+    for run in range(60):
+        rng = np.random.default_rng(run)
+        adapter = (rng.random(n) < 0.02).astype(int)
+        other = np.where(rng.random(n) < 0.01, 1 - adapter, adapter)
+        alike = between(dimension(), heard(adapter), heard(other))
+        low += alike["alpha"] < 0.8
+        report = report_with()
+        report["dimensions"]["d"]["between"]["adapter / Q4_K_M"] = alike
+        assert failures(report, VerifyConfig()) == []
+    assert low > 15  # so a point estimate would refuse them
+
+
+def test_an_artefact_that_lost_an_option_is_refused():
+    """All but one in ten labels are equal, since the option is rare; alpha tells."""
+    adapter = np.arange(500) % 12 == 0
+    alike = between(dimension(), heard(adapter.astype(int)), heard(np.zeros(500, dtype=int)))
+    assert 0.9 < alike["agreement"] < NEARLY_ALL
+    report = report_with()
+    report["dimensions"]["d"]["between"]["adapter / Q4_K_M"] = alike
+    (said,) = failures(report, VerifyConfig())
+    assert "alpha with the adapter" in said
+
+
+def test_a_part_of_the_items_is_a_seeded_sample():
+    rows = sample_rows(1000, 100, seed=0)
+    assert rows == sorted(set(rows)) == sample_rows(1000, 100, seed=0)
+    assert len(rows) == 100
+    assert 400 < np.mean(rows) < 600  # not the first ones
+    assert rows != sample_rows(1000, 100, seed=1)
+    assert sample_rows(3, 5, 0) == sample_rows(3, None, 0) == [0, 1, 2]
