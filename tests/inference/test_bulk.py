@@ -219,26 +219,27 @@ def test_rows_to_review(judge, tmp_path):
 
 def test_a_random_share_of_the_sure_rows_goes_to_review_with_its_probability(judge, tmp_path):
     """So that what people say about them speaks for all rows: `slm-judge estimate --probability`."""
-    source = write(tmp_path / "in.csv", {"id": range(301), "text": [*messages(300), ""]})
-    for name, pieces, below in (("a", 301, 0.45), ("b", 16, 0.45), ("c", 301, None)):
+    source = write(tmp_path / "in.csv", {"id": range(81), "text": [*messages(80), ""]})
+
+    def reviewed(name, below, pieces):
         options = AnnotateOptions(review_below=below, review_share=0.2, rows_per_piece=pieces)
         annotate_table(judge, source, tmp_path / f"{name}.csv", options, show_progress=False)
-    out, review = pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "a.review.csv")
+        return pd.read_csv(tmp_path / f"{name}.review.csv")
+
+    alone, out = reviewed("alone", None, 81), pd.read_csv(tmp_path / "alone.csv")
     assert "review_probability" not in out
-    least = out[[c for c in out if c.endswith("_confidence")]].min(axis=1)
-    unsure = set(out.id[least < 0.45])
-    assert 0 < len(unsure) < 250
-    assert set(review.id[review.review_probability == 1]) == unsure
-    drawn = review[review.review_probability == 0.2]
-    assert len(drawn) + len(unsure) == len(review)
-    assert 300 not in set(review.id)  # it has no labels
-    expected = 0.2 * (300 - len(unsure))
-    assert abs(len(drawn) - expected) < 4 * (0.8 * expected) ** 0.5
-    # The same rows are drawn whatever the pieces; without --review-below, by chance alone.
-    assert (tmp_path / "b.review.csv").read_bytes() == (tmp_path / "a.review.csv").read_bytes()
-    alone = pd.read_csv(tmp_path / "c.review.csv")
     assert set(alone.review_probability) == {0.2}
-    assert set(drawn.id) <= set(alone.id)
+    assert abs(len(alone) - 0.2 * 80) < 4 * (0.8 * 0.2 * 80) ** 0.5
+    least = out[[c for c in out if c.endswith("_confidence")]].min(axis=1)
+    unsure = set(out.id[least < least.median()])
+    assert 20 < len(unsure) < 60
+    review = reviewed("a", float(least.median()), 81)
+    assert set(review.id[review.review_probability == 1]) == unsure
+    assert set(review.id) == unsure | set(alone.id)
+    assert set(review.review_probability) == {0.2, 1.0}
+    assert 80 not in set(review.id)  # it has no labels
+    # The same rows are drawn whatever the pieces.
+    assert reviewed("b", float(least.median()), 16).equals(review)
 
 
 def test_a_share_that_is_none_and_a_column_that_is_taken(judge, tmp_path):

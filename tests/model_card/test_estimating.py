@@ -370,6 +370,12 @@ def test_models_that_cannot_be_estimated(world, formula, complaint):
         world.estimate(world.people(range(200)), models=[formula])
 
 
+def test_a_model_on_a_column_without_values(world):
+    world.corpus["length"] = None
+    with pytest.raises(DataError, match="0 items have a label of people and of the judge"):
+        world.estimate(world.people(range(200)), models=["refund ~ length"])
+
+
 def test_a_logistic_model_needs_a_yes_or_no(world):
     with pytest.raises(DataError, match="outcome of a logistic regression is 0 or 1"):
         world.estimate(world.people(range(200)), models=["grade ~ channel"], logit=True)

@@ -300,7 +300,8 @@ class Known:
         keys = [d.name for d in dimensions]
         given = [[self.labels(prefix, d) for d in dimensions] for prefix in self.prefixes]
         everywhere = [labels for one in given for labels in one]
-        ids = [i for i in (usable or self.rows) if all(i in labels for labels in everywhere)]
+        among = self.rows if usable is None else usable
+        ids = [i for i in among if all(i in labels for labels in everywhere)]
         place = {name: i for i, name in enumerate(ids)}
         votes = {item.item_id: _complete(item, keys) for item in self.annotated}
         both = [i for i in votes if votes[i] and i in place]
