@@ -33,7 +33,6 @@ import numpy as np
 import torch
 import yaml
 from pydantic import ValidationError
-from slm_judge.training.calibration import log_loss
 from slm_judge.training.energy import device_name
 from slm_judge.training.targets import resolve
 from slm_judge.training.train import train
@@ -44,12 +43,14 @@ from benchmarks.study_tables import curve_figure, markdown
 from slm_judge import Judge
 from slm_judge.agreement.aggregate import vote_shares
 from slm_judge.agreement.bootstrap import Bootstrap
+from slm_judge.agreement.calibration import cross_entropy
 from slm_judge.data.item import Item, votes_of
 from slm_judge.data.split import load_splits, split_items
 from slm_judge.errors import JudgeError
 from slm_judge.evaluation.baselines import fit_systems, score, score_annotators
 from slm_judge.evaluation.zero_shot import zero_shot
 from slm_judge.files import write_json
+from slm_judge.judge.answer import softmax
 from slm_judge.recipe import Recipe, RecipeError, public_settings
 from slm_judge.rubric import Rubric, explain
 from slm_judge.run import Run
@@ -284,7 +285,8 @@ def judged(run: Run, items: Sequence[Item]) -> tuple[dict[str, list[int]], dict[
         answered = [i for i, row in enumerate(votes) if row]
         shares = np.array([vote_shares(votes[i], len(dimension.options)) for i in answered])
         temperature = contract.temperature(dimension.type)
-        losses[dimension.name] = round(log_loss([logits[answered]], [shares], temperature), 5)
+        probabilities = softmax(logits[answered], temperature)
+        losses[dimension.name] = round(cross_entropy(probabilities, shares), 5)
     return labels, losses
 
 
