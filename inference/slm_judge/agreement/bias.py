@@ -43,7 +43,7 @@ class Probe:
     of: str = "items"
     """What is compared: items, or annotations (of groups of annotators)."""
     p_adjusted: float = float("nan")
-    """With the false discovery rate of all probes controlled (Benjamini and Hochberg, 1995)."""
+    """Corrected for all probes of the report; see `adjusted`."""
 
     @property
     def verdict(self) -> Verdict:
@@ -292,13 +292,21 @@ def _p_value(difference: Floats, error: Floats) -> float:
 
 
 def adjusted(probes: Sequence[Probe]) -> list[Probe]:
-    """The probes of a report, corrected for their number."""
+    """The probes of a report, corrected for their number.
+
+    The false discovery rate is controlled within each measure (Benjamini and Hochberg, 1995), and
+    p multiplied by the number of measures (Bonferroni). Together, many differences in agreement,
+    which may be no bias, would let differences in shift pass that are none.
+    """
     from scipy.stats import false_discovery_control
 
-    if not probes:
-        return []
-    values = false_discovery_control([probe.p_value for probe in probes], method="bh")
-    return [replace(p, p_adjusted=float(q)) for p, q in zip(probes, values, strict=True)]
+    found, kinds = list(probes), {probe.measure for probe in probes}
+    for measure in kinds:
+        rows = [k for k, probe in enumerate(probes) if probe.measure == measure]
+        values = false_discovery_control([probes[k].p_value for k in rows], method="bh")
+        for k, value in zip(rows, values, strict=True):
+            found[k] = replace(probes[k], p_adjusted=min(1.0, float(value) * len(kinds)))
+    return found
 
 
 def quarters(values: Sequence[float], unit: str) -> list[str]:
