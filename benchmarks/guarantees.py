@@ -166,7 +166,7 @@ def decided(
         loss = losses(judged, votes, asked, 0.05)["other"]
         alike, row = between(asked, heard(adapter), heard(other)), []
         for margin in margins:
-            checked = checks("d", alike, loss, n, VerifyConfig(max_alpha_loss=margin))
+            checked = checks("d", "other", alike, loss, n, VerifyConfig(max_alpha_loss=margin))
             verdicts = [check.verdict for check in checked]
             refused = {"does not hold", "not defined"} & set(verdicts)
             row.append([*(verdicts[-1] == name for name in VERDICTS), bool(refused)])

@@ -75,13 +75,13 @@ def cost_table(report: Mapping[str, Any]) -> Sheet:
 def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
     """What can be done where a file loses more than `verify` allows, in words."""
     thresholds, losing = run.recipe().verify, dict[str, None]()
-    for systems in report["dimensions"].values():
+    for dimension, systems in report["dimensions"].items():
         annotated = systems[ADAPTER]["alpha"] is not None
         for name, found in systems.items():
             if name == ADAPTER:
                 continue
-            change = found["change"] if annotated else None
-            checked = checks(name, found["between"], change, report["items"], thresholds)
+            lost, alike = found["change"] if annotated else None, found["between"]
+            checked = checks(dimension, name, alike, lost, report["items"], thresholds)
             if any(check.may_fail for check in checked):
                 losing[name] = None
     if not losing:

@@ -1,6 +1,6 @@
 """Which thresholds of `verify` hold, which do not, and which the items at hand do not decide."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ Verdict = Literal["holds", "does not hold", "not decided", "not defined"]
 class Check:
     """A threshold, and what was measured."""
 
+    dimension: str
+    artefact: str
     said: str
-    """Whose, and what the interval is of."""
+    """What the interval is of."""
     interval: Interval
     """90 %, so that either side errs in 5 % of the cases."""
     threshold: str
@@ -60,8 +62,17 @@ class Check:
         )
 
 
+def in_words(checks: Iterable[Check]) -> list[str]:
+    """A line a finding, with the artefacts that share it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for check in checks:
+        found.setdefault((check.dimension, str(check)), []).append(check.artefact)
+    return [f"{name}, {', '.join(who)}: {said}" for (name, said), who in found.items()]
+
+
 def checks(
-    where: str,
+    dimension: str,
+    artefact: str,
     alike: Mapping[str, Any],
     loss: Mapping[str, Any] | None,
     n_items: int,
@@ -70,28 +81,27 @@ def checks(
     """What is decided about an artefact in a dimension.
 
     Args:
-        where: names both.
+        dimension: its name.
+        artefact: its name.
         alike: of `answers.between`, with the adapter.
         loss: of `answers.losses`; None where there are no annotations to agree with.
         n_items: that were asked about.
         thresholds: of the recipe.
     """
-    equal = _interval(alike["agreement_interval"])
-    found = [
-        Check(f"{where}: share of labels equal to the adapter's", equal, "min_agreement",
-              thresholds.min_agreement, n_items),
-    ]  # fmt: skip
-    between = _interval(alike["alpha_interval"])
-    if not equal.high >= NEARLY_ALL or not np.isfinite(between.estimate):
-        found.append(
-            Check(f"{where}: alpha with the adapter", between, "min_alpha_between",
-                  thresholds.min_alpha_between, n_items)
-        )  # fmt: skip
+
+    def check(said: str, found: Interval, threshold: str, bound: float, items: int) -> Check:
+        return Check(dimension, artefact, said, found, threshold, bound, items)
+
+    equal, alpha = (_interval(alike[f"{key}_interval"]) for key in ("agreement", "alpha"))
+    least = thresholds.min_agreement
+    said = "share of labels equal to the adapter's"
+    found = [check(said, equal, "min_agreement", least, n_items)]
+    if not equal.high >= NEARLY_ALL or not np.isfinite(alpha.estimate):
+        least = thresholds.min_alpha_between
+        found.append(check("alpha with the adapter", alpha, "min_alpha_between", least, n_items))
     if loss is not None:
-        found.append(
-            Check(f"{where}: change of alpha against the annotators", _interval(loss),
-                  "−max_alpha_loss", -thresholds.max_alpha_loss, loss["items"])
-        )  # fmt: skip
+        said, most = "change of alpha against the annotators", thresholds.max_alpha_loss
+        found.append(check(said, _interval(loss), "−max_alpha_loss", -most, loss["items"]))
     return found
 
 
@@ -102,7 +112,8 @@ def all_checks(report: Mapping[str, Any], thresholds: VerifyConfig, reference: s
         for name, dimension in report["dimensions"].items()
         for artefact in dimension["loss"]
         for check in checks(
-            f"{name}, {artefact}",
+            name,
+            artefact,
             dimension["between"][f"{reference} / {artefact}"],
             dimension["loss"][artefact] if dimension["annotations"] else None,
             report["items"],

@@ -35,7 +35,7 @@ from slm_judge.screen import Sheet
 
 from .answers import Heard, against_annotators, between, hear, losses
 from .artefacts import ADAPTER, artefacts, parts
-from .decide import all_checks
+from .decide import all_checks, in_words
 
 REPORT = "verify.json"
 
@@ -188,7 +188,8 @@ def failures(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
     if report["different_prompts"]:
         found.append(f"{report['different_prompts']} items have different prompts per backend")
     refused = ("does not hold", "not defined")
-    found += [str(c) for c in all_checks(report, thresholds, ADAPTER) if c.verdict in refused]
+    checked = all_checks(report, thresholds, ADAPTER)
+    found += in_words(check for check in checked if check.verdict in refused)
     if thresholds.undecided == "refuse":
         found += undecided(report, thresholds)
     return found
@@ -197,7 +198,7 @@ def failures(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
 def undecided(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
     """The thresholds for which the items are too few, and how many would decide, in words."""
     checked = all_checks(report, thresholds, ADAPTER)
-    return [str(check) for check in checked if check.verdict == "not decided"]
+    return in_words(check for check in checked if check.verdict == "not decided")
 
 
 def read_report(run: Run) -> dict[str, Any]:

@@ -121,6 +121,15 @@ def test_what_is_clear_is_decided():
     assert said["does not hold"] == said["refused"] == 1
 
 
+def test_artefacts_that_share_a_finding_share_a_line():
+    report = report_with(loss=(0.0, -0.1, 0.0))
+    found = report["dimensions"]["d"]
+    found["loss"]["Q8_0"] = found["loss"]["Q4_K_M"]
+    found["between"]["adapter / Q8_0"] = found["between"]["adapter / Q4_K_M"]
+    (said,) = undecided(report, VerifyConfig())
+    assert said.startswith("d, Q4_K_M, Q8_0: change of alpha")
+
+
 @pytest.mark.parametrize("n", [100, 300, 1000])
 def test_rare_options_are_not_refused_for_alpha_between_artefacts(n):
     """An option of 2 % of the items, and 1 % of other labels: alpha is 0.75, and less by chance."""

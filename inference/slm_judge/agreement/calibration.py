@@ -268,11 +268,11 @@ def items_to_guarantee(
     """About how many items would guarantee a threshold with such a risk and coverage.
 
     Returns:
-        None where no number would, or more than a million.
+        None where no number would, or more than a hundred million of those that are kept.
     """
     if not risk < target or not coverage > 0:
         return None
-    kept = np.unique(np.geomspace(1, 10**6, 4000).round())
+    kept = np.unique(np.geomspace(1, 10**8, 4000).round())
     enough = np.flatnonzero(_p_values(np.ceil(risk * kept - 1e-9), kept, target) <= 1 - level)
     return int(np.ceil(kept[enough[0]] / coverage)) if len(enough) else None
 

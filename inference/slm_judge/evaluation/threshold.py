@@ -47,7 +47,8 @@ def thresholds(run: Run, error: float, level: float = LEVEL) -> dict[str, dict[s
     Returns:
         Per dimension: `estimate`, with `threshold`, `coverage`, `error` (and its upper 95 % limit)
         on validation; per artefact under `test`, what the estimate does, and `guaranteed`, with
-        the same keys, and `items_needed` where there is none.
+        the same keys, or where there is none, `error_of_surest`, the error of the answers with
+        which testing starts, on validation and test, and `items_needed`.
 
     Raises:
         DataError: `error` or `level` is no share, or the run has no validation predictions.
@@ -94,16 +95,17 @@ def _as_dict(found: Threshold, items: int) -> dict[str, Any]:
 def _guaranteed(
     sequence: Any, known: Scored, tried: Scored, error: float, level: float
 ) -> dict[str, Any]:
-    """The guaranteed threshold, and if there is none, how many items would give one."""
-    found, needed = guaranteed_threshold(sequence, *tried, error, level), None
-    if not found.coverage:
-        for confidence, errors in (tried, known):  # of the surest, by what there is of them
-            keeps = confidence >= sequence[0] - 1e-9
-            if keeps.any():
-                risk, coverage = float(errors[keeps].mean()), float(keeps.mean())
-                needed = items_to_guarantee(risk, coverage, error, level)
-                break
-    return {"guaranteed": _as_dict(found, len(tried[1])), "items_needed": needed}
+    """The guaranteed threshold; if there is none, how surest answers err, and the items needed."""
+    found = guaranteed_threshold(sequence, *tried, error, level)
+    report = {"guaranteed": _as_dict(found, len(tried[1]))}
+    if found.coverage:
+        return report
+    confidence, errors = map(np.concatenate, zip(known, tried, strict=True))
+    keeps = confidence >= sequence[0] - 1e-9
+    surest = float(errors[keeps].mean()) if keeps.any() else float("nan")
+    coverage = float(keeps.mean()) if len(keeps) else 0.0
+    needed = items_to_guarantee(surest, coverage, error, level)
+    return report | {"error_of_surest": surest, "items_needed": needed}
 
 
 def _confidences(path: Path, rubric: Rubric, items: list[Item]) -> dict[str, Scored]:
@@ -137,55 +139,53 @@ def _on_test(confidence: Any, errors: Any, threshold: float) -> dict[str, Any]:
 def threshold_table(report: Mapping[str, Any], error: float, level: float = LEVEL) -> Sheet:
     """The thresholds for a terminal."""
     table = Sheet(
-        f"Confidence from which at most {error:.0%} of the labels are wrong",
+        f"Confidence from which at most {100 * error:g}% of the labels are wrong",
         ("threshold", "kept", "wrong of those", "wrong of all"),
         "wrong: not the annotators' aggregate; in brackets, an upper 95 % limit. estimate: holds "
         "on the validation items, on new ones about as often as not. guaranteed: found on the "
-        f"test items, and exceeds {error:.0%} in at most {1 - level:.0%} of the cases.",
+        f"test items, and exceeds {100 * error:g}% in at most {1 - level:.0%} of the cases.",
     )
 
-    def add(name: str, found: Mapping[str, Any], wrong_of_all: float | None = None) -> None:
-        threshold, wrong, sure = found["threshold"], found["error"], found["error_upper"]
-        table.add(
-            name,
-            "none" if threshold is None else f"{threshold:.{STABLE_DIGITS}f}",
-            f"{found['coverage']:.0%}",
-            "–" if threshold is None else f"{wrong:.1%} [{sure:.1%}]",
-            "" if wrong_of_all is None else f"{wrong_of_all:.1%}",
-            style="bold",
-        )
+    def shown(found: Mapping[str, Any], wrong: str) -> tuple[str, str, str]:
+        if found["threshold"] is None:
+            return "none", "0%", "–"
+        return f"{found['threshold']:.{STABLE_DIGITS}f}", f"{found['coverage']:.0%}", wrong
 
     for name, found in report.items():
         table.group(name)
-        add("estimate", found["estimate"])
+        one = found["estimate"]
+        wrong = one["threshold"] is not None and f"{one['error']:.1%} [{one['error_upper']:.1%}]"
+        table.add("estimate", *shown(one, wrong or ""), "", style="bold")
         for artefact, test in found["test"].items():
             if test["coverage"] is not None:
                 wrong = "–" if test["error"] is None else f"{test['error']:.1%}"
-                table.add(f"  {artefact}, test", "", f"{test['coverage']:.0%}", wrong,
+                table.add(f"{artefact}, test", "", f"{test['coverage']:.0%}", wrong,
                           f"{test['error_of_all']:.1%}")  # fmt: skip
-                add(f"{artefact}, guaranteed", test["guaranteed"], test["error_of_all"])
+        for artefact, test in found["test"].items():
+            one = test["guaranteed"]
+            if one["items"]:
+                wrong = "" if one["threshold"] is None else f"{one['error']:.1%}"
+                table.add(f"{artefact}, guaranteed", *shown(one, wrong), "", style="bold")
     return table
 
 
 def threshold_notes(report: Mapping[str, Any], level: float = LEVEL) -> list[str]:
     """Where nothing is guaranteed, why not, and what would help."""
-    notes = []
+    if not all(found["test"] for found in report.values()):
+        return ["The thresholds are estimates; for guaranteed ones, run `slm-judge verify` first."]
+    notes: dict[tuple[str, str], list[str]] = {}
     for name, found in report.items():
-        if not found["test"]:
-            return [
-                "The thresholds are estimates; for guaranteed ones, run `slm-judge verify` first."
-            ]
         for artefact, test in found["test"].items():
-            items, needed = test["guaranteed"]["items"], test["items_needed"]
-            if test["guaranteed"]["threshold"] is not None or not items:
+            one, needed = test["guaranteed"], test.get("items_needed")
+            if one["threshold"] is not None or not one["items"]:
                 continue
-            more = (
-                f"about {needed} would be enough"
-                if needed
-                else "its surest answers are wrong too often for any number of items"
-            )
-            notes.append(
-                f"{name}, {artefact}: nothing is guaranteed with {level:.0%} confidence on "
-                f"{items} test items; {more}."
-            )
-    return notes
+            more = f"about {needed} would be enough"
+            if not needed:
+                wrong = test["error_of_surest"]
+                more = "more would not help, " + (
+                    "since it is never sure" if wrong is None else
+                    f"since even where it is surest {wrong:.1%} of its labels are wrong"
+                )  # fmt: skip
+            said = f"nothing is guaranteed with {level:.0%} confidence on {one['items']} test items"
+            notes.setdefault((name, f"{said}; {more}."), []).append(artefact)
+    return [f"{name}, {', '.join(who)}: {said}" for (name, said), who in notes.items()]
