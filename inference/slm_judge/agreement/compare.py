@@ -17,7 +17,7 @@ CONFIDENCE = 0.9
 """Of intervals by which something is decided, so that 5 % are left on either side."""
 UNSEEN = 1.5
 """Changed labels that a lower limit counts on beside those that were seen; with 1 more than 5 % of
-the limits were too high, with 2 few (`benchmarks/verify.py`)."""
+the limits were too high, with 2 few (`benchmarks/guarantees.py`)."""
 _MOST_ITEMS = 10**6  # nobody annotates more to decide about a file
 Verdict = Literal["not inferior", "inferior", "not decided", "not defined"]
 
