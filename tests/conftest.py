@@ -1,5 +1,6 @@
 """Shared fixtures. The suite never leaves this machine: the Hub is `tests/hub/server.py`."""
 
+import atexit
 import os
 import random
 import re
@@ -28,6 +29,7 @@ OPT_IN = {
 
 # huggingface_hub reads its settings when it is imported, so they are set before anything else.
 _HOME = Path(tempfile.mkdtemp(prefix="slm-judge-tests-"))
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 HUB = LoopbackHub(_HOME / "hub", {TOKEN: "me", "hf_other": "other"})
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
     os.environ.pop(_name, None)
