@@ -108,16 +108,14 @@ def test_label_rows_give_the_model_s_own_logits(trained, rows):
                 assert abs(ours - theirs[: len(ours)]).max() < 1e-2
 
 
-def test_running_out_of_gpu_memory_is_a_sentence(trained, rows):
-    from slm_judge.errors import ModelError
-
+def test_where_gpu_memory_runs_out_packs_are_halved(trained, rows):
     many = [{"text": f"{n} {row['text']} " * 8} for n in range(4) for row in rows]
     judge = Judge.from_pretrained(trained.merged, device=DEVICE, tokens_per_pack=10**7)
     free, _ = torch.cuda.mem_get_info()
     with judge:
-        before = judge.annotate(rows[:4])
+        before = [row.labels for row in judge.annotate(rows[:4])]
         hog = torch.empty(int(free * 0.98) - 2**28, dtype=torch.uint8, device=DEVICE)
-        with pytest.raises(ModelError, match=r"Out of memory\. Lower tokens_per_pack"):
+        with pytest.warns(UserWarning, match="at most from here on"):
             judge.annotate(many)
         del hog
-        assert judge.annotate(rows[:4]) == before
+        assert [row.labels for row in judge.annotate(rows[:4])] == before

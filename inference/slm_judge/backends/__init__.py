@@ -92,10 +92,15 @@ def memory_errors(advice: str) -> Iterator[None]:
     Raises:
         ModelError: memory ran out.
     """
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
     try:
         yield
-    except (MemoryError, OSError, RuntimeError) as error:  # PyTorch's are RuntimeErrors
-        if isinstance(error, MemoryError) or any(word in str(error).lower() for word in words):
+    except (MemoryError, OSError, RuntimeError) as error:
+        if out_of_memory(error):
             raise ModelError(f"Out of memory. {advice}") from error
         raise
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says so: PyTorch's are RuntimeErrors, the system's OSErrors."""
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -1,6 +1,7 @@
 """The transformers engine: a merged, a 4-bit or an adapter folder, on CPU or GPU."""
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from slm_judge.errors import ModelError, require
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.rubric import Rubric
 
-from . import Logits, Reader, memory_errors
+from . import Logits, Reader, memory_errors, out_of_memory
 from .packing import Pack, pack, split_into_packs
 
 # More than twice the largest change of the difference between two labels' logits that was measured
@@ -135,22 +136,56 @@ class TransformersBackend:
         """See `Backend.run`."""
         prefix = len(self._prefix)
         usual = [i for i, p in enumerate(prompts) if p.input_ids[:prefix] == self._prefix]
-        chosen = [prompts[i] for i in usual]
-        budget = prefix + (1 if alone else self.tokens_per_pack)
         advice = (
-            f"Lower tokens_per_pack (now {self.tokens_per_pack}) or compute each row by itself "
-            "(exact), which changes no label; shorten the longest rows; or take the 4-bit or a "
-            "GGUF file of the judge."
+            "Not even one row fits: shorten the longest rows, or take the 4-bit or a GGUF file of "
+            "the judge."
         )
         with memory_errors(advice):
-            for rows in split_into_packs(chosen, prefix, budget):
-                packed = pack([chosen[row] for row in rows], prefix, cached=True)
-                cache, self._cache = self._rubric_cache(), None  # half filled where a pass fails
-                outputs = self._forward(packed, len(rows), cache)
-                self._cache = cache
-                yield from zip([usual[row] for row in rows], outputs, strict=True)
+            for row, outputs in self._packed([prompts[i] for i in usual], alone):
+                yield usual[row], outputs
             for i in sorted(set(range(len(prompts))) - set(usual)):
                 yield i, self._forward(pack([prompts[i]], 0), 1)[0]
+
+    def _packed(
+        self, prompts: Sequence[EncodedPrompt], alone: bool
+    ) -> Iterator[tuple[int, Logits]]:
+        """Rows behind the rubric; in packs of half the tokens where memory runs out."""
+        done, prefix = 0, len(self._prefix)
+        while done < len(prompts):
+            first, budget = done, prefix + (1 if alone else self.tokens_per_pack)
+            for rows in split_into_packs(prompts[first:], prefix, budget):
+                chosen = [prompts[first + row] for row in rows]
+                try:
+                    outputs = self._behind_rubric(chosen)
+                except (MemoryError, RuntimeError) as error:
+                    if len(rows) == 1 or not out_of_memory(error):
+                        raise
+                else:
+                    yield from enumerate(outputs, start=done)
+                    done += len(rows)
+                    continue
+                # What the pass held is free by now: its frames went with the error.
+                self._smaller_packs(sum(len(one.input_ids) - prefix for one in chosen))
+                break
+
+    def _smaller_packs(self, tokens: int) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.tokens_per_pack = tokens // 2
+        warnings.warn(
+            f"Out of memory with {tokens} tokens in a pass: {self.tokens_per_pack} at most from "
+            "here on, which changes no label (tokens_per_pack).",
+            stacklevel=2,
+        )
+
+    def _behind_rubric(self, prompts: Sequence[EncodedPrompt]) -> list[Logits]:
+        packed = pack(prompts, len(self._prefix), cached=True)
+        cache, self._cache = self._rubric_cache(), None  # half filled where a pass fails
+        outputs = self._forward(packed, len(prompts), cache)
+        self._cache = cache
+        return outputs
 
     def _rubric_cache(self) -> Any:
         """Keys and values of the rubric's tokens, computed once."""
