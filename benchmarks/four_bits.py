@@ -6,8 +6,8 @@
 Files of a run that is exported (its `merged/` is what is rounded), asked about its test and
 validation items: bytes, alpha with the annotators, the change against the merged model with a
 paired 90 % interval, the share of equal labels, rows a second. `nearest` rounds the weights as they
-are, `moved` after GPTQ, `fitted` with the labels' rows fitted too; types whose blocks choose their
-scales by rules of their own are rounded as they are.
+are, `moved` after GPTQ, `fitted` with the labels' rows fitted too. Types whose blocks choose their
+scales by rules of their own are rounded as they are, or `weighed` by the inputs' importance.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from slm_judge.export.answers import against_annotators, ask, between, losses
 from slm_judge.export.artefacts import ADAPTER
 from slm_judge.export.bnb import save_bnb
 from slm_judge.export.gguf import MOVED, add_keys, convert, quantize
-from slm_judge.export.gptq import NF4, Grid, Unrounded, save_moved
+from slm_judge.export.gptq import NF4, Grid, Unrounded, importance, save_moved
 
 from slm_judge import Judge
 from slm_judge.artefact.judge_files import Contract
@@ -31,8 +31,8 @@ from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.files import write_json
 from slm_judge.run import Run
 
-METHODS = ("nearest", "moved", "fitted")
-TYPES = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
+METHODS = ("nearest", "moved", "fitted", "weighed")
+TYPES = ("Q4_0", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "BF16")
 KEPT = ("self_attn.v_proj",)
 Results = dict[str, Any]
 
@@ -48,7 +48,7 @@ class Files:
     def nf4(self, methods: Sequence[str]) -> Iterator[tuple[str, Path, float]]:
         """Name, folder and seconds of each way to bitsandbytes' 4 bits."""
         for kept in ((), KEPT):
-            for method in methods:
+            for method in [way for way in METHODS[:3] if way in methods]:
                 started = time.monotonic()
                 source, output = self._source(NF4, method, kept)
                 folder = self._work / f"nf4-{method}-{len(kept)}"
@@ -60,20 +60,22 @@ class Files:
     def gguf(self, types: Sequence[str], methods: Sequence[str]) -> Iterator[Any]:
         """The same of llama.cpp's types."""
         for kind in types:
-            for method in methods if kind in MOVED else METHODS[:1]:
+            ways = METHODS[:3] if kind in MOVED else ("nearest", "weighed")
+            for method in [way for way in ways if way in methods]:
                 started = time.monotonic()
                 source, _ = self._source(MOVED.get(kind), method, ())
                 judge, file = self._work / "judge.gguf", self._work / f"{kind}-{method}.gguf"
                 wide = convert(source, self._work / "wide.gguf", "bf16", "judge")
                 add_keys(wide, judge, Contract.load(source))
-                quantize(judge, file, kind)
+                counts = importance(self._run, self._unrounded) if method == "weighed" else None
+                quantize(judge, file, kind, counts)
                 for spare in (wide, judge):
                     spare.unlink()
                 yield f"{kind}, {method}", file, time.monotonic() - started
 
     def _source(self, grid: Grid | None, method: str, kept: Sequence[str]) -> tuple[Path, str]:
         """What is rounded, and the name of its output layer."""
-        if grid is None or method == "nearest":
+        if grid is None or method in ("nearest", "weighed"):
             return self._run.merged, "lm_head"
         folder = Path(tempfile.mkdtemp(dir=self._work))
         fit = method == "fitted"

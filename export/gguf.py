@@ -27,7 +27,8 @@ from slm_judge.offline.llama_source import CONVERTER, llama_cpp_source
 from slm_judge.run import Run
 from slm_judge.version import __version__
 
-from .gptq import Q4_0, Unrounded, save_moved
+from .gptq import Q4_0, Unrounded, importance, save_moved
+from .importance import Importance, in_gguf
 
 MOVED = {"Q4_0": Q4_0}
 """Quantizations before which the weights are moved; the others choose their scales by rules of
@@ -51,20 +52,21 @@ def export_gguf(run: Run, console: Console, unrounded: Unrounded | None = None) 
             with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
                 save_moved(run, Path(moved), grid, console, unrounded=unrounded)
                 _export_types(run, Path(moved), [name])
-    _export_types(run, merged, [name for name in quantizations if name not in MOVED])
+    if others := [name for name in quantizations if name not in MOVED]:
+        _export_types(run, merged, others, importance(run, unrounded or Unrounded()))
 
 
-def _export_types(run: Run, model: Path, names: Sequence[str]) -> None:
+def _export_types(
+    run: Run, model: Path, names: Sequence[str], counts: Importance | None = None
+) -> None:
     """Write the GGUF files of a folder, by way of one in 16 bits."""
-    if not names:
-        return
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as work:
         converted = convert(model, Path(work) / "converted.gguf", "bf16", run.recipe().name)
         judge = add_keys(converted, Path(work) / "judge.gguf", Contract.load(model))
         converted.unlink()
         for name in names:
             with atomic_file(run.gguf_file(name)) as path:
-                quantize(judge, path, name)
+                quantize(judge, path, name, counts)
 
 
 def convert(folder: Path, output: Path, dtype: str, name: str) -> Path:
@@ -169,8 +171,14 @@ def quantization_type(name: str) -> int:
     raise JudgeError(f"llama.cpp knows no quantization {name!r}; it knows {', '.join(known)}.")
 
 
-def quantize(source: Path, output: Path, name: str) -> None:
+def quantize(source: Path, output: Path, name: str, importance: Importance | None = None) -> None:
     """Quantize a GGUF file, keeping its keys.
+
+    Args:
+        source: in 16 bits or more.
+        output: the file to write.
+        name: of the quantization.
+        importance: of the inputs of layers, by which llama.cpp weighs what rounding changes.
 
     Raises:
         ModelError: llama.cpp refused.
@@ -182,11 +190,38 @@ def quantize(source: Path, output: Path, name: str) -> None:
     params = llama.llama_model_quantize_default_params()
     params.ftype = quantization_type(name)
     params.nthread = os.cpu_count() or 1
+    if importance:
+        params.imatrix = _matrix(in_gguf(importance, _architecture(source)))
     status = llama.llama_model_quantize(
         str(source).encode(), str(output).encode(), ctypes.byref(params)
     )
     if status:
         raise ModelError(f"llama.cpp could not quantize {source} to {name} (status {status}).")
+
+
+def _architecture(path: Path) -> str:
+    with path.open("rb") as file:
+        _, _, _, n_keys = _read(file, "IIQQ")
+        for _ in range(n_keys):
+            name, (kind,) = _text(file), _read(file, "I")
+            if name == "general.architecture":
+                return _text(file)
+            _skip(file, kind)
+    raise ModelError(f"{path} names no architecture.")
+
+
+def _text(file: IO[bytes]) -> str:
+    return file.read(*_read(file, "Q")).decode()
+
+
+def _matrix(importance: Importance) -> Any:
+    """As llama.cpp takes it: entries until one without a name."""
+    from llama_cpp import llama_model_imatrix_data as entry
+
+    as_floats = ctypes.POINTER(ctypes.c_float)
+    entries = [entry(name.encode(), values.ctypes.data_as(as_floats), values.size)
+               for name, values in importance.items()]  # fmt: skip
+    return (entry * (len(entries) + 1))(*entries, entry())
 
 
 # Kinds of values in a GGUF file: bytes of each, but of texts and lists.

@@ -11,7 +11,7 @@ them to the level that was chosen here. (bitsandbytes then keeps the blocks' sca
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.run import Run
 from slm_judge.screen import say
 
+from .importance import Importance, listening
 from .refit import label_logits, refit_labels, states
 
 ITEMS, REFIT_ITEMS = 64, 128
@@ -92,10 +93,47 @@ class _Input:
 
 @dataclass
 class Unrounded:
-    """What a merged model says about training items: computed once, whatever the files."""
+    """What a merged model does with training items: computed once, whatever the files."""
 
     logits: Any = None
     """See `label_logits`."""
+    importance: Importance = field(default_factory=dict)
+
+    def learn(self, asked: "_Asked") -> None:
+        """Ask a model, where that was not done."""
+        if self.logits is None:
+            with listening(asked.model, [one.weights for one in asked.packs]) as self.importance:
+                hidden = states(asked.model, asked.inputs)
+            self.logits = label_logits(asked.model, hidden, asked.ids, asked.rubric)
+
+
+class _Asked:
+    """A run's merged model, and the prompts of training items that it is asked, where they are."""
+
+    def __init__(self, run: Run) -> None:
+        """Load both."""
+        torch, self.contract = require("torch", "export"), Contract.load(run.merged)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model, self.rubric = load_model(run.merged, device, "float32"), self.contract.rubric
+        self.tokenizer = load_tokenizer(run.merged)
+        self.ids = label_token_ids(self.contract, self.tokenizer)
+        reader = DecisionReader(
+            self.tokenizer, self.contract.decision_template, self.rubric, self.contract.labels
+        )
+        there = split_file(run.data, "train").exists()
+        items = load_split(run.data, "train") if there else []
+        chosen = random.Random(0).sample(items, min(REFIT_ITEMS, len(items)))  # noqa: S311
+        self.prompts = reader.encode([item.state for item in chosen])
+        self.packs = _packs(self.prompts, self.model.device) if chosen else []
+        self.inputs = [one.inputs for one in self.packs]
+
+
+def importance(run: Run, unrounded: Unrounded) -> Importance:
+    """What each input of the merged model's layers counts; nothing without training items."""
+    if not unrounded.importance and split_file(run.data, "train").exists():
+        with require("torch", "export").no_grad():
+            unrounded.learn(_Asked(run))
+    return unrounded.importance
 
 
 def save_moved(
@@ -121,31 +159,20 @@ def save_moved(
     Returns:
         The name of the output layer, which no file rounds to 4 bits.
     """
-    torch, contract = require("torch", "export"), Contract.load(run.merged)
-    model = load_model(run.merged, "cuda" if torch.cuda.is_available() else "cpu", "float32")
-    tokenizer = load_tokenizer(run.merged)
-    learned = split_file(run.data, "train")
-    if learned.exists():
-        reader = DecisionReader(
-            tokenizer, contract.decision_template, contract.rubric, contract.labels
-        )
-        items = load_split(run.data, "train")
-        chosen = random.Random(0).sample(items, min(REFIT_ITEMS, len(items)))  # noqa: S311
-        prompts = reader.encode([item.state for item in chosen])
+    torch, asked = require("torch", "export"), _Asked(run)
+    model, unrounded = asked.model, unrounded or Unrounded()
+    if asked.prompts:
         with torch.no_grad():
-            inputs, rubric = [one.inputs for one in _packs(prompts, model.device)], contract.rubric
-            ids = label_token_ids(contract, tokenizer)
-            unrounded = unrounded or Unrounded()
-            if unrounded.logits is None:
-                unrounded.logits = label_logits(model, states(model, inputs), ids, rubric)
-            move(model, prompts[:ITEMS], grid, console, kept)
+            unrounded.learn(asked)
+            move(model, asked.prompts[:ITEMS], grid, console, kept)
             if fit:
-                refit_labels(model, inputs, unrounded.logits, ids, rubric)
+                refit_labels(model, asked.inputs, unrounded.logits, asked.ids, asked.rubric)
     else:
-        say(console, [f"{learned} is missing: weights are rounded as they are."])
+        missing = split_file(run.data, "train")
+        say(console, [f"{missing} is missing: weights are rounded as they are."])
     model.to(getattr(torch, run.recipe().export.dtype)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    contract.save(folder)
+    asked.tokenizer.save_pretrained(folder)
+    asked.contract.save(folder)
     output = model.get_output_embeddings()
     name: str = next(name for name, module in model.named_modules() if module is output)
     return name

@@ -7,7 +7,8 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 from slm_judge.export.gguf import convert, quantize
-from slm_judge.export.gptq import NF4, Q4_0, round_columns, save_moved
+from slm_judge.export.gptq import NF4, Q4_0, Unrounded, importance, round_columns, save_moved
+from slm_judge.export.importance import in_gguf
 from slm_judge.export.refit import _fit, _ridge, label_logits, refit_labels, states
 from slm_judge.training.slots import label_token_ids
 
@@ -162,3 +163,21 @@ def test_bitsandbytes_keeps_what_the_recipe_says(run):
     quantized = {name.split(".quant_state")[0] for name in names if "quant_state" in name}
     assert any(name.endswith("k_proj.weight") for name in quantized)
     assert not any(name.endswith(("v_proj.weight", "lm_head.weight")) for name in quantized)
+
+
+def test_weights_that_count_are_rounded_more_closely(run, tmp_path):
+    """Weighed by the inputs' mean squares, the error of a type that heeds them is smaller."""
+    found = in_gguf(importance(run, Unrounded()), "qwen3")
+    assert len(found) == 7 * 2  # linear layers of the tiny base
+    converted = convert(run.merged, tmp_path / "a.gguf", "f32", "a")
+    quantize(converted, tmp_path / "0.gguf", "IQ4_NL")
+    quantize(converted, tmp_path / "1.gguf", "IQ4_NL", importance(run, Unrounded()))
+    exact, plain, weighed = (
+        {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
+        for path in (converted, tmp_path / "0.gguf", tmp_path / "1.gguf")
+    )
+    for name, counts in found.items():
+        before, after = (
+            ((one[name] - exact[name]) ** 2 @ counts).sum() for one in (plain, weighed)
+        )
+        assert after < 0.97 * before, name
