@@ -73,7 +73,7 @@ def fit_calibration(
     for k, (dimension, rows) in enumerate(zip(rubric.dimensions, logits, strict=True)):
         shift = _shift(dimension, None if weights is None else weights[k])
         answered = _checked(_answered(dimension, items, rows, shift))
-        kinds.setdefault(dimension.type, {})[dimension.name] = answered
+        kinds.setdefault(dimension.asked_as, {})[dimension.name] = answered
     temperatures, calibrations = {}, {}
     for kind, by_name in kinds.items():
         together = [*by_name.values()]

@@ -13,9 +13,9 @@ from slm_judge.artefact.base import load_tokenizer
 from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.backends import memory_errors
 from slm_judge.data.item import Item
-from slm_judge.data.predictions import Answers, write_predictions
+from slm_judge.data.predictions import write_predictions
 from slm_judge.data.split import file_hash, load_splits
-from slm_judge.judge.answer import probabilities
+from slm_judge.judge.answer import answers_from_logits
 from slm_judge.recipe import Recipe, RecipeError, public_settings
 from slm_judge.rubric import Rubric
 from slm_judge.run import Run
@@ -167,10 +167,7 @@ def _train(learner: Learner, console: Console) -> None:
     fitted = fit_calibration(rubric, splits["validation"], logits, learner.weights)
     contract = learner.contract.calibrated(*fitted)
     say(console, calibration_notes(contract))
-    answers = {
-        d.name: Answers(rows.argmax(axis=1), probabilities(rows, contract.calibration(d)))
-        for d, rows in zip(rubric.dimensions, logits, strict=True)
-    }
+    answers = answers_from_logits(rubric, logits, contract.calibration)
     write_predictions(run.validation, splits["validation"], rubric, answers)
     files = (recipe.rubric, recipe.data.train, recipe.data.validation, recipe.data.test)
     facts = {

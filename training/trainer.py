@@ -18,6 +18,7 @@ from transformers import (
 from trl import SFTTrainer
 
 from slm_judge.agreement.alpha import judge_alpha
+from slm_judge.agreement.parts import all_parts
 from slm_judge.data.item import Item, votes_of
 from slm_judge.errors import JudgeError
 from slm_judge.rubric import Rubric
@@ -172,12 +173,15 @@ def alpha_metrics(
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         alphas = {}
         rows = per_dimension(np.asarray(prediction.predictions), rubric)
-        for dimension, logits in zip(rubric.dimensions, rows, strict=True):
-            judged = logits.argmax(axis=-1).tolist()
-            votes = votes_of(items, dimension.name)
-            alpha = judge_alpha(judged, votes, dimension)
+        labels = {
+            d.name: one.argmax(axis=-1) for d, one in zip(rubric.dimensions, rows, strict=True)
+        }
+        for part in all_parts(rubric.dimensions):
+            judged = part.labels(labels[part.source]).tolist()
+            votes = part.votes_of(votes_of(items, part.source))
+            alpha = judge_alpha(judged, votes, part.dimension)
             if np.isfinite(alpha):  # nobody answered the dimension on these items
-                alphas[f"alpha_{dimension.name}"] = alpha
+                alphas[f"alpha_{part.dimension.name}"] = alpha
         return {"alpha": float(np.mean(list(alphas.values()))), **alphas}
 
     return compute

@@ -16,7 +16,7 @@ from slm_judge.errors import DataError
 from slm_judge.judge.answer import annotation_from_logits
 from slm_judge.judge.judge import Judge
 from slm_judge.prompt.readers import EncodedPrompt
-from slm_judge.rubric import Dimension, Rubric
+from slm_judge.rubric import Dimension, Rubric, format_value
 
 Policy = Literal["skip", "fail"]
 LengthPolicy = Literal["skip", "fail", "truncate"]
@@ -193,15 +193,18 @@ class PieceAnnotator:
             key: self._cache[key] for key in piece.prompts if key in self._cache
         }
         for index, logits in self.judge.decide([piece.prompts[key] for key in fresh]):
-            answer = annotation_from_logits(
-                contract.rubric.dimensions, logits, contract.calibration
-            )
+            answer = annotation_from_logits(contract.rubric, logits, contract.calibration)
             cells: list[Any] = []
             for dimension in contract.rubric.dimensions:
                 label = answer.labels[dimension.name]
+                sure = answer.confidence[dimension.name]
+                if label is None or sure is None:  # not asked
+                    cells += [None, None]
+                    continue
                 if self.added[f"{self.options.prefix}{dimension.name}"] == pa.string():
-                    label = str(label)  # of a rubric that mixes numbers and words
-                cells += [label, round(answer.confidence[dimension.name], self._digits)]
+                    # Of a rubric that mixes numbers, or true and false, and words.
+                    label = format_value(label) if isinstance(label, bool) else str(label)
+                cells += [label, round(sure, self._digits)]
             found[fresh[index]] = (*cells, piece.outcomes[fresh[index]])
         self.computed += len(fresh)
         nothing = (None,) * (len(self.added) - 1)

@@ -16,6 +16,7 @@ from typing import Any
 from slm_judge.errors import DataError
 from slm_judge.rubric import Dimension, Rubric
 
+from .applies import drop_unasked
 from .importers.opening import is_only_importable
 from .importers.read import FORMATS, as_rows, read_export, tool_of
 from .importers.roles import Options
@@ -180,6 +181,11 @@ def read_items(
             "item's first row, which counts."
         )
     found = Annotations(list(reader.items.values()))
+    for name, count in drop_unasked(rubric, found.items).items():
+        findings.notes.append(
+            f"{table.location}: {count} labels of {name} do not count: by `ask_if`, its question "
+            "was not asked there."
+        )
     for name in columns.further:
         _sort_attribute(name, reader.further[name], found, table.location)
     return found

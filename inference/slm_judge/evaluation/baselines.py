@@ -24,6 +24,7 @@ from slm_judge.agreement.alpha import (
     judge_confusions,
 )
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
+from slm_judge.agreement.parts import all_parts
 from slm_judge.agreement.scores import BOUNDS, accuracy, macro_f1
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import read_predictions
@@ -120,9 +121,15 @@ def baselines(
     if bootstrap.units < len(test):
         notes.append(f"Intervals are drawn by the {bootstrap.units} groups of the test items.")
     results = {}
-    for dimension in rubric.dimensions:
-        votes = votes_of(test, dimension.name)
-        known = {n: of[dimension.name] for n, of in systems.items() if dimension.name in of}
+    systems = {name: _asked(rubric, given) for name, given in systems.items()}
+    for part in all_parts(rubric.dimensions):
+        dimension, source = part.dimension, part.source
+        votes = part.votes_of(votes_of(test, source))
+        known = {
+            name: [None if label is None else int(part.labels([label])[0]) for label in of[source]]
+            for name, of in systems.items()
+            if source in of
+        }
         rows = _table(known, votes, dimension, bootstrap)  # of the others, a note says why
         results[dimension.name] = rows
         results_table(dimension, rows, len(test)).show(console)
@@ -337,6 +344,21 @@ def _table(
     return rows
 
 
+def _asked(
+    rubric: Rubric, given: Mapping[str, Sequence[int | None]]
+) -> Mapping[str, Sequence[int | None]]:
+    """A system's labels, -1 where its own other answers make a question not apply."""
+    if not rubric.conditional:
+        return given
+    found = {name: list(labels) for name, labels in given.items()}
+    for row in range(len(next(iter(found.values()), []))):
+        own = {name: k for name, of in found.items() if (k := of[row]) is not None}
+        for name, applies in rubric.asked(own).items():
+            if not applies and name in found:
+                found[name][row] = -1
+    return found
+
+
 def _rows(
     name: str,
     labels: Sequence[int | None],
@@ -346,8 +368,11 @@ def _rows(
 ) -> dict[str, Scores]:
     """The row of a system, and where some of its answers name no option, one of the others alone.
 
-    No answer counts as the option that agrees least with the annotators of the item.
+    No answer counts as the option that agrees least with the annotators of the item; where the
+    question does not apply by the system's own answers (-1), the item does not count.
     """
+    votes = [[] if label == -1 else row for label, row in zip(labels, votes, strict=True)]
+    labels = [0 if label == -1 else label for label in labels]  # which no vote compares
     known = [-1 if label is None else label for label in labels]
     if -1 not in known:
         return {name: score(known, votes, dimension, bootstrap)}

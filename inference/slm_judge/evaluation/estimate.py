@@ -145,6 +145,12 @@ def estimate(
         ):
             known.notes.append(f"{dimension.name}: people gave no label, so nothing is estimated.")
             continue
+        if dimension.ask_if:
+            known.notes.append(
+                f"{dimension.name} is only asked of some items (`ask_if`), and which these are is "
+                "the judge's answer as well, so nothing is estimated."
+            )
+            continue
         labelled = known.labelled([dimension])
         shares, sure = labelled.shares(dimension), known.confidences(dimension, labelled)
         if sure is None:
@@ -438,11 +444,16 @@ def _estimates(
     dimension: Dimension, labelled: Labelled, notes: list[str]
 ) -> dict[str, CorpusEstimate]:
     judged, human = labelled.shares(dimension)
-    if dimension.type == "score":
+    if dimension.asked_as == "score":
         levels = level_values(dimension)
         values = human @ levels[:, None], judged @ levels[:, None]
         step = float(np.diff(levels).mean())
         return {"mean": corpus_means(*values, labelled.sample, step)[0]}
+    if dimension.type == "score":
+        notes.append(
+            f"{dimension.name} does not apply to all items, so no mean is estimated: its shares "
+            "are of all items."
+        )
     found = corpus_means(human, judged, labelled.sample)
     keys = [dimension.key(k) for k in range(len(found))]
     if below := [key for key, one in zip(keys, found, strict=True) if one.uncut < 0]:

@@ -63,7 +63,8 @@ def option_order(
         agree = [agreeing_share(labels, votes, n_options) for labels in (before, after)]
         changes = agree[1] - agree[0]
         found[dimension.name] = {"items": len(items)}
-        for name, per_item in (("consistency", before == after), ("agreement_change", changes)):
+        same = np.where(before < 0, np.nan, before == after)  # nan: not asked
+        for name, per_item in (("consistency", same), ("agreement_change", changes)):
             rows = np.flatnonzero(np.isfinite(per_item))
             known = Bootstrap(len(rows), resamples, seed, [groups[row] for row in rows])
             found[dimension.name][name] = _mean(per_item[rows], known)

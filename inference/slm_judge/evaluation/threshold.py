@@ -119,7 +119,7 @@ def _errors(dimension: Dimension, items: list[Item], answers: Answers, path: Pat
     if answers.probabilities is None:
         raise DataError(f"{path} has no probabilities.")
     whole = aggregate(votes_of(items, dimension.name), dimension)
-    rows = np.flatnonzero(whole >= 0)
+    rows = np.flatnonzero((whole >= 0) & (answers.labels >= 0))
     labels = answers.labels[rows]
     # As `slm-judge annotate` writes them, and compares them with --review-below.
     sure = [round(p, STABLE_DIGITS) for p in answers.probabilities[rows, labels].tolist()]

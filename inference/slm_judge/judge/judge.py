@@ -122,7 +122,7 @@ class Judge:
         annotations: list[Annotation | None] = [None] * len(rows)
         for index, logits in self.logits(rows):
             annotations[index] = annotation_from_logits(
-                contract.rubric.dimensions, logits, contract.calibration
+                contract.rubric, logits, contract.calibration
             )
             if progress:
                 progress(1)
