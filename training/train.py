@@ -21,7 +21,7 @@ from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 from slm_judge.screen import say
 
-from .calibration import fit_calibration
+from .calibration import fit_calibration, fit_thresholds
 from .energy import EnergyMeter, device_name
 from .facts import base_settings, print_settings, versions
 from .initial import start_at_activations
@@ -164,8 +164,10 @@ def _train(learner: Learner, console: Console) -> None:
     if not trainer.is_world_process_zero():
         return
     logits = per_dimension(np.asarray(prediction.predictions), rubric)
-    fitted = fit_calibration(rubric, splits["validation"], logits, learner.weights)
-    contract = learner.contract.calibrated(*fitted)
+    known = splits["validation"]
+    temperatures, calibrations = fit_calibration(rubric, known, logits, learner.weights)
+    calibrations = fit_thresholds(rubric, known, logits, calibrations)
+    contract = learner.contract.calibrated(temperatures, calibrations)
     say(console, calibration_notes(contract))
     answers = answers_from_logits(rubric, logits, contract.calibration)
     write_predictions(run.validation, splits["validation"], rubric, answers)

@@ -19,7 +19,9 @@ from trl import SFTTrainer
 
 from slm_judge.agreement.alpha import judge_alpha
 from slm_judge.agreement.parts import all_parts
+from slm_judge.agreement.sets import judge_pairs
 from slm_judge.data.item import Item, votes_of
+from slm_judge.data.sets import chosen_by, chosen_by_annotators
 from slm_judge.errors import JudgeError
 from slm_judge.rubric import Rubric
 
@@ -168,7 +170,13 @@ def per_dimension(logits: npt.NDArray[Any], rubric: Rubric) -> list[npt.NDArray[
 def alpha_metrics(
     rubric: Rubric, items: Sequence[Item]
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Metrics of the validation items: alpha of the judge against the annotators."""
+    """Metrics of the validation items: alpha of the judge against the annotators.
+
+    A set counts once, whatever the number of its options.
+    """
+    sets = [(one, chosen_by_annotators(one, items)) for one in rubric.sets]
+    inside = {name for one in rubric.sets for name in one.members}
+    alone = [dimension for dimension in rubric.dimensions if dimension.name not in inside]
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         alphas = {}
@@ -176,7 +184,12 @@ def alpha_metrics(
         labels = {
             d.name: one.argmax(axis=-1) for d, one in zip(rubric.dimensions, rows, strict=True)
         }
-        for part in all_parts(rubric.dimensions):
+        for one, votes_of_set in sets:
+            judged_sets = chosen_by(one, {name: labels[name].tolist() for name in one.members})
+            pairs = judge_pairs(judged_sets, votes_of_set, len(one.options), one.distance)
+            if np.isfinite(alpha := float(pairs.alpha(pairs.per_item.sum(axis=0)))):
+                alphas[f"alpha_{one.name}"] = alpha
+        for part in all_parts(alone):
             judged = part.labels(labels[part.source]).tolist()
             votes = part.votes_of(votes_of(items, part.source))
             alpha = judge_alpha(judged, votes, part.dimension)

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from functools import cached_property
 from numbers import Number
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import yaml
@@ -308,7 +308,62 @@ class Noul(_Dimension):
                   for value in (False, True)), *beside]  # fmt: skip
 
 
-Dimension = Annotated[Score | Choice | Noul, Field(discriminator="type")]
+class Multi(_Dimension):
+    """Options of which several, or none, may be chosen.
+
+    Engines are asked a yes or no for each: `Rubric.dimensions` has these questions in its place,
+    `Rubric.sets` the dimension itself. `slm_judge.data.sets` goes from one to the other.
+    """
+
+    type: Literal["multi"] = "multi"
+    level_of_measurement: Literal["nominal"] = "nominal"
+    separator: NonEmpty = "|"
+    """Between the options of a cell that is a text and no JSON list."""
+    distance: Literal["masi", "jaccard"] = "masi"
+    """Between two sets, for alpha; see `agreement.sets`."""
+
+    @model_validator(mode="after")
+    def _valid_set(self) -> Self:
+        if self.n_levels < len(self.options):
+            raise ValueError(
+                f"{self.name}: a multi has no not_applicable; none of its options is an answer "
+                "too. Where it does not apply, use ask_if, or a dimension of its own before it"
+            )
+        if inside := [o.value for o in self.options if self.separator in format_value(o.value)]:
+            raise ValueError(f"{self.name}: {inside} hold the separator {self.separator!r}")
+        return self
+
+    @cached_property
+    def members(self) -> list[str]:
+        """The names of its yes-or-no questions, in option order: `<name>_<option>`."""
+        slugs = [re.sub("[^A-Za-z0-9]+", "_", self.key(k)).strip("_")
+                 for k in range(len(self.options))]  # fmt: skip
+        once = Counter(map(str.casefold, slugs))
+        return [f"{self.name}_{slug if slug and once[slug.casefold()] == 1 else k}"
+                for k, slug in enumerate(slugs, start=1)]  # fmt: skip
+
+    def nouls(self) -> list[Noul]:
+        """Its yes-or-no questions."""
+        found = []
+        for k, (name, option) in enumerate(zip(self.members, self.options, strict=True)):
+            meaning = f": {option.description}" if option.description else ""
+            which = f"Does this apply? {self.key(k)}{meaning}"
+            found.append(
+                Noul(
+                    name=name,
+                    instructions=f"{self.instructions} {which}",
+                    paraphrases=[f"{other} {which}" for other in self.paraphrases],
+                    ask_if=self.ask_if,
+                )
+            )
+        return found
+
+
+if TYPE_CHECKING:
+    _Asked = Score | Choice | Noul
+else:  # what a file may hold; a `Multi` is replaced by its questions
+    _Asked = Annotated[Score | Choice | Noul | Multi, Field(discriminator="type")]
+Dimension = Score | Choice | Noul
 
 
 class Rubric(BaseModel):
@@ -322,8 +377,10 @@ class Rubric(BaseModel):
     """What the annotators were told about the task as a whole."""
     fields: list[str] = Field(min_length=1)
     """Input columns in display order."""
-    dimensions: list[Dimension] = Field(min_length=1)
-    """The questions, in the order in which they are answered."""
+    dimensions: list[_Asked] = Field(min_length=1)
+    """The questions, in the order in which they are answered; of a `multi`, one an option."""
+    sets: list[Multi] = Field(default=[], exclude_if=lambda given: not given)
+    """The dimensions of the type `multi`."""
     paraphrases: list[NonEmpty] = []
     """Other wordings of the instructions; training can use them, annotation never does."""
     _changed: list[str] = PrivateAttr(default_factory=list)
@@ -347,8 +404,27 @@ class Rubric(BaseModel):
         return fields
 
     @model_validator(mode="after")
+    def _one_question_an_option(self) -> Self:
+        asked: list[Dimension] = []
+        for dimension in self.dimensions:
+            if isinstance(dimension, Multi):
+                asked += dimension.nouls()
+                self.sets.append(dimension)
+            else:
+                asked.append(dimension)
+        self.dimensions[:] = asked
+        names = {dimension.name for dimension in asked}
+        if lost := [m for one in self.sets for m in one.members if m not in names]:
+            raise ValueError(f"sets: there are no dimensions {', '.join(lost)}; write type: multi")
+        return self
+
+    @model_validator(mode="after")
     def _distinct_names(self) -> Self:
-        names = [*self.fields, *(dimension.name for dimension in self.dimensions)]
+        names = [
+            *self.fields,
+            *(one.name for one in self.sets),
+            *(dimension.name for dimension in self.dimensions),
+        ]
         names += [f"{d.name}{APPLICABLE}" for d in self.dimensions if d.n_levels < len(d.options)]
         repeated = sorted(name for name, times in Counter(names).items() if times > 1)
         if repeated:
@@ -410,10 +486,17 @@ class Rubric(BaseModel):
         names = ", ".join(dimension.name for dimension in self.dimensions)
         raise RubricError(f"The rubric {self.name!r} has no dimension {name!r}; it has {names}.")
 
+    @property
+    def as_written(self) -> list[Dimension | Multi]:
+        """The dimensions as people answer them: a set in place of its first question."""
+        first = {one.members[0]: one for one in self.sets}
+        later = {name for one in self.sets for name in one.members[1:]}
+        return [first.get(d.name, d) for d in self.dimensions if d.name not in later]
+
     def overview(self) -> list[str]:
         """A line a dimension."""
         lines = []
-        for one in self.dimensions:
+        for one in self.as_written:
             line = f"{one.name}: {one.type}, {one.n_levels} options, {one.level_of_measurement}"
             if beside := [one.key(k) for k in range(one.n_levels, len(one.options))]:
                 line += f"; not applicable: {', '.join(beside)}"
@@ -429,7 +512,12 @@ class Rubric(BaseModel):
             for name in self._written(self.fields)
         ]
         found += self._changed
-        if any(d.ask_if for d in self.dimensions):
+        for one in self.sets:
+            found.append(
+                f"{one.name}: engines other than slm-judge answer {len(one.members)} questions, "
+                f"{one.members[0]} and so on, and take what is more probable than not"
+            )
+        if self.conditional:
             found.append(
                 "ask_if: engines other than slm-judge answer every question, also those that do "
                 "not apply; leave these answers out"
@@ -450,7 +538,7 @@ class Rubric(BaseModel):
 
     def _written(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are also columns that we write beside the labels."""
-        made = (f"{d.name}_{kind}" for d in self.dimensions
+        made = (f"{d.name}_{kind}" for d in (*self.dimensions, *self.sets)
                 for kind in ("confidence", "probabilities"))  # fmt: skip
         return sorted({"item_id", "outcome", *made} & set(names))
 

@@ -17,6 +17,7 @@ from slm_judge.rubric import Dimension, Rubric
 
 from .item import ITEM_ID, Item
 from .read import Findings
+from .sets import lacking, unfold
 from .tables import Rows, read_table, require_columns
 from .text import is_blank, read_name
 
@@ -66,8 +67,9 @@ def read_predictions(
             labels, or probabilities are none.
     """
     table, wanted = read_table(location), [d.name for d in rubric.dimensions]
-    require_columns(table.columns, [item_id, *wanted], location)
     findings = Findings(strict=False, notes=list(table.notes))
+    unfold(table, rubric, findings)
+    require_columns(table.columns, [item_id, *lacking(rubric, table.columns)], location)
     by_id = _by_id(table, item_id, wanted, findings)
     found = [by_id.get(name) for name in _spelled_like(item_ids, by_id, location, findings)]
     known = [i for i, row in enumerate(found) if row is not None]

@@ -26,13 +26,15 @@ from slm_judge.agreement.alpha import (
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.parts import all_parts
 from slm_judge.agreement.scores import BOUNDS, accuracy, macro_f1
+from slm_judge.agreement.sets import Pairs, annotator_pairs, judge_pairs
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import read_predictions
+from slm_judge.data.sets import chosen_by, chosen_by_annotators
 from slm_judge.data.split import load_splits
 from slm_judge.errors import DataError
 from slm_judge.files import write_json
 from slm_judge.recipe import Recipe, public_settings
-from slm_judge.rubric import Dimension, Rubric
+from slm_judge.rubric import Dimension, Multi, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
@@ -138,6 +140,9 @@ def baselines(
             alphas = [rows[name].alpha.estimate for name in answered]
             spread = f"{np.mean(alphas):.3f} ± {np.std(alphas, ddof=1):.3f}"
             notes.append(f"{dimension.name}: alpha of {len(alphas)} runs {spread} (mean and SD).")
+    for one in rubric.sets:
+        results[one.name] = _set_table(one, test, systems, bootstrap)
+        results_table(one, results[one.name], len(test)).show(console)
     say(console, notes)
     write_json(run.report / REPORT, as_json(results))
     return results
@@ -426,9 +431,44 @@ def _scores(
     )
 
 
-def results_table(dimension: Dimension, rows: Mapping[str, Scores], n_items: int) -> Sheet:
+def _set_table(
+    one: Multi,
+    test: Sequence[Item],
+    systems: Mapping[str, Mapping[str, Sequence[int | None]]],
+    bootstrap: Bootstrap,
+) -> dict[str, Scores]:
+    """Annotators and systems on a set: accuracy is the share of equal sets."""
+    k, votes = len(one.options), chosen_by_annotators(one, test)
+    rows = {}
+    if any(len(row) > 1 for row in votes):
+        rows[ANNOTATOR] = _set_scores(annotator_pairs(votes, k, one.distance), bootstrap)
+    for name, of in systems.items():
+        if of.keys() >= {*one.members}:  # of the others, a note says why
+            judged = judge_pairs(chosen_by(one, of), votes, k, one.distance)
+            rows[name] = _set_scores(judged, bootstrap)
+    return rows
+
+
+def _set_scores(pairs: Pairs, bootstrap: Bootstrap) -> Scores:
+    found = pairs.statistics(bootstrap.totals(pairs.per_item))
+    named = {
+        "alpha": found["alpha"],
+        "accuracy": found["subset_accuracy"],
+        "macro_f1": found["macro_f1"],
+    }
+    return Scores(
+        **{
+            name: percentile_interval(v, bounds=BOUNDS[name], units=bootstrap.units)
+            for name, v in named.items()
+        }
+    )
+
+
+def results_table(dimension: Dimension | Multi, rows: Mapping[str, Scores], n_items: int) -> Sheet:
     """One dimension as a table."""
     title = f"{dimension.name}: {n_items} test items, 95 % bootstrap intervals"
+    if isinstance(dimension, Multi):
+        title += f"; sets, alpha by {dimension.distance}, accuracy: equal sets"
     table = Sheet(title, ("alpha", "accuracy", "macro-F1"))
     for name, scores in rows.items():
         table.add(name, str(scores.alpha), str(scores.accuracy), str(scores.macro_f1))

@@ -12,7 +12,8 @@ from slm_judge.agreement.alpha import Floats
 from slm_judge.agreement.estimate import CorpusEstimate, corpus_means
 from slm_judge.agreement.sample import Sample, Whole
 from slm_judge.data.item import ITEM_ID, Item
-from slm_judge.data.read import read_annotations
+from slm_judge.data.read import Findings, read_annotations
+from slm_judge.data.sets import unfold
 from slm_judge.data.tables import Rows, names, read_table, require_columns
 from slm_judge.data.text import is_blank, read_name
 from slm_judge.errors import DataError
@@ -213,6 +214,10 @@ class Known:
                 raise DataError(f"{drawing.folds} is not given of all annotated items.")
             known.prefixes = sorted(found)
         wanted = [f"{p}{d.name}" for p in known.prefixes for d in rubric.dimensions]
+        findings = Findings(strict=False)
+        for prefix in known.prefixes if rubric.sets else ():
+            unfold(table, rubric, findings, prefix.__add__)
+        known.notes += findings.said(corpus)
         require_columns(table.columns, wanted, corpus)
         return known
 

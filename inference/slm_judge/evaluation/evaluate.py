@@ -22,6 +22,7 @@ from slm_judge.data.read import (
     read_annotations,
     read_items,
 )
+from slm_judge.data.sets import whole_sets
 from slm_judge.data.tables import require_columns
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.files import finite
@@ -31,6 +32,7 @@ from slm_judge.run import Run
 from slm_judge.version import __version__
 
 from .dimension import Groups, Settings, correct_probes, evaluate_dimension
+from .sets import evaluate_set
 
 PROBES = "probes.json"  # in the report of a run: what probes that ran the judge found
 LENGTH = "length of the text"
@@ -172,6 +174,10 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         for part in all_parts(evaluation.rubric.dimensions)
     }
     correct_probes(dimensions)
+    sets = {
+        one.name: evaluate_set(one, items, evaluation.systems, evaluation.settings)
+        for one in whole_sets(evaluation.rubric)
+    }
     report: dict[str, Any] = finite(
         {
             "title": evaluation.title,
@@ -182,6 +188,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
             "systems": list(evaluation.systems),
             "notes": evaluation.annotations.notes,
             "dimensions": dimensions,
+            "sets": sets,
             "probes": dict(evaluation.probes),
         }
     )
