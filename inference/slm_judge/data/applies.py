@@ -11,14 +11,19 @@ from slm_judge.rubric import Rubric
 
 from .item import Item, votes_of
 
+UNKNOWN = -2
+"""A label of a system that cannot be read."""
 Labels = npt.NDArray[np.int64]
 
 
 def without_unasked(rubric: Rubric, labels: Mapping[str, Labels]) -> dict[str, Labels]:
-    """A system's labels of N items, -1 where its own other answers make a question not apply."""
+    """A system's labels of N items, -1 where its own other answers make a question not apply.
+
+    An `UNKNOWN` answer makes no other question not apply.
+    """
     found = {name: given.astype(np.int64) for name, given in labels.items()}
-    for row in range(len(next(iter(found.values())))) if rubric.conditional else ():
-        given = {name: int(of[row]) for name, of in found.items()}
+    for row in range(len(next(iter(found.values()), ()))) if rubric.conditional else ():
+        given = {name: k for name, of in found.items() if (k := int(of[row])) != UNKNOWN}
         for name, applies in rubric.asked(given).items():
             if not applies and name in found:
                 found[name][row] = -1

@@ -27,6 +27,7 @@ from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percen
 from slm_judge.agreement.parts import all_parts
 from slm_judge.agreement.scores import BOUNDS, accuracy, macro_f1
 from slm_judge.agreement.sets import Pairs, annotator_pairs, judge_pairs
+from slm_judge.data.applies import UNKNOWN, without_unasked
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import read_predictions
 from slm_judge.data.sets import chosen_by, chosen_by_annotators
@@ -355,13 +356,12 @@ def _asked(
     """A system's labels, -1 where its own other answers make a question not apply."""
     if not rubric.conditional:
         return given
-    found = {name: list(labels) for name, labels in given.items()}
-    for row in range(len(next(iter(found.values()), []))):
-        own = {name: k for name, of in found.items() if (k := of[row]) is not None}
-        for name, applies in rubric.asked(own).items():
-            if not applies and name in found:
-                found[name][row] = -1
-    return found
+    numbers = {
+        name: np.array([UNKNOWN if label is None else label for label in labels])
+        for name, labels in given.items()
+    }
+    asked = without_unasked(rubric, numbers)
+    return {name: [None if k == UNKNOWN else k for k in of.tolist()] for name, of in asked.items()}
 
 
 def _rows(
@@ -423,12 +423,15 @@ def _scores(
         "accuracy": accuracy(totals),
         "macro_f1": macro_f1(totals),
     }
+    return _intervals(found, bootstrap)
+
+
+def _intervals(found: Mapping[str, Shares], bootstrap: Bootstrap) -> Scores:
+    units, names = bootstrap.units, ("alpha", "accuracy", "macro_f1")
     return Scores(
-        **{
-            name: percentile_interval(v, bounds=BOUNDS[name], units=bootstrap.units)
-            for name, v in found.items()
-        }
-    )
+        **{name: percentile_interval(found[name], bounds=BOUNDS[name], units=units)
+           for name in names}
+    )  # fmt: skip
 
 
 def _set_table(
@@ -451,17 +454,7 @@ def _set_table(
 
 def _set_scores(pairs: Pairs, bootstrap: Bootstrap) -> Scores:
     found = pairs.statistics(bootstrap.totals(pairs.per_item))
-    named = {
-        "alpha": found["alpha"],
-        "accuracy": found["subset_accuracy"],
-        "macro_f1": found["macro_f1"],
-    }
-    return Scores(
-        **{
-            name: percentile_interval(v, bounds=BOUNDS[name], units=bootstrap.units)
-            for name, v in named.items()
-        }
-    )
+    return _intervals(found | {"accuracy": found["subset_accuracy"]}, bootstrap)
 
 
 def results_table(dimension: Dimension | Multi, rows: Mapping[str, Scores], n_items: int) -> Sheet:
