@@ -33,6 +33,7 @@ from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
 from .model import Learner
+from .trainer import alphas_of
 
 OVERALL = "mean of the dimensions"  # no dimension can be called so
 
@@ -139,7 +140,8 @@ def _alphas(learner: Learner, seed: int, split: str, console: Console) -> dict[s
         )
         for part in all_parts(rubric.dimensions)
     }
-    return alphas | {OVERALL: _spread([*alphas.values()])["mean"]}
+    labels = {name: said.labels for name, said in answers.items()}
+    return alphas | {OVERALL: _spread([*alphas_of(rubric, items, labels).values()])["mean"]}
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """TRL's SFTTrainer with the loss and the evaluation at the answer slots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -167,34 +167,37 @@ def per_dimension(logits: npt.NDArray[Any], rubric: Rubric) -> list[npt.NDArray[
     return [logits[:, k, : len(d.options)] for k, d in enumerate(rubric.dimensions)]
 
 
-def alpha_metrics(
-    rubric: Rubric, items: Sequence[Item]
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Metrics of the validation items: alpha of the judge against the annotators.
+def alphas_of(
+    rubric: Rubric, items: Sequence[Item], labels: Mapping[str, npt.NDArray[np.int64]]
+) -> dict[str, float]:
+    """Alpha of labels of N items against the annotators, by dimension, where it is defined.
 
     A set counts once, whatever the number of its options.
     """
-    sets = [(one, chosen_by_annotators(one, items)) for one in rubric.sets]
-    inside = {name for one in rubric.sets for name in one.members}
-    alone = [dimension for dimension in rubric.dimensions if dimension.name not in inside]
+    alphas, inside = {}, {name for one in rubric.sets for name in one.members}
+    for one in rubric.sets:
+        judged = chosen_by(one, {name: labels[name].tolist() for name in one.members})
+        votes = chosen_by_annotators(one, items)
+        pairs = judge_pairs(judged, votes, len(one.options), one.distance)
+        alphas[one.name] = float(pairs.alpha(pairs.per_item.sum(axis=0)))
+    for part in all_parts(d for d in rubric.dimensions if d.name not in inside):
+        own = part.labels(labels[part.source]).tolist()
+        said = part.votes_of(votes_of(items, part.source))
+        alphas[part.dimension.name] = judge_alpha(own, said, part.dimension)
+    return {name: alpha for name, alpha in alphas.items() if np.isfinite(alpha)}
+
+
+def alpha_metrics(
+    rubric: Rubric, items: Sequence[Item]
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Metrics of the validation items: alpha of the judge against the annotators."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        alphas = {}
         rows = per_dimension(np.asarray(prediction.predictions), rubric)
-        labels = {
-            d.name: one.argmax(axis=-1) for d, one in zip(rubric.dimensions, rows, strict=True)
-        }
-        for one, votes_of_set in sets:
-            judged_sets = chosen_by(one, {name: labels[name].tolist() for name in one.members})
-            pairs = judge_pairs(judged_sets, votes_of_set, len(one.options), one.distance)
-            if np.isfinite(alpha := float(pairs.alpha(pairs.per_item.sum(axis=0)))):
-                alphas[f"alpha_{one.name}"] = alpha
-        for part in all_parts(alone):
-            judged = part.labels(labels[part.source]).tolist()
-            votes = part.votes_of(votes_of(items, part.source))
-            alpha = judge_alpha(judged, votes, part.dimension)
-            if np.isfinite(alpha):  # nobody answered the dimension on these items
-                alphas[f"alpha_{part.dimension.name}"] = alpha
-        return {"alpha": float(np.mean(list(alphas.values()))), **alphas}
+        names = [dimension.name for dimension in rubric.dimensions]
+        labels = {name: one.argmax(axis=-1) for name, one in zip(names, rows, strict=True)}
+        found = alphas_of(rubric, items, labels)
+        mean = float(np.mean(list(found.values())))
+        return {"alpha": mean, **{f"alpha_{name}": alpha for name, alpha in found.items()}}
 
     return compute

@@ -437,8 +437,11 @@ class Rubric(BaseModel):
             earlier = {other.name: other for other in self.dimensions[:position]}
             for name, values in dimension.ask_if.items():
                 if name not in earlier:
+                    members = next((", ".join(s.members) for s in self.sets if s.name == name), "")
+                    hint = members and f"; of a multi, name an option's question: {members}"
                     raise ValueError(
                         f"{dimension.name}: ask_if names {name!r}, which is no dimension before it"
+                        + hint
                     )
                 unknown = [value for value in values if earlier[name].index(value) is None]
                 if unknown or not values:

@@ -55,6 +55,18 @@ def test_engines_are_asked_a_question_an_option():
     ]  # fmt: skip
 
 
+def test_a_question_can_depend_on_an_option_of_a_set():
+    later = {"name": "why", "type": "noul", "instructions": "?"}
+    raw = {"name": "r", "instructions": "Read.", "fields": ["text"]}
+    read = Rubric.parse(
+        raw | {"dimensions": [ABUSIVE, KIND, later | {"ask_if": {"kind_sexist": True}}]}, "test"
+    )
+    assert read.asked({"abusive": 1, "kind_sexist": 1})["why"]
+    assert not read.asked({"abusive": 0, "kind_sexist": 1})["why"]
+    with pytest.raises(RubricError, match="name an option's question: kind_sexist, kind_racist"):
+        Rubric.parse(raw | {"dimensions": [ABUSIVE, KIND, later | {"ask_if": {"kind": "x"}}]}, "t")
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [

@@ -20,6 +20,7 @@ from slm_judge.evaluation.baselines import baselines
 from slm_judge.evaluation.estimate import estimate
 from slm_judge.evaluation.threshold import thresholds
 from slm_judge.files import write_text
+from slm_judge.judge.answer import softmax
 from slm_judge.recipe import ExportConfig
 from slm_judge.rubric import read_yaml
 from tests.conftest import ROOT, small_recipe
@@ -78,6 +79,24 @@ def test_both_backends_answer_by_the_same_rules(trained):
             )
     equal = [a.labels == b.labels for a, b in zip(*said.values(), strict=True)]
     assert np.mean(equal) > 0.8
+
+
+def test_stock_engines_answer_every_question(trained):
+    from transformers import pipeline
+
+    contract, item = Contract.load(trained.merged), load_split(trained.data, "test")[0].state
+    stock = pipeline("decision", model=str(trained.merged), device="cpu")
+    answer = stock({"state": item, "questions": contract.rubric.questions()})
+    assert [*answer] == ["urgency", "refund", *MEMBERS]
+    with Judge.from_pretrained(trained.merged) as judge:
+        ours = dict(zip(answer, next(iter(judge.logits([item])))[1], strict=True))
+    for name in MEMBERS:
+        share = softmax(ours[name], contract.temperature("noul"))[1]
+        assert answer[name]["noul"] == pytest.approx(share, abs=1e-4)
+    levels = answer["urgency"]["probabilities"]  # of a choice: 1 is no level
+    assert [*levels] == ["2", "3", "4", "1"]
+    shares = softmax(ours["urgency"], contract.temperature("choice"))
+    assert [*levels.values()] == pytest.approx(shares.tolist(), abs=1e-4)
 
 
 def test_every_stage_knows_them(trained, tmp_path):

@@ -11,6 +11,7 @@ from slm_judge.agreement.aggregate import level_values
 from slm_judge.agreement.alpha import Floats
 from slm_judge.agreement.estimate import CorpusEstimate, corpus_means
 from slm_judge.agreement.sample import Sample, Whole
+from slm_judge.annotate.rows import LABELLED
 from slm_judge.data.item import ITEM_ID, Item
 from slm_judge.data.read import Findings, read_annotations
 from slm_judge.data.sets import unfold
@@ -287,7 +288,8 @@ class Known:
             raw = row.get(column)
             label = dimension.read(raw)
             if is_blank(raw):
-                left[str(row.get(f"{prefix}outcome") or "no label")] += 1
+                why = str(row.get(f"{prefix}outcome") or "no label")
+                left["not asked" if dimension.ask_if and why in LABELLED else why] += 1
             elif label is None:
                 left[f"{raw!r} is not in the rubric"] += 1
             else:
