@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from slm_judge.export.export import export
 from slm_judge.export.verify import read_report, verify
 from slm_judge.model_card.card import render_card
@@ -41,7 +42,7 @@ def trained(tmp_path_factory):
              "paraphrases": ["Name the subjects."],
              "options": {"billing": "charges", "delivery": "parcels", "refund": "money back"}}  # fmt: skip
     rubric["dimensions"] = [urgency, refund, about]
-    write_text(folder / "rubric.yaml", json.dumps(rubric))
+    write_text(folder / "rubric.yaml", yaml.safe_dump(rubric))
     with (ROOT / "samples" / "support-messages.csv").open() as file:
         rows = [*csv.DictReader(file)]
     for row in rows:
