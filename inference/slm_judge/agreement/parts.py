@@ -41,6 +41,8 @@ class Part:
 
     def shares(self, probabilities: Floats) -> Floats:
         """Probabilities of this part's options, given that one of them holds: N x options."""
+        if self.options == tuple(range(len(self.dimension.options))):
+            return probabilities
         found = np.zeros((len(probabilities), len(self.dimension.options)))
         for option, own in enumerate(self.options):
             if own >= 0:
