@@ -26,12 +26,13 @@ from slm_judge.agreement.compare import (
     lower_limit,
     share_interval,
 )
+from slm_judge.agreement.parts import Part
 from slm_judge.agreement.scores import pair_accuracy
 from slm_judge.annotate.rows import EXACT_DIGITS
 from slm_judge.data.item import Item
 from slm_judge.data.predictions import Answers
 from slm_judge.errors import DataError
-from slm_judge.judge.answer import probabilities
+from slm_judge.judge.answer import answers_from_logits
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.prompt.readers import EncodedPrompt
@@ -49,7 +50,7 @@ class Heard:
     prompts: list[EncodedPrompt]
 
     def labels(self, dimension: str) -> list[int]:
-        """Option indices."""
+        """Option indices; -1 where the question is not asked."""
         labels: list[int] = self.answers[dimension].labels.tolist()
         return labels
 
@@ -78,11 +79,11 @@ def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lam
     for index, logits in judge.decide(prompts):
         rows[index] = logits
         advance()
-    answers = {}
-    for k, dimension in enumerate(contract.rubric.dimensions):
-        given = np.stack([row[k] for row in rows])
-        shares = probabilities(given, contract.calibration(dimension))
-        answers[dimension.name] = Answers(given.argmax(axis=1), shares.round(EXACT_DIGITS))
+    logits = [np.stack(given) for given in zip(*rows, strict=True)]
+    answers = answers_from_logits(contract.rubric, logits, contract.calibration)
+    for name, said in answers.items():
+        assert said.probabilities is not None
+        answers[name] = Answers(said.labels, said.probabilities.round(EXACT_DIGITS))
     return Heard(answers, prompts)
 
 
@@ -149,16 +150,17 @@ def against_annotators(
 
 
 def between(
-    dimension: Dimension, first: Heard, second: Heard, groups: Sequence[str] | None = None
+    part: Part, first: Heard, second: Heard, groups: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """How alike two artefacts answer; intervals are of 90 %, over items or groups of them."""
-    one, two = first.labels(dimension.name), second.labels(dimension.name)
-    pairs = [[label] for label in one]
+    dimension, source = part.dimension, part.source
+    one, two = (part.labels(heard.labels(source)).tolist() for heard in (first, second))
+    pairs = [[label] * (label >= 0) for label in one]
     alphas = _alphas(two, pairs, dimension, bootstrap := Bootstrap(len(two), groups=groups))
     alpha = percentile_interval(alphas, CONFIDENCE, units=bootstrap.units)
     alpha = lower_limit(alpha, alphas, change_cost(np.array(two), pairs, dimension))
     equal = share_interval(sum(map(int.__eq__, one, two)), len(one))
-    apart = np.abs(first.probabilities(dimension.name) - second.probabilities(dimension.name))
+    apart = np.abs(first.probabilities(source) - second.probabilities(source))
     return {
         "agreement": equal.estimate,
         "agreement_interval": equal.as_dict(),

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from slm_judge.model_card.page import interval, number
 
+from slm_judge.agreement.parts import all_parts
 from slm_judge.data.item import load_split, sample_rows, votes_of
 from slm_judge.files import finite, write_json
 from slm_judge.run import Run
@@ -34,15 +35,15 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
     heard = hear(artefacts(run), items, "asking", console)
     groups = [item.group for item in items]
     margin, dimensions = run.recipe().verify.max_alpha_loss, dict[str, Any]()
-    for dimension in run.rubric().dimensions:
-        votes = votes_of(items, dimension.name)
-        judged = {name: one.labels(dimension.name) for name, one in heard.items()}
+    for part in all_parts(run.rubric().dimensions):
+        dimension, votes = part.dimension, part.votes_of(votes_of(items, part.source))
+        judged = {n: part.labels(one.labels(part.source)).tolist() for n, one in heard.items()}
         lost = losses(judged, votes, dimension, margin, groups)
         dimensions[dimension.name] = {
             name: {
                 **against_annotators(labels, votes, dimension),
                 **({} if name == ADAPTER else {
-                    "between": between(dimension, heard[ADAPTER], heard[name], groups),
+                    "between": between(part, heard[ADAPTER], heard[name], groups),
                     "change": lost[name],
                 }),
             }

@@ -15,6 +15,7 @@ from slm_judge.model_card.page import write as write_report
 
 from slm_judge.agreement.aggregate import vote_shares
 from slm_judge.agreement.alpha import annotators_alpha
+from slm_judge.agreement.parts import Part, all_parts
 from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.data.item import Item, load_split, sample_rows, votes_of
 from slm_judge.data.predictions import (
@@ -29,7 +30,7 @@ from slm_judge.evaluation.probes import PROBED_ITEMS, option_order
 from slm_judge.files import content_hash, finite, write_json
 from slm_judge.judge.judge import Judge
 from slm_judge.recipe import VerifyConfig
-from slm_judge.rubric import Dimension, Rubric
+from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet
 
@@ -122,8 +123,8 @@ def _report(
         "items": len(items),
         "thresholds": recipe.verify.model_dump(),
         "dimensions": {
-            dimension.name: _dimension_report(dimension, items, train, heard, gold, margin)
-            for dimension in rubric.dimensions
+            part.dimension.name: _part_report(part, items, train, heard, gold, margin)
+            for part in all_parts(rubric.dimensions)
         },
         "different_prompts": _different_prompts(heard),
     }
@@ -139,20 +140,20 @@ def _report(
     return report
 
 
-def _dimension_report(
-    dimension: Dimension,
+def _part_report(
+    part: Part,
     items: Sequence[Item],
     train: Sequence[Item],
     heard: Mapping[str, Heard],
     gold: Predictions | None,
     margin: float,
 ) -> dict[str, Any]:
-    name = dimension.name
-    votes = votes_of(items, name)
+    dimension, name = part.dimension, part.source
+    votes, known = (part.votes_of(votes_of(given, name)) for given in (items, train))
     # Each item counts once, as in `slm-judge baselines`.
-    train_votes = [vote_shares(row, len(dimension.options)) for row in votes_of(train, name)]
+    train_votes = [vote_shares(row, len(dimension.options)) for row in known]
     majority = [int(np.sum(train_votes, axis=0).argmax())] * len(items)
-    judged = {artefact: one.labels(name) for artefact, one in heard.items()}
+    judged = {artefact: part.labels(one.labels(name)).tolist() for artefact, one in heard.items()}
     groups = [item.group for item in items]
     report: dict[str, Any] = {
         "annotations": sum(map(len, votes)),
@@ -164,13 +165,13 @@ def _dimension_report(
         },
         "loss": losses(judged, votes, dimension, margin, groups),
         "between": {
-            f"{first} / {second}": between(dimension, heard[first], heard[second], groups)
+            f"{first} / {second}": between(part, heard[first], heard[second], groups)
             for first, second in combinations(heard, 2)
         },
     }
     if gold:
-        right, known = gold.answers[name].labels.tolist(), [votes[row] for row in gold.rows]
-        report["reachable"] = against_annotators(right, known, dimension)
+        right = part.labels(gold.answers[name].labels).tolist()
+        report["reachable"] = against_annotators(right, [votes[r] for r in gold.rows], dimension)
     return report
 
 

@@ -76,12 +76,13 @@ def render_card(
     source = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
     settings = public_settings(recipe.model_dump())
     base, repo = code(settings["base"]), _base_repo(recipe.base)
+    asked = [dimension.name for dimension in rubric.as_written]
     body = environment.from_string(source).render(
         name=recipe.name,
         kind=kind,
         this=names[kind],
         repos=[(names[other], what) for other, (_, _, what) in _KINDS.items()],
-        summary=f"Annotates {_list(rubric.fields)} for {_list(list(rubric.questions()))}.",
+        summary=f"Annotates {_list(rubric.fields)} for {_list(asked)}.",
         example=_example(rubric),
         questions=rubric.questions(),
         quantization=recipe.export.gguf[0],

@@ -60,6 +60,8 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
         found=significant(report),
         bias=bias_sentences(report),
         calibration=calibration,
+        sets=report.get("sets", {}),
+        inside={name for one in report.get("sets", {}).values() for name in one["members"]},
         most_annotators=_MOST_ANNOTATORS,
     )
 
@@ -198,6 +200,14 @@ def table(report: Mapping[str, Any]) -> Sheet:
             add("always one option, at best", constant, constant["minus_annotators"])
         if not dimension["systems"]:
             found.add("no annotations", "–", "–", "–", "–")
+    for name, one in report.get("sets", {}).items():
+        found.group(f"{name}, sets ({one['distance']}; accuracy: equal sets)")
+        rows = {"an annotation": one["humans"], **one["systems"]}
+        for who, given in rows.items():
+            if given:
+                minus = given.get("minus_annotators")
+                found.add(who, interval(given["alpha"]), interval(given["subset_accuracy"]),
+                          interval(minus) if minus else "", "")  # fmt: skip
     return found
 
 

@@ -1,6 +1,6 @@
 """What makes probabilities of the adapter's logits, fitted on validation items."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
 from slm_judge.agreement.aggregate import vote_shares
+from slm_judge.agreement.alpha import vote_counts
 from slm_judge.artefact.calibration import BOUNDS, Calibration
 from slm_judge.data.item import Item, votes_of
 from slm_judge.judge.answer import probabilities
@@ -19,6 +20,8 @@ SPREAD = 0.25
 """Standard deviation of a dimension's log temperature around that of its type, before its votes are
 seen. On ConvAbuse 0.25 to 0.4 gave less log loss on new items than one temperature a type or one
 that each dimension had alone (`benchmarks/calibration.py --words`)."""
+PRIOR = 20.0
+"""Annotations with an option of a set, by which all its options speak for the threshold of one."""
 _CLEARLY = 2.0  # standard errors
 
 Logits = npt.NDArray[Any]
@@ -73,7 +76,7 @@ def fit_calibration(
     for k, (dimension, rows) in enumerate(zip(rubric.dimensions, logits, strict=True)):
         shift = _shift(dimension, None if weights is None else weights[k])
         answered = _checked(_answered(dimension, items, rows, shift))
-        kinds.setdefault(dimension.type, {})[dimension.name] = answered
+        kinds.setdefault(dimension.asked_as, {})[dimension.name] = answered
     temperatures, calibrations = {}, {}
     for kind, by_name in kinds.items():
         together = [*by_name.values()]
@@ -83,6 +86,47 @@ def fit_calibration(
             own = _fitted([one], pooled) if len(together) > 1 else pooled
             calibrations[name] = Calibration(temperature=own, shift=one.shift)
     return temperatures, calibrations
+
+
+def fit_thresholds(
+    rubric: Rubric,
+    items: Sequence[Item],
+    logits: Sequence[Logits],
+    calibrations: Mapping[str, Calibration],
+) -> dict[str, Calibration]:
+    """Calibrations with the probability above which an option of a set is chosen.
+
+    That of the best F1 on the annotations, of a grid. The counts of all options of the set, scaled
+    to `PRIOR` annotations that chose one, stand beside an option's own, so that a rare one takes
+    over the others' threshold. Of as good ones, the nearest to 0.5.
+
+    Args:
+        rubric: K dimensions.
+        items: N validation items with votes.
+        logits: per dimension, N x options.
+        calibrations: of the dimensions.
+    """
+    rows = dict(zip((d.name for d in rubric.dimensions), logits, strict=True))
+    found, grid = dict(calibrations), np.linspace(0.05, 0.95, 19)
+    for one in rubric.sets:
+        counts = []
+        for name in one.members:
+            yes = probabilities(rows[name], found[name])[:, 1]
+            chosen = (yes[:, None] > grid)[:, :, None]  # N x grid x 1
+            votes = vote_counts(votes_of(items, name), 2)[:, None, :]
+            no, hit = np.moveaxis((chosen * votes).sum(axis=0), -1, 0).astype(float)
+            counts.append(np.stack([hit, no, votes[..., 1].sum() - hit]))
+        pooled = np.sum(counts, axis=0)
+        positives = float(pooled[0, 0] + pooled[2, 0])
+        if not positives:
+            continue
+        for name, own in zip(one.members, counts, strict=True):
+            hit, no, missed = own + pooled * min(1.0, PRIOR / positives)
+            f1 = 2 * hit / (2 * hit + no + missed)
+            best = max(range(len(grid)), key=lambda k: (round(f1[k], 9), -abs(grid[k] - 0.5)))
+            threshold = round(float(grid[best]), 2)
+            found[name] = found[name].model_copy(update={"threshold": threshold})
+    return found
 
 
 def _shift(dimension: Dimension, weights: npt.NDArray[np.float64] | None) -> tuple[float, ...]:

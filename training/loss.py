@@ -44,7 +44,7 @@ class SlotLoss:
         self._is_option = torch.arange(int(sizes.max())) < sizes[:, None]
         self._ordinal = ordinal or ranked_probability_score
         self._levels = [
-            (k, len(dimension.options))
+            (k, dimension.n_levels)
             for k, dimension in enumerate(rubric.dimensions)
             if dimension.type == "score"
         ]
@@ -71,7 +71,13 @@ class SlotLoss:
         total = total - self.vocabulary_weight * (weighted * (option - anything)).sum()
         if self.ordinal_weight:
             for k, levels in self._levels:
-                score = self._ordinal(scores[:, k, :levels], targets[:, k, :levels])
+                wanted = targets[:, k, :levels]
+                if levels < self._is_option[k].sum():  # of those to whom the question applies
+                    share = wanted.sum(dim=-1)
+                    wanted = wanted / share.clamp(min=1e-9)[:, None]
+                    score = self._ordinal(scores[:, k, :levels], wanted) * share
+                else:
+                    score = self._ordinal(scores[:, k, :levels], wanted)
                 total = total + self.ordinal_weight * score.sum()
         return total
 

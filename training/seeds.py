@@ -21,18 +21,19 @@ from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
 from slm_judge.agreement.alpha import judge_alpha
+from slm_judge.agreement.parts import all_parts
 from slm_judge.data.item import votes_of
-from slm_judge.data.predictions import Answers, read_predictions, write_predictions
+from slm_judge.data.predictions import read_predictions, write_predictions
 from slm_judge.errors import JudgeError
 from slm_judge.files import atomic_folder, finite, remove, write_json, write_text
-from slm_judge.judge.answer import Annotation
+from slm_judge.judge.answer import answers_from_logits
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
-from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
 from .model import Learner
+from .trainer import alphas_of
 
 OVERALL = "mean of the dimensions"  # no dimension can be called so
 
@@ -123,24 +124,24 @@ def _alphas(learner: Learner, seed: int, split: str, console: Console) -> dict[s
         loaded = Judge.from_pretrained(own.adapter, device=learner.base.device)
         with progress_bar(console=console) as bar, loaded as judge:
             advance = partial(bar.advance, bar.add_task(f"seed {seed}, {split}", total=len(items)))
-            said = judge.annotate([item.state for item in items], advance)
-        write_predictions(path, items, rubric, _answers(said, rubric))
+            rows: list[Any] = [None] * len(items)
+            for index, given in judge.logits([item.state for item in items]):
+                rows[index] = given
+                advance(1)
+            logits = [np.stack(given) for given in zip(*rows, strict=True)]
+            said = answers_from_logits(rubric, logits, judge.backend.contract.calibration)
+        write_predictions(path, items, rubric, said)
     answers = read_predictions(str(path), rubric, [item.item_id for item in items]).answers
     alphas = {
-        d.name: judge_alpha(answers[d.name].labels.tolist(), votes_of(items, d.name), d)
-        for d in rubric.dimensions
-    }
-    return alphas | {OVERALL: _spread([*alphas.values()])["mean"]}
-
-
-def _answers(said: Sequence[Annotation], rubric: Rubric) -> dict[str, Answers]:
-    return {
-        d.name: Answers(
-            np.array([d.values.index(one.labels[d.name]) for one in said]),
-            np.array([[*one.probabilities[d.name].values()] for one in said]),
+        part.dimension.name: judge_alpha(
+            part.labels(answers[part.source].labels).tolist(),
+            part.votes_of(votes_of(items, part.source)),
+            part.dimension,
         )
-        for d in rubric.dimensions
+        for part in all_parts(rubric.dimensions)
     }
+    labels = {name: said.labels for name, said in answers.items()}
+    return alphas | {OVERALL: _spread([*alphas_of(rubric, items, labels).values()])["mean"]}
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

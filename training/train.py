@@ -13,15 +13,15 @@ from slm_judge.artefact.base import load_tokenizer
 from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.backends import memory_errors
 from slm_judge.data.item import Item
-from slm_judge.data.predictions import Answers, write_predictions
+from slm_judge.data.predictions import write_predictions
 from slm_judge.data.split import file_hash, load_splits
-from slm_judge.judge.answer import probabilities
+from slm_judge.judge.answer import answers_from_logits
 from slm_judge.recipe import Recipe, RecipeError, public_settings
 from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 from slm_judge.screen import say
 
-from .calibration import fit_calibration
+from .calibration import fit_calibration, fit_thresholds
 from .energy import EnergyMeter, device_name
 from .facts import base_settings, print_settings, versions
 from .initial import start_at_activations
@@ -164,13 +164,12 @@ def _train(learner: Learner, console: Console) -> None:
     if not trainer.is_world_process_zero():
         return
     logits = per_dimension(np.asarray(prediction.predictions), rubric)
-    fitted = fit_calibration(rubric, splits["validation"], logits, learner.weights)
-    contract = learner.contract.calibrated(*fitted)
+    known = splits["validation"]
+    temperatures, calibrations = fit_calibration(rubric, known, logits, learner.weights)
+    calibrations = fit_thresholds(rubric, known, logits, calibrations)
+    contract = learner.contract.calibrated(temperatures, calibrations)
     say(console, calibration_notes(contract))
-    answers = {
-        d.name: Answers(rows.argmax(axis=1), probabilities(rows, contract.calibration(d)))
-        for d, rows in zip(rubric.dimensions, logits, strict=True)
-    }
+    answers = answers_from_logits(rubric, logits, contract.calibration)
     write_predictions(run.validation, splits["validation"], rubric, answers)
     files = (recipe.rubric, recipe.data.train, recipe.data.validation, recipe.data.test)
     facts = {

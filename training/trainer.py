@@ -1,6 +1,6 @@
 """TRL's SFTTrainer with the loss and the evaluation at the answer slots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,7 +18,10 @@ from transformers import (
 from trl import SFTTrainer
 
 from slm_judge.agreement.alpha import judge_alpha
+from slm_judge.agreement.parts import all_parts
+from slm_judge.agreement.sets import judge_pairs
 from slm_judge.data.item import Item, votes_of
+from slm_judge.data.sets import chosen_by, chosen_by_annotators
 from slm_judge.errors import JudgeError
 from slm_judge.rubric import Rubric
 
@@ -164,20 +167,37 @@ def per_dimension(logits: npt.NDArray[Any], rubric: Rubric) -> list[npt.NDArray[
     return [logits[:, k, : len(d.options)] for k, d in enumerate(rubric.dimensions)]
 
 
+def alphas_of(
+    rubric: Rubric, items: Sequence[Item], labels: Mapping[str, npt.NDArray[np.int64]]
+) -> dict[str, float]:
+    """Alpha of labels of N items against the annotators, by dimension, where it is defined.
+
+    A set counts once, whatever the number of its options.
+    """
+    alphas, inside = {}, {name for one in rubric.sets for name in one.members}
+    for one in rubric.sets:
+        judged = chosen_by(one, {name: labels[name].tolist() for name in one.members})
+        votes = chosen_by_annotators(one, items)
+        pairs = judge_pairs(judged, votes, len(one.options), one.distance)
+        alphas[one.name] = float(pairs.alpha(pairs.per_item.sum(axis=0)))
+    for part in all_parts(d for d in rubric.dimensions if d.name not in inside):
+        own = part.labels(labels[part.source]).tolist()
+        said = part.votes_of(votes_of(items, part.source))
+        alphas[part.dimension.name] = judge_alpha(own, said, part.dimension)
+    return {name: alpha for name, alpha in alphas.items() if np.isfinite(alpha)}
+
+
 def alpha_metrics(
     rubric: Rubric, items: Sequence[Item]
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """Metrics of the validation items: alpha of the judge against the annotators."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        alphas = {}
         rows = per_dimension(np.asarray(prediction.predictions), rubric)
-        for dimension, logits in zip(rubric.dimensions, rows, strict=True):
-            judged = logits.argmax(axis=-1).tolist()
-            votes = votes_of(items, dimension.name)
-            alpha = judge_alpha(judged, votes, dimension)
-            if np.isfinite(alpha):  # nobody answered the dimension on these items
-                alphas[f"alpha_{dimension.name}"] = alpha
-        return {"alpha": float(np.mean(list(alphas.values()))), **alphas}
+        names = [dimension.name for dimension in rubric.dimensions]
+        labels = {name: one.argmax(axis=-1) for name, one in zip(names, rows, strict=True)}
+        found = alphas_of(rubric, items, labels)
+        mean = float(np.mean(list(found.values())))
+        return {"alpha": mean, **{f"alpha_{name}": alpha for name, alpha in found.items()}}
 
     return compute

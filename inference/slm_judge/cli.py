@@ -58,11 +58,7 @@ def rubric_check(
 
     rubric = Rubric.from_file(file)
     console = Console()
-    lines = [
-        f"{d.name}: {d.type}, {len(d.options)} options, {d.level_of_measurement}"
-        for d in rubric.dimensions
-    ]
-    say(console, lines, "")
+    say(console, rubric.overview(), "")
     say(console, rubric.warnings())
     console.print()
     typer.echo(preview(rubric, base))

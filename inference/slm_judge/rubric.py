@@ -8,11 +8,11 @@ import datetime
 import json
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from functools import cached_property
 from numbers import Number
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import yaml
@@ -45,6 +45,9 @@ def _normalised(value: object, info: ValidationInfo) -> object:
 Text = Annotated[str, BeforeValidator(_normalised)]
 Value = Annotated[bool | int | float | str, BeforeValidator(_normalised)]
 NonEmpty = Annotated[Text, Field(min_length=1)]
+Values = Annotated[
+    list[Value], BeforeValidator(lambda given: given if isinstance(given, list) else [given])
+]
 LevelOfMeasurement = Literal["nominal", "ordinal", "interval", "ratio"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -53,6 +56,8 @@ LARGEST = 2**53  # of the levels of a score: up to here floats count whole numbe
 # The server of llama.cpp refuses score questions outside these bounds.
 LLAMA_SERVER_MAX_LEVELS = 10
 _PROBLEMS = 20  # that are said at once
+APPLICABLE = "_applicable"
+"""Behind the name of a dimension, whether it applies, in reports."""
 RUBRIC_FILE = "rubric.json"
 """Name of the rubric in the folder of a judge."""
 
@@ -66,10 +71,15 @@ class Option(BaseModel):
     """As it stands in the annotators' data, e.g. -2 or "joy"."""
     description: Text = ""
     """What the annotators were told about it."""
+    not_applicable: bool = Field(default=False, exclude_if=lambda given: not given)
+    """It is no level and no category of the scale: that the question does not apply, or that
+    nobody can tell."""
 
 
 def _options(raw: Any) -> Any:
     """Accept a mapping value -> description, a list of values, or a list of full options."""
+    if isinstance(raw, bool | int | float | str):
+        raw = [raw]
     if isinstance(raw, dict):
         return [{"value": value, "description": text or ""} for value, text in raw.items()]
     if isinstance(raw, list):
@@ -90,13 +100,32 @@ class _Dimension(BaseModel):
     instructions: NonEmpty
     """The question, as the annotators read it."""
     options: Options
-    """The answers, in display order; those of a score from the lowest level to the highest."""
+    """The answers, in display order; those of a score from the lowest level to the highest. Those
+    that are `not_applicable`, which a key of the dimension of that name lists too, are the last."""
     level_of_measurement: LevelOfMeasurement
     """For Krippendorff's alpha."""
     paraphrases: list[NonEmpty] = []
     """Other wordings of the instructions; training can use them, annotation never does."""
+    ask_if: dict[str, Values] = Field(default={}, exclude_if=lambda given: not given)
+    """Earlier dimension -> answers to it. Only items with one of them, for each dimension that is
+    named, are asked about."""
     synonyms: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Key of an option -> other words that mean it in data."""
+    usual: ClassVar[tuple[Any, ...]] = ()
+    """The options where none are given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_list_of_options(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or "not_applicable" not in raw:
+            return raw
+        raw = dict(raw)
+        beside = _options(raw.pop("not_applicable"))
+        given = _options(raw.get("options", list(cls.usual)))
+        if isinstance(beside, list) and isinstance(given, list):
+            beside = [o | {"not_applicable": True} if isinstance(o, dict) else o for o in beside]
+            raw["options"] = [*given, *beside]
+        return raw
 
     @field_validator("name")
     @classmethod
@@ -107,14 +136,17 @@ class _Dimension(BaseModel):
 
     @model_validator(mode="after")
     def _valid_options(self) -> Self:
+        self.options.sort(key=lambda option: option.not_applicable)
         keys = [self.key(index) for index in range(len(self.options))]
         repeated = sorted(key for key, times in Counter(keys).items() if times > 1)
         if repeated:
             raise ValueError(f"{self.name}: options listed twice: {', '.join(repeated)}")
-        if len(self.options) < 2:
-            raise ValueError(f"{self.name}: needs at least two options, got {len(self.options)}")
-        words = [o.value for o, key in zip(self.options, keys, strict=True)
-                 if isinstance(o.value, bool) or not _NUMBER.fullmatch(key)]  # fmt: skip
+        scale = [option.value for option in self.options if not option.not_applicable]
+        if len(scale) < 2:
+            beside = " that apply" if len(scale) < len(keys) else ""
+            raise ValueError(f"{self.name}: needs at least two options{beside}, got {len(scale)}")
+        words = [value for value, key in zip(scale, keys, strict=False)
+                 if isinstance(value, bool) or not _NUMBER.fullmatch(key)]  # fmt: skip
         if words and self.level_of_measurement in ("interval", "ratio"):
             raise ValueError(
                 f"{self.name}: at the {self.level_of_measurement} level the options are numbers, "
@@ -126,6 +158,31 @@ class _Dimension(BaseModel):
     def values(self) -> list[Value]:
         """The annotators' values, in option order."""
         return [option.value for option in self.options]
+
+    @property
+    def n_levels(self) -> int:
+        """How many options are levels or categories; those after them say that none applies."""
+        return sum(not option.not_applicable for option in self.options)
+
+    @property
+    def scale(self) -> Self:
+        """The same dimension without the options that say that none applies."""
+        return self.model_copy(update={"options": self.options[: self.n_levels]})
+
+    @property
+    def asked_as(self) -> Literal["score", "choice", "noul"]:
+        """The type of the question: one with an option off the scale is a choice, of which no
+        engine computes an expected level.
+        """
+        return self.type if self.n_levels == len(self.options) else "choice"  # type: ignore[attr-defined,no-any-return]
+
+    def question(self) -> dict[str, Any]:
+        """The System One question."""
+        told = [(self.key(i), option.description) for i, option in enumerate(self.options)]
+        criteria: Any = {key: text or None for key, text in told}
+        if self.asked_as == "score":
+            criteria = [f"{key}: {text}" if text else key for key, text in told]
+        return {"type": self.asked_as, "instructions": self.instructions, "criteria": criteria}
 
     def key(self, index: int) -> str:
         """The text that names option `index` in the prompt and in files."""
@@ -186,7 +243,7 @@ class Score(_Dimension):
     @field_validator("options")
     @classmethod
     def _numbers(cls, options: list[Option]) -> list[Option]:
-        for value in (option.value for option in options):
+        for value in (option.value for option in options if not option.not_applicable):
             if isinstance(value, str | bool) or not abs(value) <= LARGEST:  # NaN is not
                 raise ValueError(f"the levels of a score are numbers up to 2**53, got {value!r}")
         return options
@@ -194,7 +251,8 @@ class Score(_Dimension):
     @model_validator(mode="after")
     def _lowest_first(self) -> Self:
         given = self.values
-        self.options.sort(key=lambda option: float(option.value))
+        levels = sorted(self.options[: self.n_levels], key=lambda option: float(option.value))
+        self.options[: self.n_levels] = levels
         self._reordered = self._reordered or given != self.values
         return self
 
@@ -202,14 +260,6 @@ class Score(_Dimension):
     def reordered(self) -> bool:
         """Whether the levels had to be put in order."""
         return self._reordered
-
-    def question(self) -> dict[str, Any]:
-        """The System One question."""
-        levels = [
-            f"{self.key(i)}: {option.description}" if option.description else self.key(i)
-            for i, option in enumerate(self.options)
-        ]
-        return {"type": "score", "instructions": self.instructions, "criteria": levels}
 
 
 class Choice(_Dimension):
@@ -230,13 +280,6 @@ class Choice(_Dimension):
                 raise ValueError("an option has an empty name")
         return options
 
-    def question(self) -> dict[str, Any]:
-        """The System One question."""
-        criteria = {
-            self.key(i): option.description or None for i, option in enumerate(self.options)
-        }
-        return {"type": "choice", "instructions": self.instructions, "criteria": criteria}
-
 
 class Noul(_Dimension):
     """True or false. Option 0 is false and option 1 is true, whatever the order in the file."""
@@ -244,6 +287,7 @@ class Noul(_Dimension):
     type: Literal["noul"] = "noul"
     options: Options = [Option(value=False), Option(value=True)]
     level_of_measurement: LevelOfMeasurement = "nominal"
+    usual: ClassVar[tuple[Any, ...]] = (False, True)
     synonyms: ClassVar[dict[str, tuple[str, ...]]] = {
         "false": ("no", "f", "n", "0"),
         "true": ("yes", "t", "y", "1"),
@@ -254,22 +298,72 @@ class Noul(_Dimension):
     def _false_then_true(cls, options: list[Option]) -> list[Option]:
         words = {word: key for key, others in cls.synonyms.items() for word in (key, *others)}
         words |= {"off": "false", "on": "true"}  # as YAML 1.1 read them
+        beside = [option for option in options if option.not_applicable]
+        options = [option for option in options if not option.not_applicable]
         keys = [format_value(option.value).casefold() for option in options]
         found = {words.get(key): o.description for key, o in zip(keys, options, strict=True)}
         if len(options) != 2 or found.keys() != {"false", "true"}:
             raise ValueError(f"the options of a noul are true and false, got {sorted(keys)}")
-        return [Option(value=value, description=found[format_value(value)])
-                for value in (False, True)]  # fmt: skip
-
-    def question(self) -> dict[str, Any]:
-        """The System One question."""
-        criteria = {
-            self.key(i): option.description or None for i, option in enumerate(self.options)
-        }
-        return {"type": "noul", "instructions": self.instructions, "criteria": criteria}
+        return [*(Option(value=value, description=found[format_value(value)])
+                  for value in (False, True)), *beside]  # fmt: skip
 
 
-Dimension = Annotated[Score | Choice | Noul, Field(discriminator="type")]
+class Multi(_Dimension):
+    """Options of which several, or none, may be chosen.
+
+    Engines are asked a yes or no for each: `Rubric.dimensions` has these questions in its place,
+    `Rubric.sets` the dimension itself. `slm_judge.data.sets` goes from one to the other.
+    """
+
+    type: Literal["multi"] = "multi"
+    level_of_measurement: Literal["nominal"] = "nominal"
+    separator: NonEmpty = "|"
+    """Between the options of a cell that is a text and no JSON list."""
+    distance: Literal["masi", "jaccard"] = "masi"
+    """Between two sets, for alpha; see `agreement.sets`."""
+
+    @model_validator(mode="after")
+    def _valid_set(self) -> Self:
+        if self.n_levels < len(self.options):
+            raise ValueError(
+                f"{self.name}: a multi has no not_applicable; none of its options is an answer "
+                "too. Where it does not apply, use ask_if, or a dimension of its own before it"
+            )
+        if inside := [o.value for o in self.options if self.separator in format_value(o.value)]:
+            raise ValueError(f"{self.name}: {inside} hold the separator {self.separator!r}")
+        return self
+
+    @cached_property
+    def members(self) -> list[str]:
+        """The names of its yes-or-no questions, in option order: `<name>_<option>`."""
+        slugs = [re.sub("[^A-Za-z0-9]+", "_", self.key(k)).strip("_")
+                 for k in range(len(self.options))]  # fmt: skip
+        once = Counter(map(str.casefold, slugs))
+        return [f"{self.name}_{slug if slug and once[slug.casefold()] == 1 else k}"
+                for k, slug in enumerate(slugs, start=1)]  # fmt: skip
+
+    def nouls(self) -> list[Noul]:
+        """Its yes-or-no questions."""
+        found = []
+        for k, (name, option) in enumerate(zip(self.members, self.options, strict=True)):
+            meaning = f": {option.description}" if option.description else ""
+            which = f"Does this apply? {self.key(k)}{meaning}"
+            found.append(
+                Noul(
+                    name=name,
+                    instructions=f"{self.instructions} {which}",
+                    paraphrases=[f"{other} {which}" for other in self.paraphrases],
+                    ask_if=self.ask_if,
+                )
+            )
+        return found
+
+
+if TYPE_CHECKING:
+    _Asked = Score | Choice | Noul
+else:  # what a file may hold; a `Multi` is replaced by its questions
+    _Asked = Annotated[Score | Choice | Noul | Multi, Field(discriminator="type")]
+Dimension = Score | Choice | Noul
 
 
 class Rubric(BaseModel):
@@ -283,8 +377,10 @@ class Rubric(BaseModel):
     """What the annotators were told about the task as a whole."""
     fields: list[str] = Field(min_length=1)
     """Input columns in display order."""
-    dimensions: list[Dimension] = Field(min_length=1)
-    """The questions, in the order in which they are answered."""
+    dimensions: list[_Asked] = Field(min_length=1)
+    """The questions, in the order in which they are answered; of a `multi`, one an option."""
+    sets: list[Multi] = Field(default=[], exclude_if=lambda given: not given)
+    """The dimensions of the type `multi`."""
     paraphrases: list[NonEmpty] = []
     """Other wordings of the instructions; training can use them, annotation never does."""
     _changed: list[str] = PrivateAttr(default_factory=list)
@@ -308,12 +404,74 @@ class Rubric(BaseModel):
         return fields
 
     @model_validator(mode="after")
+    def _one_question_an_option(self) -> Self:
+        asked: list[Dimension] = []
+        for dimension in self.dimensions:
+            if isinstance(dimension, Multi):
+                asked += dimension.nouls()
+                self.sets.append(dimension)
+            else:
+                asked.append(dimension)
+        self.dimensions[:] = asked
+        names = {dimension.name for dimension in asked}
+        if lost := [m for one in self.sets for m in one.members if m not in names]:
+            raise ValueError(f"sets: there are no dimensions {', '.join(lost)}; write type: multi")
+        return self
+
+    @model_validator(mode="after")
     def _distinct_names(self) -> Self:
-        names = [*self.fields, *(dimension.name for dimension in self.dimensions)]
+        names = [
+            *self.fields,
+            *(one.name for one in self.sets),
+            *(dimension.name for dimension in self.dimensions),
+        ]
+        names += [f"{d.name}{APPLICABLE}" for d in self.dimensions if d.n_levels < len(d.options)]
         repeated = sorted(name for name, times in Counter(names).items() if times > 1)
         if repeated:
             raise ValueError(f"fields and dimensions need distinct names, repeated: {repeated}")
         return self
+
+    @model_validator(mode="after")
+    def _conditions(self) -> Self:
+        for position, dimension in enumerate(self.dimensions):
+            earlier = {other.name: other for other in self.dimensions[:position]}
+            for name, values in dimension.ask_if.items():
+                if name not in earlier:
+                    members = next((", ".join(s.members) for s in self.sets if s.name == name), "")
+                    hint = members and f"; of a multi, name an option's question: {members}"
+                    raise ValueError(
+                        f"{dimension.name}: ask_if names {name!r}, which is no dimension before it"
+                        + hint
+                    )
+                unknown = [value for value in values if earlier[name].index(value) is None]
+                if unknown or not values:
+                    keys = [earlier[name].key(k) for k in range(len(earlier[name].options))]
+                    raise ValueError(
+                        f"{dimension.name}: ask_if needs answers to {name}, which are "
+                        f"{', '.join(keys)}; got {unknown or 'none'}"
+                    )
+        return self
+
+    def asked(self, given: Mapping[str, int]) -> dict[str, bool]:
+        """Which dimensions apply, by their `ask_if`.
+
+        Args:
+            given: dimension -> option index of the answer. Where a dimension has none, it keeps no
+                other one from being asked.
+        """
+        found: dict[str, bool] = {}
+        for one in self.dimensions:
+            found[one.name] = all(
+                found.get(name, True)
+                and (name not in given or given[name] in map(self.dimension(name).index, values))
+                for name, values in one.ask_if.items()
+            )
+        return found
+
+    @property
+    def conditional(self) -> bool:
+        """Whether a dimension is only asked of some items."""
+        return any(dimension.ask_if for dimension in self.dimensions)
 
     def questions(self) -> dict[str, dict[str, Any]]:
         """The dimensions as System One questions, in order."""
@@ -331,6 +489,25 @@ class Rubric(BaseModel):
         names = ", ".join(dimension.name for dimension in self.dimensions)
         raise RubricError(f"The rubric {self.name!r} has no dimension {name!r}; it has {names}.")
 
+    @property
+    def as_written(self) -> list[Dimension | Multi]:
+        """The dimensions as people answer them: a set in place of its first question."""
+        first = {one.members[0]: one for one in self.sets}
+        later = {name for one in self.sets for name in one.members[1:]}
+        return [first.get(d.name, d) for d in self.dimensions if d.name not in later]
+
+    def overview(self) -> list[str]:
+        """A line a dimension."""
+        lines = []
+        for one in self.as_written:
+            line = f"{one.name}: {one.type}, {one.n_levels} options, {one.level_of_measurement}"
+            if beside := [one.key(k) for k in range(one.n_levels, len(one.options))]:
+                line += f"; not applicable: {', '.join(beside)}"
+            for name, values in one.ask_if.items():
+                line += f"; asked if {name} is {' or '.join(map(format_value, values))}"
+            lines.append(line)
+        return lines
+
     def warnings(self) -> list[str]:
         """What is valid, but limits where the judge can run or was changed as it was read."""
         found = [
@@ -338,13 +515,23 @@ class Rubric(BaseModel):
             for name in self._written(self.fields)
         ]
         found += self._changed
+        for one in self.sets:
+            found.append(
+                f"{one.name}: engines other than slm-judge answer {len(one.members)} questions, "
+                f"{one.members[0]} and so on, and take what is more probable than not"
+            )
+        if self.conditional:
+            found.append(
+                "ask_if: engines other than slm-judge answer every question, also those that do "
+                "not apply; leave these answers out"
+            )
         for score in (d for d in self.dimensions if isinstance(d, Score)):
             if score.reordered:
                 found.append(
                     f"{score.name}: its levels were put in order, from {score.key(0)} to "
-                    f"{score.key(-1)}"
+                    f"{score.key(score.n_levels - 1)}"
                 )
-            if len(score.options) > LLAMA_SERVER_MAX_LEVELS:
+            if score.asked_as == "score" and len(score.options) > LLAMA_SERVER_MAX_LEVELS:
                 found.append(
                     f"{score.name}: llama-server answers scores of at most "
                     f"{LLAMA_SERVER_MAX_LEVELS} levels, this one has {len(score.options)} "
@@ -354,7 +541,7 @@ class Rubric(BaseModel):
 
     def _written(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are also columns that we write beside the labels."""
-        made = (f"{d.name}_{kind}" for d in self.dimensions
+        made = (f"{d.name}_{kind}" for d in (*self.dimensions, *self.sets)
                 for kind in ("confidence", "probabilities"))  # fmt: skip
         return sorted({"item_id", "outcome", *made} & set(names))
 

@@ -9,7 +9,7 @@ def test_labels_are_the_annotators_values(support):
     logits = [[0.0, 3.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 9.0], [1.0, 1.0]]
     halved = {"score": Calibration(temperature=2.0)}
     annotation = annotation_from_logits(
-        support.dimensions, logits, lambda d: halved.get(d.type, Calibration())
+        support, logits, lambda d: halved.get(d.type, Calibration())
     )
     assert annotation.labels == {"urgency": 2, "topic": "praise", "refund": False}
     assert annotation.probabilities["urgency"][2] == pytest.approx(softmax([0, 3, 1, 0], 2.0)[1])
@@ -28,7 +28,7 @@ def test_labels_stay_balanced_where_probabilities_are_of_this_world(support):
     logits = [[0.0, 0.0, 0.0, 0.0], [0.0] * 5, [1.0, 1.5]]
     common = {"refund": Calibration(shift=(-1.0, 1.0))}
     annotation = annotation_from_logits(
-        support.dimensions, logits, lambda d: common.get(d.name, Calibration())
+        support, logits, lambda d: common.get(d.name, Calibration())
     )
     assert annotation.labels["refund"] is True
     assert annotation.confidence["refund"] == pytest.approx(softmax([2.0, 0.5])[1])

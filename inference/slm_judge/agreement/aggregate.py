@@ -31,7 +31,9 @@ def ratings_of(votes: Sequence[Mapping[str, int]]) -> tuple[Ratings, list[str]]:
 def aggregate(votes: Votes, dimension: Dimension) -> npt.NDArray[np.int64]:
     """The annotators' aggregate label: the lower median of ordered options, else the majority.
 
-    Of options with as many votes, the one that is more common among all votes is taken.
+    Of options with as many votes, the one that is more common among all votes is taken. Where more
+    say that the question does not apply than give an answer, that is the label; else those who say
+    so do not count.
 
     Args:
         votes: N items; their annotators' option indices.
@@ -46,7 +48,12 @@ def aggregate(votes: Votes, dimension: Dimension) -> npt.NDArray[np.int64]:
 
 def _aggregate(counts: Counts, common: Counts, dimension: Dimension) -> npt.NDArray[np.int64]:
     """Of counts, N x V; `common` (V) decides between options with as many votes."""
-    answered = counts.sum(axis=1) > 0
+    answered, n = counts.sum(axis=1) > 0, dimension.n_levels
+    if n < len(dimension.options):
+        beside, scale = counts[:, n:], counts[:, :n]
+        off = n + (beside + common[n:] / (common.sum() + 1.0)).argmax(axis=1)
+        on = _aggregate(scale, common[:n], dimension.scale)
+        return np.where(beside.sum(axis=1) > scale.sum(axis=1), off, on)
     if dimension.level_of_measurement == "nominal":
         labels = (counts + common / (common.sum() + 1.0)).argmax(axis=1)
     else:
@@ -89,9 +96,12 @@ def mean_levels(votes: Votes, dimension: Dimension) -> Floats:
 
 
 def level_values(dimension: Dimension) -> Floats:
-    """The options' numbers, or their ranks where they are words."""
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in dimension.values)
-    return numeric_values(dimension.values, "interval" if numbers else "ordinal")
+    """The options' numbers, or their ranks where they are words; nan where none applies."""
+    scale = dimension.values[: dimension.n_levels]
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in scale)
+    found = np.full(len(dimension.options), np.nan)
+    found[: len(scale)] = numeric_values(scale, "interval" if numbers else "ordinal")
+    return found
 
 
 def vote_shares(votes: Sequence[int], n_options: int) -> list[float]:

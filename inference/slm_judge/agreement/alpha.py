@@ -91,11 +91,12 @@ def judge_alpha(judged: Sequence[int], votes: Votes, dimension: Dimension) -> fl
     of pairs of annotators.
 
     Args:
-        judged: per item, the judge's option index.
+        judged: per item, the judge's option index; -1 where it has none, which makes no pair.
         votes: per item, the annotators' option indices.
         dimension: gives the options and the level of measurement.
     """
-    pairs = [[label, vote] for label, row in zip(judged, votes, strict=True) for vote in row]
+    pairs = [[label, vote] for label, row in zip(judged, votes, strict=True) for vote in row
+             if label >= 0]  # fmt: skip
     counts = vote_counts(pairs, len(dimension.options))
     return krippendorff_alpha(counts, dimension.values, dimension.level_of_measurement)
 
@@ -119,11 +120,10 @@ def judge_coincidences(judged: Sequence[int], votes: Votes, n_options: int) -> F
 
 
 def judge_confusions(judged: Sequence[int], votes: Votes, n_options: int) -> Floats:
-    """Per item, how often annotators said c where the judge said k, N x V x V."""
-    confusion = np.zeros((len(votes), n_options, n_options))
-    confusion[np.arange(len(votes)), :, np.asarray(judged, dtype=int)] = vote_counts(
-        votes, n_options
-    )
+    """Per item, how often annotators said c where the judge said k (not -1), N x V x V."""
+    confusion, labels = np.zeros((len(votes), n_options, n_options)), np.asarray(judged, dtype=int)
+    counts = vote_counts(votes, n_options) * (labels >= 0)[:, None]
+    confusion[np.arange(len(votes)), :, labels] = counts
     return confusion
 
 

@@ -94,7 +94,7 @@ def change_cost(judged: npt.NDArray[np.int64], votes: Votes, dimension: Dimensio
     """What alpha against the annotators loses on average if one label becomes another one.
 
     Args:
-        judged: N option indices.
+        judged: N option indices; -1 for none.
         votes: N items; their annotators' option indices.
         dimension: gives the options and the level of measurement.
 
@@ -102,7 +102,7 @@ def change_cost(judged: npt.NDArray[np.int64], votes: Votes, dimension: Dimensio
         1, all that can be lost, where one option is said of all items: what the others are worth
         cannot be seen then. At least 0.
     """
-    if len(np.unique(judged)) < 2:
+    if len(np.unique(judged[judged >= 0])) < 2:
         return 1.0
     own = judge_coincidences(judged.tolist(), votes, len(dimension.options))
     values, level, total = dimension.values, dimension.level_of_measurement, own.sum(axis=0)
@@ -110,7 +110,8 @@ def change_cost(judged: npt.NDArray[np.int64], votes: Votes, dimension: Dimensio
     for option in range(len(dimension.options)):
         said = [option] * len(votes)
         other = total - own + judge_coincidences(said, votes, len(dimension.options))
-        costs.append(alpha_of_coincidences(other, values, level)[judged != option])
+        changed = (judged >= 0) & (judged != option)
+        costs.append(alpha_of_coincidences(other, values, level)[changed])
     now = alpha_of_coincidences(total, values, level)
     return max(0.0, float(now - np.concatenate(costs).mean()))
 

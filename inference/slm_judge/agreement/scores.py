@@ -33,8 +33,9 @@ _CELLS = 20_000_000  # of tables at once, which bounds memory
 
 
 def pair_accuracy(judged: Sequence[int], votes: Votes) -> float:
-    """Share of (judge, annotator) pairs with the same label; nan without votes."""
-    equal = [label == vote for label, row in zip(judged, votes, strict=True) for vote in row]
+    """Share of (judge, annotator) pairs with the same label; nan without pairs."""
+    equal = [label == vote for label, row in zip(judged, votes, strict=True) for vote in row
+             if label >= 0]  # fmt: skip
     return float(np.mean(equal)) if equal else float("nan")
 
 

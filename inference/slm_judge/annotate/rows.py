@@ -16,7 +16,7 @@ from slm_judge.errors import DataError
 from slm_judge.judge.answer import annotation_from_logits
 from slm_judge.judge.judge import Judge
 from slm_judge.prompt.readers import EncodedPrompt
-from slm_judge.rubric import Dimension, Rubric
+from slm_judge.rubric import Dimension, Multi, Rubric, format_value
 
 Policy = Literal["skip", "fail"]
 LengthPolicy = Literal["skip", "fail", "truncate"]
@@ -96,13 +96,13 @@ class PieceAnnotator:
         self.sources = {name: options.columns.get(name, name) for name in rubric.fields}
         self.added: dict[str, pa.DataType] = {}
         """The new columns and their types, the outcome last."""
-        for dimension in rubric.dimensions:
+        for dimension in rubric.as_written:
             self.added[f"{prefix}{dimension.name}"] = label_type(dimension)
             self.added[f"{prefix}{dimension.name}_confidence"] = pa.float64()
         self.outcome = f"{prefix}outcome"
         self.added[self.outcome] = pa.string()
         self.probability = f"{prefix}{REVIEW_PROBABILITY}" if options.review_share else ""
-        self.confidences = [f"{prefix}{d.name}_confidence" for d in rubric.dimensions]
+        self.confidences = [f"{prefix}{d.name}_confidence" for d in rubric.as_written]
         self.computed = 0
         self._digits = EXACT_DIGITS if judge.exact else STABLE_DIGITS
         self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
@@ -193,15 +193,20 @@ class PieceAnnotator:
             key: self._cache[key] for key in piece.prompts if key in self._cache
         }
         for index, logits in self.judge.decide([piece.prompts[key] for key in fresh]):
-            answer = annotation_from_logits(
-                contract.rubric.dimensions, logits, contract.calibration
-            )
+            answer = annotation_from_logits(contract.rubric, logits, contract.calibration)
             cells: list[Any] = []
-            for dimension in contract.rubric.dimensions:
+            for dimension in contract.rubric.as_written:
                 label = answer.labels[dimension.name]
-                if self.added[f"{self.options.prefix}{dimension.name}"] == pa.string():
-                    label = str(label)  # of a rubric that mixes numbers and words
-                cells += [label, round(answer.confidence[dimension.name], self._digits)]
+                sure = answer.confidence[dimension.name]
+                if label is None or sure is None:  # not asked
+                    cells += [None, None]
+                    continue
+                if isinstance(label, list):
+                    label = [format_value(value) for value in label]
+                elif self.added[f"{self.options.prefix}{dimension.name}"] == pa.string():
+                    # Of a rubric that mixes numbers, or true and false, and words.
+                    label = format_value(label) if isinstance(label, bool) else str(label)
+                cells += [label, round(sure, self._digits)]
             found[fresh[index]] = (*cells, piece.outcomes[fresh[index]])
         self.computed += len(fresh)
         nothing = (None,) * (len(self.added) - 1)
@@ -238,8 +243,10 @@ def _where(piece: Piece, first_row: int, row: int) -> str:
     return f"Line {piece.lines[row]}" if piece.lines else f"Row {first_row + row + 1}"
 
 
-def label_type(dimension: Dimension) -> pa.DataType:
+def label_type(dimension: Dimension | Multi) -> pa.DataType:
     """The column type of a dimension's labels."""
+    if isinstance(dimension, Multi):
+        return pa.list_(pa.string())
     kinds = {type(value) for value in dimension.values}
     if kinds == {bool}:
         return pa.bool_()

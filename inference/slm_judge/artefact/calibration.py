@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from slm_judge.errors import ModelError
@@ -30,6 +32,19 @@ class Calibration(BaseModel):
     """V logarithms of the weights that options had in training (`training.class_balance`), which
     made rare ones as likely as if they were frequent; empty where all weighed the same. Labels are
     the largest logits, before it."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """Of a yes-or-no question of a set: the probability of yes above which that is the label."""
+
+    def leanings(self, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Logits (... x V) whose largest one is the label."""
+        found = np.array(logits, dtype=np.float64)
+        if self.threshold is not None:
+            no, yes = self.shift or (0.0, 0.0)
+            odds = np.log(self.threshold / (1 - self.threshold))
+            found[..., 1] -= self.temperature * (odds + yes - no)
+        return found
 
     @property
     def at_bound(self) -> bool:
@@ -57,7 +72,8 @@ def read_calibrations(text: str, rubric: Rubric, origin: str) -> dict[str, Calib
         raise ModelError(f"{origin} cannot be used:\n{explain(error)}") from error
     sizes = {dimension.name: len(dimension.options) for dimension in rubric.dimensions}
     for name, one in found.items():
-        if name not in sizes or len(one.shift) not in (0, sizes[name]):
-            wanted = f"{sizes[name]} shifts" if name in sizes else f"one of {', '.join(sizes)}"
+        size = sizes.get(name)
+        if size is None or len(one.shift) not in (0, size) or (one.threshold and size != 2):
+            wanted = f"{size} shifts, a threshold of 2 options" if size else ", ".join(sizes)
             raise ModelError(f"{origin}: {name} does not fit the rubric; expected {wanted}.")
     return found

@@ -87,7 +87,7 @@ class Contract:
 
     def calibration(self, dimension: Dimension) -> Calibration:
         """How the logits of a dimension become probabilities."""
-        by_type = Calibration(temperature=self.temperature(dimension.type))
+        by_type = Calibration(temperature=self.temperature(dimension.asked_as))
         return self.calibrations.get(dimension.name, by_type)
 
     def calibrated(
@@ -163,7 +163,12 @@ def calibration_notes(contract: Contract) -> list[str]:
             "(training.class_balance), while probabilities and confidence are of their real "
             "frequencies, so that a label need not be the most probable option."
         )
-    own = [d.name for d, o in found if o.shift or o.temperature != contract.temperature(d.type)]
+    if one := [d.name for d, one in found if one.threshold not in (None, 0.5)]:
+        notes.append(
+            f"{', '.join(one)}: chosen where their probability is above a threshold that was set "
+            "on the validation items; transformers' own pipeline and llama-server choose above 0.5."
+        )
+    own = [d.name for d, o in found if o.shift or o.temperature != contract.temperature(d.asked_as)]
     if own:
         notes.append(
             f"{', '.join(own)}: transformers' own pipeline and llama-server, which know one "

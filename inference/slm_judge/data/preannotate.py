@@ -8,15 +8,16 @@ from xml.sax.saxutils import quoteattr
 
 from slm_judge.errors import DataError
 from slm_judge.files import write_text
-from slm_judge.rubric import Rubric
+from slm_judge.rubric import Multi, Rubric
 
 from .item import ITEM_ID
 from .read import Findings
+from .sets import columns_of, read_set
 from .tables import read_table, require_columns
 from .text import is_blank, read_name, read_state
 
-_Answers = Mapping[str, tuple[str, float | None]]
-"""Dimension -> label and confidence, if there is one."""
+_Answers = Mapping[str, tuple[list[str], float | None]]
+"""Dimension -> label, or those of a set, and confidence, if there is one."""
 
 
 def export_predictions(
@@ -43,7 +44,7 @@ def export_predictions(
     if output.suffix != ".json":
         raise DataError(f"--output is a .json file, got {output}.")
     table, findings = read_table(location), Findings(strict=False)
-    names = [f"{prefix}{dimension.name}" for dimension in rubric.dimensions]
+    names = columns_of(rubric, prefix.__add__)
     require_columns(table.columns, [*rubric.fields, *names], location)
     found, without = [], 0
     for number, row in enumerate(table.rows, start=1):
@@ -66,15 +67,20 @@ def export_predictions(
 
 def _answers(row: Mapping[str, Any], rubric: Rubric, prefix: str, findings: Findings) -> _Answers:
     answers = {}
-    for dimension in rubric.dimensions:
-        raw = row.get(f"{prefix}{dimension.name}")
-        option = None if is_blank(raw) else findings.read(dimension, raw)
-        if option is None:
-            if not is_blank(raw):
-                findings.add(f"labels of {dimension.name} outside the rubric", f"{raw!r}")
+    for dimension in rubric.as_written:
+        raw, options = row.get(f"{prefix}{dimension.name}"), None
+        if is_blank(raw):
+            continue
+        if isinstance(dimension, Multi):
+            options = read_set(dimension, raw, findings)
+        elif (option := findings.read(dimension, raw)) is not None:
+            options = frozenset([option])
+        if options is None:
+            findings.add(f"labels of {dimension.name} outside the rubric", f"{raw!r}")
             continue
         confidence = read_name(row.get(f"{prefix}{dimension.name}_confidence"))
-        answers[dimension.name] = dimension.key(option), float(confidence) if confidence else None
+        labels = [dimension.key(option) for option in sorted(options)]
+        answers[dimension.name] = labels, float(confidence) if confidence else None
     return answers
 
 
@@ -83,7 +89,7 @@ def _task(name: str, state: Mapping[str, str], answers: _Answers, rubric: Rubric
     sure = [confidence for _, confidence in answers.values() if confidence is not None]
     results = [
         {"from_name": dimension, "to_name": rubric.fields[0], "type": "choices",
-         "value": {"choices": [label]}} for dimension, (label, _) in answers.items()
+         "value": {"choices": labels}} for dimension, (labels, _) in answers.items() if labels
     ]  # fmt: skip
     prediction = {"model_version": rubric.name, "result": results}
     return {"data": {ITEM_ID: name, **state},
@@ -95,10 +101,11 @@ def _interface(rubric: Rubric) -> str:
     lines = ["<View>"]
     for name in rubric.fields:
         lines.append(f"  <Text name={quoteattr(name)} value={quoteattr(f'${name}')}/>")
-    for dimension in rubric.dimensions:
+    for dimension in rubric.as_written:
+        how = "multiple" if isinstance(dimension, Multi) else "single"
         lines.append(f"  <Header value={quoteattr(dimension.instructions)}/>")
         lines.append(f"  <Choices name={quoteattr(dimension.name)} toName="
-                     f'{quoteattr(rubric.fields[0])} choice="single">')  # fmt: skip
+                     f'{quoteattr(rubric.fields[0])} choice="{how}">')  # fmt: skip
         for index, option in enumerate(dimension.options):
             hint = f" hint={quoteattr(option.description)}" if option.description else ""
             lines.append(f"    <Choice value={quoteattr(dimension.key(index))}{hint}/>")
@@ -110,9 +117,14 @@ def _record(
     name: str, state: Mapping[str, str], answers: _Answers, rubric: Rubric
 ) -> dict[str, Any]:
     """A record of Argilla 2 with suggestions, as `Dataset.records.from_json` reads it."""
+    sets = {one.name for one in rubric.sets}
     suggestions = {
-        dimension: {"value": label, "score": confidence, "agent": rubric.name}
-        for dimension, (label, confidence) in answers.items()
+        dimension: {
+            "value": labels if dimension in sets else labels[0],
+            "score": confidence,
+            "agent": rubric.name,
+        }
+        for dimension, (labels, confidence) in answers.items()
     }
     return {"id": name, "fields": dict(state), "metadata": {}, "suggestions": suggestions,
             "responses": {}, "vectors": {}}  # fmt: skip

@@ -17,6 +17,7 @@ from slm_judge.rubric import Dimension, Rubric
 
 from .item import ITEM_ID, Item
 from .read import Findings
+from .sets import lacking, unfold
 from .tables import Rows, read_table, require_columns
 from .text import is_blank, read_name
 
@@ -28,9 +29,14 @@ class Answers:
     """What one system said about N items in one dimension."""
 
     labels: npt.NDArray[np.int64]
-    """N option indices."""
+    """N option indices; -1 where the question was not asked (`ask_if`)."""
     probabilities: npt.NDArray[np.float64] | None = None
     """N x options, where the system gives them."""
+
+    def of(self, rows: Sequence[int]) -> "Answers":
+        """Those of some items."""
+        shares = self.probabilities
+        return Answers(self.labels[list(rows)], None if shares is None else shares[list(rows)])
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,9 @@ def read_predictions(
             labels, or probabilities are none.
     """
     table, wanted = read_table(location), [d.name for d in rubric.dimensions]
-    require_columns(table.columns, [item_id, *wanted], location)
     findings = Findings(strict=False, notes=list(table.notes))
+    unfold(table, rubric, findings)
+    require_columns(table.columns, [item_id, *lacking(rubric, table.columns)], location)
     by_id = _by_id(table, item_id, wanted, findings)
     found = [by_id.get(name) for name in _spelled_like(item_ids, by_id, location, findings)]
     known = [i for i, row in enumerate(found) if row is not None]
@@ -80,7 +87,7 @@ def read_predictions(
         )
     if extra := len(by_id) - len(known):
         findings.notes.append(f"{location} has {extra} items that were not asked about: left out.")
-    labels = [[_label(d, table, found[i], findings) for d in rubric.dimensions] for i in known]
+    labels = [_labels(rubric, table, found[i], findings) for i in known]
     usable = [k for k, row in enumerate(labels) if None not in row]
     if not usable:
         raise DataError(f"{location} has no label of the rubric for the annotated items.")
@@ -89,7 +96,12 @@ def read_predictions(
     answers = {
         d.name: Answers(
             np.array([labels[n][k] for n in usable], dtype=np.int64),
-            _probabilities(d, table, [row for row in chosen if row is not None]),
+            _probabilities(
+                d,
+                table,
+                [row for row in chosen if row is not None],
+                [labels[n][k] == -1 for n in usable],
+            ),
         )
         for k, d in enumerate(rubric.dimensions)
     }
@@ -143,6 +155,19 @@ def _spelled_like(
     return found
 
 
+def _labels(rubric: Rubric, table: Rows, index: int | None, findings: Findings) -> list[int | None]:
+    """The options of a row, -1 for a question that it was not asked by its own other answers."""
+    given: dict[str, int] = {}
+    found: list[int | None] = []
+    for dimension in rubric.dimensions:
+        asked = not dimension.ask_if or rubric.asked(given)[dimension.name]
+        option = _label(dimension, table, index, findings) if asked else -1
+        found.append(option)
+        if option is not None:
+            given[dimension.name] = option
+    return found
+
+
 def _label(dimension: Dimension, table: Rows, index: int | None, findings: Findings) -> int | None:
     assert index is not None
     raw = table.rows[index].get(dimension.name)
@@ -156,12 +181,17 @@ def _label(dimension: Dimension, table: Rows, index: int | None, findings: Findi
 
 
 def _probabilities(
-    dimension: Dimension, table: Rows, indices: Sequence[int]
+    dimension: Dimension, table: Rows, indices: Sequence[int], unasked: Sequence[bool]
 ) -> npt.NDArray[np.float64] | None:
     column = f"{dimension.name}_probabilities"
-    if all(is_blank(table.rows[index].get(column)) for index in indices):
+    blank = [is_blank(table.rows[index].get(column)) for index in indices]
+    if all(blank):
         return None
-    return np.array([_shares(dimension, column, table, index) for index in indices], dtype=float)
+    nothing = [0.0] * len(dimension.options)  # of what was not asked
+    return np.array(
+        [nothing if none and free else _shares(dimension, column, table, index)
+         for index, none, free in zip(indices, blank, unasked, strict=True)], dtype=float
+    )  # fmt: skip
 
 
 def _shares(dimension: Dimension, column: str, table: Rows, index: int) -> list[float]:
@@ -205,7 +235,8 @@ def write_predictions(
         for dimension in rubric.dimensions:
             said = answers[dimension.name]
             assert said.probabilities is not None
-            line[dimension.name] = dimension.values[int(said.labels[row])]
+            label = int(said.labels[row])
+            line[dimension.name] = dimension.values[label] if label >= 0 else None
             shares = [round(float(p), 6) for p in said.probabilities[row]]
             line[f"{dimension.name}_probabilities"] = shares
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")

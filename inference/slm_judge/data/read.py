@@ -7,19 +7,21 @@ read as something else than what is written, is counted and said.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slm_judge.errors import DataError
-from slm_judge.rubric import Dimension, Rubric
+from slm_judge.rubric import Dimension, Multi, Rubric
 
+from .applies import drop_unasked
 from .importers.opening import is_only_importable
 from .importers.read import FORMATS, as_rows, read_export, tool_of
 from .importers.roles import Options
 from .item import ITEM_ID, Item, unnamed
+from .sets import columns_of, options_of, unfold
 from .tables import IMPORTER, Rows, names, read_table, require_columns
 from .text import is_blank, is_replaced_in, read_name, read_state
 
@@ -47,7 +49,7 @@ class Findings:
         if len(self.problems[kind]) < _EXAMPLES:
             self.problems[kind].append(example)
 
-    def read(self, dimension: Dimension, raw: object) -> int | None:
+    def read(self, dimension: Dimension | Multi, raw: object) -> int | None:
         """The option that a label means, noted where it is written otherwise; None for none."""
         found = dimension.read(raw)
         if found is None:
@@ -180,6 +182,13 @@ def read_items(
             "item's first row, which counts."
         )
     found = Annotations(list(reader.items.values()))
+    sets = {name: one.name for one in rubric.sets for name in one.members}
+    dropped = drop_unasked(rubric, found.items)
+    for name, count in {sets.get(name, name): count for name, count in dropped.items()}.items():
+        findings.notes.append(
+            f"{table.location}: {count} labels of {name} do not count: by `ask_if`, its question "
+            "was not asked there."
+        )
     for name in columns.further:
         _sort_attribute(name, reader.further[name], found, table.location)
     return found
@@ -315,10 +324,12 @@ def _several(dimension: Dimension, raw: object) -> str:
         parts = next((raw.split(mark) for mark in ";,|/" if mark in raw), [])
     if not parts or any(dimension.read(part) is None for part in parts):
         return ""
-    return "; a cell holds one label: `type: multi` for several is planned"
+    return "; a cell holds one label, but for a dimension of `type: multi`"
 
 
-def open_rows(location: str, wanted: Sequence[str]) -> Rows:
+def open_rows(
+    location: str, wanted: Sequence[str], instead: Mapping[str, Sequence[str]] | None = None
+) -> Rows:
     """The rows of a table; of a tool's export, as a table with a row an annotation.
 
     A file is read as an export where no other reader knows its kind, where columns are missing, or
@@ -327,14 +338,21 @@ def open_rows(location: str, wanted: Sequence[str]) -> Rows:
     Args:
         location: see `TableStream`; also .json, .xlsx, .dta, .sav, .zip and folders of Potato.
         wanted: the columns that will be asked for.
+        instead: of one of these, others that do as well.
 
     Raises:
         DataError: it cannot be read.
     """
+
+    def lacks(columns: Iterable[str]) -> bool:
+        there = set(columns)
+        others = (set((instead or {}).get(name, [name])) for name in wanted if name not in there)
+        return any(not names <= there for names in others)
+
     if is_only_importable(location):
         return as_rows(read_export([location]))
     table = read_table(location)
-    missing = [name for name in wanted if name not in table.columns]
+    missing = lacks(table.columns)
     nested = any(isinstance(row.get(name), list | dict) for row in table.rows for name in wanted)
     tool = tool_of(table)
     if not Path(location).is_file() or not (missing or (nested and tool.nested)):
@@ -344,7 +362,7 @@ def open_rows(location: str, wanted: Sequence[str]) -> Rows:
     for pattern in ("", "{question}_{annotator}", "{annotator}_{question}"):
         with suppress(DataError):
             imported = as_rows(read_export([location], Options(columns=pattern)))
-            if {*imported.columns, *imported.aliases}.issuperset(wanted):
+            if not lacks([*imported.columns, *imported.aliases]):
                 return imported
     return table
 
@@ -385,16 +403,17 @@ def read_annotations(
         DataError: a column that was named is missing, or no annotation is usable.
     """
     columns = Columns(item_id, annotator, group, further=further)
-    table = open_rows(location, [*columns.named(), *(d.name for d in rubric.dimensions)])
+    table = open_rows(location, [*columns.named(), *columns_of(rubric)], options_of(rubric))
     columns = columns.within(table)
     require_columns(table.columns, columns.named(), location)
+    findings = Findings(strict=False, notes=list(table.notes))
+    unfold(table, rubric, findings, columns.of)
     absent = [d.name for d in rubric.dimensions if d.name not in table.columns]
     if len(absent) == len(rubric.dimensions):
         raise DataError(
             f"{location} has none of the rubric's dimensions {', '.join(absent)}; it has "
             f"{names(table.columns)}. {advice(table, rubric)}"
         )
-    findings = Findings(strict=False, notes=list(table.notes))
     if absent:
         findings.notes.append(f"{location} lacks {', '.join(absent)}: left out.")
     found = read_items(table, columns, rubric, findings)
@@ -421,7 +440,8 @@ def likely_annotators(table: Rows, columns: Columns, rubric: Rubric) -> list[str
     They hold few values, each of them for many items and for each at most once. Where items have a
     row each, nearly any column is like that, so its name must say it too.
     """
-    known = {*columns.named(), *rubric.fields, *(columns.of(d.name) for d in rubric.dimensions)}
+    labels = (columns.of(d.name) for d in (*rubric.dimensions, *rubric.sets))
+    known = {*columns.named(), *rubric.fields, *labels}
     ids = [read_name(row.get(columns.item_id or "")) for row in table.rows]
     several = len(set(ids)) < len(ids) if columns.item_id else False
     likely = []

@@ -13,6 +13,7 @@ from slm_judge.rubric import Rubric
 
 from .item import Item, votes_of
 from .read import Columns, Findings, advice, likely_annotators, open_rows, read_items
+from .sets import columns_of, lacking, options_of, unfold
 from .tables import Rows, names
 
 
@@ -36,7 +37,10 @@ def load_splits(
     findings = Findings()
     given = {"train": config.train, "validation": config.validation, "test": config.test}
     wanted = _wanted(config, rubric)
-    tables = {name: open_rows(location, wanted) for name, location in given.items() if location}
+    options = options_of(rubric, _columns(config).of)
+    tables = {
+        name: open_rows(location, wanted, options) for name, location in given.items() if location
+    }
     splits = {name: _items(table, config, rubric, findings, name) for name, table in tables.items()}
     if config.drop_leaks:
         splits = _without_leaks(splits)
@@ -72,12 +76,14 @@ def _columns(config: DataConfig) -> Columns:
 
 
 def _ours(rubric: Rubric) -> list[str]:
-    return [*rubric.fields, *(dimension.name for dimension in rubric.dimensions)]
+    written = (dimension.name for dimension in rubric.as_written)
+    return list(dict.fromkeys([*rubric.fields, *written, *(d.name for d in rubric.dimensions)]))
 
 
 def _wanted(config: DataConfig, rubric: Rubric) -> list[str]:
     columns = _columns(config)
-    return [*map(columns.of, _ours(rubric)), *columns.named()]
+    fields = map(columns.of, rubric.fields)
+    return [*fields, *columns_of(rubric, columns.of), *columns.named()]
 
 
 def _items(
@@ -89,8 +95,10 @@ def _items(
     unknown = sorted(set(config.columns) - set(ours))
     for key in unknown:
         findings.add("columns of the recipe that the rubric does not know", key)
-    wanted = [*map(columns.of, ours), *columns.named()]
+    unfold(table, rubric, findings, columns.of)
+    wanted = [*map(columns.of, rubric.fields), *columns.named()]
     missing = [column for column in wanted if column not in table.columns]
+    missing += lacking(rubric, table.columns, columns.of)
     for column in missing:
         findings.add("missing columns", f"{name}: {column} (it has {names(table.columns)})")
     if missing or unknown:

@@ -24,14 +24,18 @@ from slm_judge.agreement.alpha import (
     judge_confusions,
 )
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
+from slm_judge.agreement.parts import all_parts
 from slm_judge.agreement.scores import BOUNDS, accuracy, macro_f1
+from slm_judge.agreement.sets import Pairs, annotator_pairs, judge_pairs
+from slm_judge.data.applies import UNKNOWN, without_unasked
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import read_predictions
+from slm_judge.data.sets import chosen_by, chosen_by_annotators
 from slm_judge.data.split import load_splits
 from slm_judge.errors import DataError
 from slm_judge.files import write_json
 from slm_judge.recipe import Recipe, public_settings
-from slm_judge.rubric import Dimension, Rubric
+from slm_judge.rubric import Dimension, Multi, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
@@ -120,9 +124,15 @@ def baselines(
     if bootstrap.units < len(test):
         notes.append(f"Intervals are drawn by the {bootstrap.units} groups of the test items.")
     results = {}
-    for dimension in rubric.dimensions:
-        votes = votes_of(test, dimension.name)
-        known = {n: of[dimension.name] for n, of in systems.items() if dimension.name in of}
+    systems = {name: _asked(rubric, given) for name, given in systems.items()}
+    for part in all_parts(rubric.dimensions):
+        dimension, source = part.dimension, part.source
+        votes = part.votes_of(votes_of(test, source))
+        known = {
+            name: [None if label is None else int(part.labels([label])[0]) for label in of[source]]
+            for name, of in systems.items()
+            if source in of
+        }
         rows = _table(known, votes, dimension, bootstrap)  # of the others, a note says why
         results[dimension.name] = rows
         results_table(dimension, rows, len(test)).show(console)
@@ -131,6 +141,9 @@ def baselines(
             alphas = [rows[name].alpha.estimate for name in answered]
             spread = f"{np.mean(alphas):.3f} ± {np.std(alphas, ddof=1):.3f}"
             notes.append(f"{dimension.name}: alpha of {len(alphas)} runs {spread} (mean and SD).")
+    for one in rubric.sets:
+        results[one.name] = _set_table(one, test, systems, bootstrap)
+        results_table(one, results[one.name], len(test)).show(console)
     say(console, notes)
     write_json(run.report / REPORT, as_json(results))
     return results
@@ -337,6 +350,20 @@ def _table(
     return rows
 
 
+def _asked(
+    rubric: Rubric, given: Mapping[str, Sequence[int | None]]
+) -> Mapping[str, Sequence[int | None]]:
+    """A system's labels, -1 where its own other answers make a question not apply."""
+    if not rubric.conditional:
+        return given
+    numbers = {
+        name: np.array([UNKNOWN if label is None else label for label in labels])
+        for name, labels in given.items()
+    }
+    asked = without_unasked(rubric, numbers)
+    return {name: [None if k == UNKNOWN else k for k in of.tolist()] for name, of in asked.items()}
+
+
 def _rows(
     name: str,
     labels: Sequence[int | None],
@@ -346,8 +373,11 @@ def _rows(
 ) -> dict[str, Scores]:
     """The row of a system, and where some of its answers name no option, one of the others alone.
 
-    No answer counts as the option that agrees least with the annotators of the item.
+    No answer counts as the option that agrees least with the annotators of the item; where the
+    question does not apply by the system's own answers (-1), the item does not count.
     """
+    votes = [[] if label == -1 else row for label, row in zip(labels, votes, strict=True)]
+    labels = [0 if label == -1 else label for label in labels]  # which no vote compares
     known = [-1 if label is None else label for label in labels]
     if -1 not in known:
         return {name: score(known, votes, dimension, bootstrap)}
@@ -393,17 +423,45 @@ def _scores(
         "accuracy": accuracy(totals),
         "macro_f1": macro_f1(totals),
     }
+    return _intervals(found, bootstrap)
+
+
+def _intervals(found: Mapping[str, Shares], bootstrap: Bootstrap) -> Scores:
+    units, names = bootstrap.units, ("alpha", "accuracy", "macro_f1")
     return Scores(
-        **{
-            name: percentile_interval(v, bounds=BOUNDS[name], units=bootstrap.units)
-            for name, v in found.items()
-        }
-    )
+        **{name: percentile_interval(found[name], bounds=BOUNDS[name], units=units)
+           for name in names}
+    )  # fmt: skip
 
 
-def results_table(dimension: Dimension, rows: Mapping[str, Scores], n_items: int) -> Sheet:
+def _set_table(
+    one: Multi,
+    test: Sequence[Item],
+    systems: Mapping[str, Mapping[str, Sequence[int | None]]],
+    bootstrap: Bootstrap,
+) -> dict[str, Scores]:
+    """Annotators and systems on a set: accuracy is the share of equal sets."""
+    k, votes = len(one.options), chosen_by_annotators(one, test)
+    rows = {}
+    if any(len(row) > 1 for row in votes):
+        rows[ANNOTATOR] = _set_scores(annotator_pairs(votes, k, one.distance), bootstrap)
+    for name, of in systems.items():
+        if of.keys() >= {*one.members}:  # of the others, a note says why
+            judged = judge_pairs(chosen_by(one, of), votes, k, one.distance)
+            rows[name] = _set_scores(judged, bootstrap)
+    return rows
+
+
+def _set_scores(pairs: Pairs, bootstrap: Bootstrap) -> Scores:
+    found = pairs.statistics(bootstrap.totals(pairs.per_item))
+    return _intervals(found | {"accuracy": found["subset_accuracy"]}, bootstrap)
+
+
+def results_table(dimension: Dimension | Multi, rows: Mapping[str, Scores], n_items: int) -> Sheet:
     """One dimension as a table."""
     title = f"{dimension.name}: {n_items} test items, 95 % bootstrap intervals"
+    if isinstance(dimension, Multi):
+        title += f"; sets, alpha by {dimension.distance}, accuracy: equal sets"
     table = Sheet(title, ("alpha", "accuracy", "macro-F1"))
     for name, scores in rows.items():
         table.add(name, str(scores.alpha), str(scores.accuracy), str(scores.macro_f1))

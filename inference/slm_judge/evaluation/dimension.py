@@ -75,6 +75,12 @@ class Groups:
     of_annotators: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Attribute -> annotator -> group, for bias probes."""
 
+    def of(self, rows: Sequence[int]) -> "Groups":
+        """Those of some items."""
+        clusters = self.clusters and [self.clusters[i] for i in rows]
+        of_items = {key: [names[i] for i in rows] for key, names in self.of_items.items()}
+        return Groups(clusters, of_items, self.of_annotators)
+
 
 @dataclass(frozen=True)
 class _Draws:
@@ -155,8 +161,8 @@ def evaluate_dimension(
     report["notes"] = annotators.notes(dimension, kept, len(votes))
     if not len(rows):
         return report | {"humans": None, "systems": {}, "probes": [], "untested": {}}
-    clusters = groups.clusters and [groups.clusters[i] for i in rows]
-    draws = _draws(dimension, kept, clusters, settings)
+    groups = groups.of(rows)
+    draws = _draws(dimension, kept, groups.clusters, settings)
     report["sampling"] = _sampling(draws, len(rows))
     if report["sampling"]["few"]:
         report["notes"].append(report["sampling"]["few"])
@@ -175,11 +181,7 @@ def evaluate_dimension(
     reference: Floats | None = None
     report["systems"] = {}
     for name, answers in systems.items():
-        chosen = Answers(
-            answers.labels[rows],
-            None if answers.probabilities is None else answers.probabilities[rows],
-        )
-        found, alphas = _system(dimension, kept, chosen, draws, settings, given)
+        found, alphas = _system(dimension, kept, answers.of(rows), draws, settings, given)
         if reference is None:
             reference = alphas
         else:
@@ -187,9 +189,7 @@ def evaluate_dimension(
             found["against_reference"] = change.as_dict()
         report["systems"][name] = found
     first = next(iter(systems.values()))
-    of_items = {key: [values[i] for i in rows] for key, values in groups.of_items.items()}
-    known = Groups(clusters, of_items, groups.of_annotators)
-    report |= probe(dimension, kept, first.labels[rows], known, settings.seed)
+    report |= probe(dimension, kept, first.labels[rows], groups, settings.seed)
     main = next(iter(report["systems"].values()))
     report["by_annotator"] = annotators.by_annotator(
         dimension, kept, main["alternative_annotator_test"], settings.resamples, settings.seed

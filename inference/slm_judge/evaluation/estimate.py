@@ -11,8 +11,10 @@ from slm_judge.agreement.aggregate import level_values
 from slm_judge.agreement.alpha import Floats
 from slm_judge.agreement.estimate import CorpusEstimate, corpus_means
 from slm_judge.agreement.sample import Sample, Whole
+from slm_judge.annotate.rows import LABELLED
 from slm_judge.data.item import ITEM_ID, Item
-from slm_judge.data.read import read_annotations
+from slm_judge.data.read import Findings, read_annotations
+from slm_judge.data.sets import unfold
 from slm_judge.data.tables import Rows, names, read_table, require_columns
 from slm_judge.data.text import is_blank, read_name
 from slm_judge.errors import DataError
@@ -145,6 +147,12 @@ def estimate(
         ):
             known.notes.append(f"{dimension.name}: people gave no label, so nothing is estimated.")
             continue
+        if dimension.ask_if:
+            known.notes.append(
+                f"{dimension.name} is only asked of some items (`ask_if`), and which these are is "
+                "the judge's answer as well, so nothing is estimated."
+            )
+            continue
         labelled = known.labelled([dimension])
         shares, sure = labelled.shares(dimension), known.confidences(dimension, labelled)
         if sure is None:
@@ -207,6 +215,10 @@ class Known:
                 raise DataError(f"{drawing.folds} is not given of all annotated items.")
             known.prefixes = sorted(found)
         wanted = [f"{p}{d.name}" for p in known.prefixes for d in rubric.dimensions]
+        findings = Findings(strict=False)
+        for prefix in known.prefixes if rubric.sets else ():
+            unfold(table, rubric, findings, prefix.__add__)
+        known.notes += findings.said(corpus)
         require_columns(table.columns, wanted, corpus)
         return known
 
@@ -276,7 +288,8 @@ class Known:
             raw = row.get(column)
             label = dimension.read(raw)
             if is_blank(raw):
-                left[str(row.get(f"{prefix}outcome") or "no label")] += 1
+                why = str(row.get(f"{prefix}outcome") or "no label")
+                left["not asked" if dimension.ask_if and why in LABELLED else why] += 1
             elif label is None:
                 left[f"{raw!r} is not in the rubric"] += 1
             else:
@@ -438,11 +451,16 @@ def _estimates(
     dimension: Dimension, labelled: Labelled, notes: list[str]
 ) -> dict[str, CorpusEstimate]:
     judged, human = labelled.shares(dimension)
-    if dimension.type == "score":
+    if dimension.asked_as == "score":
         levels = level_values(dimension)
         values = human @ levels[:, None], judged @ levels[:, None]
         step = float(np.diff(levels).mean())
         return {"mean": corpus_means(*values, labelled.sample, step)[0]}
+    if dimension.type == "score":
+        notes.append(
+            f"{dimension.name} does not apply to all items, so no mean is estimated: its shares "
+            "are of all items."
+        )
     found = corpus_means(human, judged, labelled.sample)
     keys = [dimension.key(k) for k in range(len(found))]
     if below := [key for key, one in zip(keys, found, strict=True) if one.uncut < 0]:

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slm_judge.agreement.bias import quarters
+from slm_judge.agreement.parts import Part, all_parts
 from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.data.item import ITEM_ID, Item, load_split
 from slm_judge.data.predictions import Answers, read_predictions
@@ -20,6 +22,7 @@ from slm_judge.data.read import (
     read_annotations,
     read_items,
 )
+from slm_judge.data.sets import whole_sets
 from slm_judge.data.tables import require_columns
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.files import finite
@@ -29,6 +32,7 @@ from slm_judge.run import Run
 from slm_judge.version import __version__
 
 from .dimension import Groups, Settings, correct_probes, evaluate_dimension
+from .sets import evaluate_set
 
 PROBES = "probes.json"  # in the report of a run: what probes that ran the judge found
 LENGTH = "length of the text"
@@ -148,10 +152,7 @@ def of_files(
     for name, one in read.items():
         position = {item: row for row, item in enumerate(one.rows)}
         rows = [position[item] for item in shared]
-        systems[name] = {
-            d: Answers(a.labels[rows], None if a.probabilities is None else a.probabilities[rows])
-            for d, a in one.answers.items()
-        }
+        systems[name] = {d: a.of(rows) for d, a in one.answers.items()}
         found.notes += one.notes
     return Evaluation(
         " and ".join(systems), known, found.select(shared), systems, settings or Settings()
@@ -168,17 +169,15 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     groups = Groups(
         [item.group for item in items], attributes, evaluation.annotations.of_annotators
     )
-    dimensions = {}
-    for dimension in evaluation.rubric.dimensions:
-        name = dimension.name
-        votes = [item.votes.get(name, {}) for item in items]
-        answers = {s: given[name] for s, given in evaluation.systems.items()}
-        dimensions[name] = evaluate_dimension(
-            dimension, votes, answers, groups, evaluation.settings
-        )
-        first = next(iter(answers.values()))
-        dimensions[name]["disagreements"] = _disagreements(items, votes, first, dimension.values)
+    dimensions = {
+        part.dimension.name: _evaluate_part(part, items, evaluation, groups)
+        for part in all_parts(evaluation.rubric.dimensions)
+    }
     correct_probes(dimensions)
+    sets = {
+        one.name: evaluate_set(one, items, evaluation.systems, evaluation.settings)
+        for one in whole_sets(evaluation.rubric)
+    }
     report: dict[str, Any] = finite(
         {
             "title": evaluation.title,
@@ -189,10 +188,40 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
             "systems": list(evaluation.systems),
             "notes": evaluation.annotations.notes,
             "dimensions": dimensions,
+            "sets": sets,
             "probes": dict(evaluation.probes),
         }
     )
     return report
+
+
+def _evaluate_part(
+    part: Part, items: Sequence[Item], evaluation: Evaluation, groups: Groups
+) -> dict[str, Any]:
+    """A part of a dimension, on the items of which all systems said something there."""
+    systems = {
+        name: Answers(
+            part.labels(given[part.source].labels),
+            None if (p := given[part.source].probabilities) is None else part.shares(p),
+        )
+        for name, given in evaluation.systems.items()
+    }
+    votes = [part.votes(item.votes.get(part.source, {})) for item in items]
+    silent = np.any([one.labels < 0 for one in systems.values()], axis=0)
+    lost = sum(map(bool, compress(votes, silent)))
+    rows = np.flatnonzero(~silent).tolist()
+    votes, kept = [votes[i] for i in rows], [items[i] for i in rows]
+    systems = {name: one.of(rows) for name, one in systems.items()}
+    found = evaluate_dimension(part.dimension, votes, systems, groups.of(rows), evaluation.settings)
+    if lost:
+        found["notes"].append(
+            f"{lost} items with annotations here are left out, since a system gave no label of "
+            "these options: it said that none applies, or its own other answers made the question "
+            "not apply (`ask_if`)."
+        )
+    first = next(iter(systems.values()))
+    found["disagreements"] = _disagreements(kept, votes, first, part.dimension.values)
+    return found
 
 
 def _disagreements(

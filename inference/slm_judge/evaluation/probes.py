@@ -57,13 +57,13 @@ def option_order(
     found: dict[str, dict[str, Any]] = {}
     for k, dimension in enumerate(rubric.dimensions):
         n_options = len(dimension.options)
-        before = np.asarray(given[dimension.name])
-        after = n_options - 1 - reverse[:, k]
+        before, after = np.asarray(given[dimension.name]), reverse[:, k]
         votes = votes_of(items, dimension.name)
         agree = [agreeing_share(labels, votes, n_options) for labels in (before, after)]
         changes = agree[1] - agree[0]
         found[dimension.name] = {"items": len(items)}
-        for name, per_item in (("consistency", before == after), ("agreement_change", changes)):
+        same = np.where(before < 0, np.nan, before == after)  # nan: not asked
+        for name, per_item in (("consistency", same), ("agreement_change", changes)):
             rows = np.flatnonzero(np.isfinite(per_item))
             known = Bootstrap(len(rows), resamples, seed, [groups[row] for row in rows])
             found[dimension.name][name] = _mean(per_item[rows], known)
@@ -71,9 +71,14 @@ def option_order(
 
 
 def _labels(judge: Judge, prompts: Sequence[Any], advance: Callable[[], object]) -> Any:
+    """Option indices of the rubric, from prompts with its options in reverse."""
+    contract = judge.backend.contract
     labels = np.zeros((len(prompts), len(judge.rubric.dimensions)), dtype=int)
     for index, logits in judge.decide(prompts):
-        labels[index] = [int(np.argmax(row)) for row in logits]
+        labels[index] = [
+            contract.calibration(dimension).leanings(np.asarray(row)[::-1]).argmax()
+            for dimension, row in zip(contract.rubric.dimensions, logits, strict=True)
+        ]
         advance()
     return labels
 

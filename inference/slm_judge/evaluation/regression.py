@@ -139,7 +139,7 @@ def _outcome(
     dimension = known.rubric.dimension(name)
     options = _options(labelled, name)
     index = dimension.index(option) if option else None
-    if index is None and (option or dimension.type == "choice"):
+    if index is None and (option or dimension.asked_as == "choice"):
         keys = ", ".join(dimension.key(k) for k in range(len(dimension.options)))
         raise DataError(f"{formula}: say which option, as in {name}=...; {name} has {keys}.")
     if index is not None:
@@ -160,7 +160,7 @@ def _matrix(
     frame: dict[str, Any] = {name: found[_items(labelled)] for name, found in values.items()}
     for dimension in dimensions:
         options = _options(labelled, dimension.name)
-        if dimension.type == "choice":
+        if dimension.asked_as == "choice":
             keys = [dimension.key(k) for k in range(len(dimension.options))]
             codes = pandas.Categorical.from_codes(options, keys)
             frame[dimension.name] = codes.remove_unused_categories()

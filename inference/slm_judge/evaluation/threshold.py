@@ -17,7 +17,7 @@ from slm_judge.agreement.calibration import (
 )
 from slm_judge.annotate.rows import STABLE_DIGITS
 from slm_judge.data.item import Item, load_split, votes_of
-from slm_judge.data.predictions import Answers, read_predictions
+from slm_judge.data.predictions import Predictions, read_predictions
 from slm_judge.errors import DataError
 from slm_judge.files import finite, write_json
 from slm_judge.rubric import Dimension, Rubric
@@ -63,8 +63,7 @@ def thresholds(run: Run, error: float, level: float = LEVEL) -> dict[str, dict[s
     files = sorted(run.predictions.glob("*.jsonl")) if run.predictions.exists() else []
     tried = {file.stem: _confidences(file, rubric, test) for file in files}
     report: dict[str, dict[str, Any]] = {}
-    for dimension in rubric.dimensions:
-        name = dimension.name
+    for name in (dimension.name for dimension in rubric.as_written):
         chosen = choose_threshold(*known[name], error)
         sequence = threshold_sequence(*known[name], error, 10**-STABLE_DIGITS)
         report[name] = {
@@ -112,18 +111,31 @@ def _confidences(path: Path, rubric: Rubric, items: list[Item]) -> dict[str, Sco
     """Per dimension, of each item that was annotated."""
     found = read_predictions(str(path), rubric, [item.item_id for item in items])
     kept = [items[row] for row in found.rows]
-    return {d.name: _errors(d, kept, found.answers[d.name], path) for d in rubric.dimensions}
+    sets = {one.name: one.members for one in rubric.sets}
+    return {
+        d.name: _errors(
+            [rubric.dimension(name) for name in sets.get(d.name, [d.name])], kept, found, path
+        )
+        for d in rubric.as_written
+    }
 
 
-def _errors(dimension: Dimension, items: list[Item], answers: Answers, path: Path) -> Scored:
-    if answers.probabilities is None:
-        raise DataError(f"{path} has no probabilities.")
-    whole = aggregate(votes_of(items, dimension.name), dimension)
-    rows = np.flatnonzero(whole >= 0)
-    labels = answers.labels[rows]
+def _errors(
+    dimensions: list[Dimension], items: list[Item], found: Predictions, path: Path
+) -> Scored:
+    """Of a dimension, or of the questions of a set, all of which must be right."""
+    sure, right, known = np.ones(len(items)), np.ones(len(items), bool), np.ones(len(items), bool)
+    for dimension in dimensions:
+        answers = found.answers[dimension.name]
+        if answers.probabilities is None:
+            raise DataError(f"{path} has no probabilities.")
+        whole = aggregate(votes_of(items, dimension.name), dimension)
+        known &= (whole >= 0) & (answers.labels >= 0)
+        sure *= answers.probabilities[np.arange(len(items)), answers.labels]
+        right &= answers.labels == whole
     # As `slm-judge annotate` writes them, and compares them with --review-below.
-    sure = [round(p, STABLE_DIGITS) for p in answers.probabilities[rows, labels].tolist()]
-    return np.array(sure), (labels != whole[rows]).astype(float)
+    rounded = [round(p, STABLE_DIGITS) for p in sure[known].tolist()]
+    return np.array(rounded), (~right[known]).astype(float)
 
 
 def _on_test(confidence: Any, errors: Any, threshold: float) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def zero_shot(
         task = bar.add_task(Path(model).name, total=len(items))
         for i, logits in judge.decide(prompts):
             for dimension, row in zip(theirs, logits, strict=True):
-                key = dimension.key(int(row.argmax()))  # its options may have another order
+                best = backend.contract.calibration(dimension).leanings(row).argmax()
+                key = dimension.key(int(best))  # its options may have another order
                 option = rubric.dimension(dimension.name).index(key)
                 assert option is not None
                 found[dimension.name][i] = option

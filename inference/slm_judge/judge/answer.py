@@ -1,5 +1,6 @@
 """From the logits at the answer slots to labels, probabilities and confidence."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from slm_judge.artefact.calibration import Calibration
-from slm_judge.rubric import Dimension, Value
+from slm_judge.data.applies import without_unasked
+from slm_judge.data.predictions import Answers
+from slm_judge.rubric import Dimension, Multi, Rubric, Value
 
 Array = npt.NDArray[np.float64]
 
@@ -16,13 +19,17 @@ Array = npt.NDArray[np.float64]
 class Annotation:
     """The judge's answers about one item, keyed by dimension."""
 
-    labels: dict[str, Value]
+    labels: dict[str, Value | list[Value] | None]
     """The option with the largest logit, as the value that the annotators used. It is the most
-    probable one, unless rare options weighed more in training (`training.class_balance`)."""
+    probable one, unless rare options weighed more in training (`training.class_balance`). Of a
+    `multi`, the options that are chosen, in the rubric's order. None where the question is not
+    asked (`ask_if`), by the judge's own answers."""
     probabilities: dict[str, dict[Value, float]]
-    """Of every option; they sum to 1 per dimension."""
-    confidence: dict[str, float]
-    """Probability of the label."""
+    """Of every option; they sum to 1 per dimension, but for a `multi`: that each is chosen. What is
+    not asked has them too: of its answer if it were."""
+    confidence: dict[str, float | None]
+    """Probability of the label, None where there is none; of a `multi`, the product of those of
+    its options being chosen or not."""
 
 
 def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Array:
@@ -44,25 +51,58 @@ def gap(logits: npt.ArrayLike) -> float:
     return float(first - second)
 
 
+def answers_from_logits(
+    rubric: Rubric,
+    logits: Sequence[npt.ArrayLike],
+    calibration: Callable[[Dimension], Calibration],
+) -> dict[str, Answers]:
+    """What a judge says about N items, by dimension; label -1 where it is not asked.
+
+    Args:
+        rubric: K dimensions.
+        logits: K arrays, N x options of the dimension.
+        calibration: of a dimension, as `Contract.calibration`.
+    """
+    labels, likely = {}, {}
+    for dimension, rows in zip(rubric.dimensions, logits, strict=True):
+        how = calibration(dimension)
+        likely[dimension.name] = probabilities(rows, how)
+        # The first of equals, as in `pipeline("decision")`.
+        labels[dimension.name] = how.leanings(rows).argmax(axis=-1)
+    labels = without_unasked(rubric, labels)
+    return {name: Answers(labels[name], shares) for name, shares in likely.items()}
+
+
 def annotation_from_logits(
-    dimensions: Sequence[Dimension],
+    rubric: Rubric,
     logits: Sequence[npt.ArrayLike],
     calibration: Callable[[Dimension], Calibration],
 ) -> Annotation:
     """Make an annotation.
 
     Args:
-        dimensions: K dimensions.
+        rubric: K dimensions.
         logits: K arrays, one logit an option of the dimension.
         calibration: of a dimension, as `Contract.calibration`.
     """
-    labels: dict[str, Value] = {}
-    likely: dict[str, dict[Value, float]] = {}
-    confidence: dict[str, float] = {}
-    for dimension, row in zip(dimensions, logits, strict=True):
-        shares = probabilities(row, calibration(dimension))
-        best = int(np.argmax(row))  # the first of equals, as in `pipeline("decision")`
-        labels[dimension.name] = dimension.values[best]
-        likely[dimension.name] = dict(zip(dimension.values, shares.tolist(), strict=True))
-        confidence[dimension.name] = float(shares[best])
-    return Annotation(labels, likely, confidence)
+    annotation = Annotation({}, {}, {})
+    answers = answers_from_logits(rubric, [np.asarray(row)[None] for row in logits], calibration)
+    labels = {name: int(said.labels[0]) for name, said in answers.items()}
+    likely = {
+        name: of[0].tolist() for name, a in answers.items() if (of := a.probabilities) is not None
+    }
+    for dimension in rubric.as_written:
+        name, values = dimension.name, dimension.values
+        questions = dimension.members if isinstance(dimension, Multi) else [name]
+        asked = labels[questions[0]] >= 0  # all of a set are, or none
+        label: Value | list[Value] | None = None
+        if isinstance(dimension, Multi):
+            shares = [likely[question][1] for question in questions]
+            label = [v for v, question in zip(values, questions, strict=True) if labels[question]]
+        else:
+            shares, label = likely[name], values[labels[name]]
+        annotation.labels[name] = label if asked else None
+        annotation.probabilities[name] = dict(zip(values, shares, strict=True))
+        sure = math.prod(likely[question][labels[question]] for question in questions)
+        annotation.confidence[name] = sure if asked else None
+    return annotation

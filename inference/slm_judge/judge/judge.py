@@ -122,7 +122,7 @@ class Judge:
         annotations: list[Annotation | None] = [None] * len(rows)
         for index, logits in self.logits(rows):
             annotations[index] = annotation_from_logits(
-                contract.rubric.dimensions, logits, contract.calibration
+                contract.rubric, logits, contract.calibration
             )
             if progress:
                 progress(1)
@@ -155,9 +155,11 @@ class Judge:
         if self.exact:
             yield from self._run(prompts, alone=True)
             return
-        close = []
+        contract, close = self.backend.contract, []
+        calibrations = [contract.calibration(d) for d in contract.rubric.dimensions]
         for index, logits in self._run(prompts):
-            if any(gap(row) < self.backend.near_tie for row in logits):
+            leaning = (c.leanings(row) for c, row in zip(calibrations, logits, strict=True))
+            if any(gap(row) < self.backend.near_tie for row in leaning):
                 close.append(index)
             else:
                 yield index, logits

@@ -141,7 +141,7 @@ def decision_questions(rubric: Rubric, labels: Sequence[str]) -> list[dict[str, 
         questions.append(
             {
                 "name": dimension.name,
-                "type": dimension.type,
+                "type": dimension.asked_as,
                 "instructions": dimension.instructions,
                 "options": [str(i) for i in range(len(criteria))] if scored else list(criteria),
                 "labels": list(labels[: len(criteria)]),
