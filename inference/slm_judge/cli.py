@@ -333,6 +333,68 @@ def estimate(
 
 
 @app.command()
+def plan(
+    pilot: Annotated[
+        str | None, typer.Argument(metavar="[PILOT]", help="Annotations to learn from.")
+    ] = None,
+    rubric: Annotated[Path | None, typer.Option(help="YAML file of the rubric.")] = None,
+    type_: Annotated[
+        str, typer.Option("--type", help="Instead of a rubric: score, choice or noul.")
+    ] = "noul",
+    options: Annotated[int, typer.Option(help="Of the question, with --type.", max=255)] = 2,
+    items: Annotated[
+        int | None, typer.Option(help="That no judge is trained on; by default for --width.")
+    ] = None,
+    annotators: Annotated[
+        int | None, typer.Option(help="Of each item; by default the pilot's, or 3.", min=1)
+    ] = None,
+    pool: Annotated[
+        int | None, typer.Option(help="All annotators; by default the pilot's, or as many.", min=1)
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Expected among annotators; by default the pilot's.")
+    ] = None,
+    prevalence: Annotated[
+        str, typer.Option(help="Of the options, e.g. 0.7,0.2,0.1; by default the pilot's, or even.")
+    ] = "",
+    accuracy: Annotated[
+        float | None, typer.Option(help="Share of annotations the judge meets; an annotator's.")
+    ] = None,
+    width: Annotated[float, typer.Option(help="Of alpha's interval, to find the items.")] = 0.1,
+    expertise: Annotated[
+        str, typer.Option(help="Of the annotators: expert, skilled or crowd.")
+    ] = "skilled",
+    margin: Annotated[float, typer.Option(help="Alpha a file may lose (verify).", min=0)] = MARGIN,
+    corpus: Annotated[
+        int, typer.Option(help="Items that the judge alone labels (estimate).", min=1)
+    ] = 10_000,
+    item_id: ItemColumn = ITEM_ID,
+    annotator: AnnotatorColumn = None,
+) -> None:
+    """Say, before anybody annotates, what so many items and annotators would show."""
+    require_extra("evaluate")
+    from .agreement.power import Settings
+    from .data.read import read_annotations
+    from .evaluation import plan as stage
+    from .rubric import Rubric
+
+    _choose("--expertise", expertise, *EPSILON)
+    questions = Rubric.from_file(rubric) if rubric else stage.a_dimension(type_, options)
+    if pilot and not rubric:
+        raise JudgeError("A pilot needs --rubric, which says what its columns mean.")
+    shares = _numbers("--prevalence", prevalence) if prevalence else None
+    expected = stage.Expected(annotators, pool, alpha, shares, accuracy)
+    read = read_annotations(pilot, questions, item_id, annotator) if pilot else None
+    settings = Settings(EPSILON[expertise], margin, corpus)
+    console = Console()
+    say(console, read.notes if read else [])
+    worlds = stage.worlds(questions, expected, read.items if read else None)
+    plans = stage.plan(worlds, items, width, settings)
+    stage.plan_table(plans, width, settings).show(console)
+    say(console, [f"{one.world.dimension.name}: {note}" for one in plans for note in one.notes])
+
+
+@app.command()
 def push(
     run: RunFolder,
     user: Annotated[
@@ -488,6 +550,13 @@ def export_predictions(
 def _choose(option: str, value: str, *allowed: str) -> None:
     if value not in allowed:
         raise JudgeError(f"{option} is {', '.join(allowed[:-1])} or {allowed[-1]}, not {value!r}.")
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise JudgeError(f"{option} is numbers with commas between them, not {text!r}.") from None
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:
