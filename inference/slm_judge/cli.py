@@ -1,6 +1,7 @@
 """The command line: parses, calls one function, and prints. Each stage is loaded by name."""
 
 import importlib
+import json
 import logging
 import os
 import signal
@@ -333,6 +334,48 @@ def estimate(
 
 
 @app.command()
+def compare(
+    run: RunFolder,
+    new: Annotated[str, typer.Argument(help="Table of texts, or what `annotate` made of one.")],
+    annotations: Annotated[
+        str | None, typer.Option(help="Human labels of some items, where NEW has none.")
+    ] = None,
+    item_id: ItemColumn = ITEM_ID,
+    annotator: AnnotatorColumn = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column: items that are alike; by default data.group.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Of the judge's columns in NEW.")] = "",
+    column: Annotated[
+        list[str] | None, typer.Option(help="field=column, where the data's name differs.")
+    ] = None,
+    artefact: Annotated[
+        str, typer.Option(help="Of the run, e.g. Q4_K_M or bnb-4bit; by default its first GGUF.")
+    ] = "",
+    tolerance: Annotated[float, typer.Option(help="Differences that do not matter.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compare new texts with a run's held-out items; exit 1 where the judge's answers moved."""
+    require_extra("evaluate")
+    from .evaluation import drift
+    from .run import Run
+
+    columns = _columns(column or [])
+    source = drift.Source(new, item_id, annotations, annotator, group, prefix, columns, artefact)
+    report = drift.compare(Run.find(run), source, tolerance, show=not as_json)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        console = Console()
+        drift.drift_table(report).show(console)
+        say(console, report["cannot_be_said"], "cannot be said: ")
+        say(console, report["notes"])
+        say(console, drift.verdict(report), "")
+    if report["drift"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def plan(
     pilot: Annotated[
         str | None, typer.Argument(metavar="[PILOT]", help="Annotations to learn from.")
@@ -578,8 +621,8 @@ def _version(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 1 verification failed; 2 something the user can mend; 3 rows were left out; 130 and
-    143 interrupted and terminated.
+    Exit codes: 1 verification failed, or drift; 2 something the user can mend; 3 rows were left
+    out; 130 and 143 interrupted and terminated.
     """
     for number in _STOPS:
         signal.signal(number, _stop)
