@@ -407,7 +407,9 @@ def plan(
     expertise: Annotated[
         str, typer.Option(help="Of the annotators: expert, skilled or crowd.")
     ] = "skilled",
-    margin: Annotated[float, typer.Option(help="Alpha a file may lose (verify).", min=0)] = MARGIN,
+    margin: Annotated[
+        float, typer.Option(help="Alpha a file may lose (verify).", min=0.001)
+    ] = MARGIN,
     corpus: Annotated[
         int, typer.Option(help="Items that the judge alone labels (estimate).", min=1)
     ] = 10_000,

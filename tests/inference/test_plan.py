@@ -159,6 +159,7 @@ def test_what_is_expected_is_checked_and_completed():
     for rubric, given, complaint in [
         (noul, {}, "a plan needs the alpha"),
         (noul, {"alpha": -0.1}, "a plan needs the alpha"),
+        (noul, {"alpha": 0.5, "pool": 2}, "an item has 3 annotators, but there are only 2"),
         (noul, {"alpha": 0.5, "accuracy": 0.9}, "nobody meets more than 0.85"),
         (noul, {"alpha": 0.5, "accuracy": 0.4}, "chance meets 0.50"),
         (score, {"alpha": 0.5, "prevalence": [0.1]}, "has 4 options, so --prevalence is 4 shares"),
@@ -170,6 +171,8 @@ def test_what_is_expected_is_checked_and_completed():
         plan([(whole, [])], 1)
     with pytest.raises(DataError, match=r"needs \d+ items"):
         plan([(whole, [])], None, width=0.001)
+    (found,) = plan([(whole, [])], None, width=0.4)
+    assert found.items == found.needed[0] < 100
 
 
 def test_a_pilot_says_what_to_expect(tmp_path, monkeypatch, capsys):

@@ -54,7 +54,7 @@ class World:
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Ratings, Ratings]:
         """Ratings, N x pool, and the judge's labels."""
         skill = float(np.sqrt(self.alpha))
-        truth = self._options(n, rng)
+        truth = self.options(n, rng)
         said = self.anew(np.tile(truth[:, None], self.annotators), 1 - skill, rng)
         who = np.argsort(rng.random((n, self.pool)), axis=1)[:, : self.annotators]
         ratings = np.full((n, self.pool), -1, dtype=np.int64)
@@ -63,9 +63,10 @@ class World:
 
     def anew(self, labels: Ratings, share: float, rng: np.random.Generator) -> Ratings:
         """Labels of which a share is drawn anew."""
-        return np.where(rng.random(labels.shape) < share, self._options(labels.shape, rng), labels)
+        return np.where(rng.random(labels.shape) < share, self.options(labels.shape, rng), labels)
 
-    def _options(self, shape: int | tuple[int, ...], rng: np.random.Generator) -> Ratings:
+    def options(self, shape: int | tuple[int, ...], rng: np.random.Generator) -> Ratings:
+        """Options by their frequency."""
         return rng.choice(len(self.prevalence), shape, p=self.prevalence)
 
 
@@ -226,10 +227,10 @@ def _corpus_widths(world: World, n: int, settings: Settings) -> tuple[float, flo
     sample = Sample.drawn(n + settings.corpus, np.arange(n))
     found = []
     for _ in range(_CORPORA):
-        ratings, judged = world.draw(n + settings.corpus, rng)
-        given = ratings[:n] >= 0
-        human = (levels[ratings[:n]] * given[..., None]).sum(axis=1) / world.annotators
-        means = corpus_means(human, levels[judged], sample, step)
+        ratings, judged = world.draw(n, rng)
+        human = (levels[ratings] * (ratings >= 0)[..., None]).sum(axis=1) / world.annotators
+        everywhere = np.concatenate([judged, world.options(settings.corpus, rng)])
+        means = corpus_means(human, levels[everywhere], sample, step)
         kinds = ([one.prediction_powered for one in means], [one.humans_alone for one in means])
         found.append([max(one.high - one.low for one in kind) for kind in kinds])
     powered, people = np.mean(found, axis=0).tolist()

@@ -134,10 +134,14 @@ def _world(dimension: Dimension, given: Expected) -> World:
             f"them above 0 (of two options one will do); it is {given.prevalence}."
         )
     shares = [share / sum(shares) for share in shares]
-    if given.alpha is None or not 0 < given.alpha <= 1:
+    if given.alpha is None or not 0 < given.alpha < 1:
         raise DataError(
-            f"{name}: a plan needs the alpha that annotators are expected to reach, above 0 and at "
-            f"most 1 (--alpha); it is {given.alpha}."
+            f"{name}: a plan needs the alpha that annotators are expected to reach, between 0 and "
+            f"1 (--alpha); it is {given.alpha}."
+        )
+    if (pool := given.pool or each) < each:
+        raise DataError(
+            f"{name}: an item has {each} annotators, but there are only {pool} (--pool)."
         )
     chance = sum(share**2 for share in shares)
     most = chance + float(np.sqrt(given.alpha)) * (1 - chance)
@@ -148,7 +152,6 @@ def _world(dimension: Dimension, given: Expected) -> World:
             f"and with alpha = {given.alpha:g} nobody meets more than {most:.2f}."
         )
     judge = given.alpha if accuracy is None else (accuracy - chance) / (1 - chance)
-    pool = max(given.pool or each, each)
     return World(dimension, tuple(shares), given.alpha, judge, each, pool)
 
 
@@ -178,7 +181,7 @@ def plan(
         for world, notes in expected:
             task = bar.add_task(world.dimension.name, total=100)
             needed = items_for_width(world, width, settings.seed)
-            n = items or max(2, int(np.nanmin([needed[0], needed[1]])))
+            n = items or max(2, int(needed[np.isnan(needed[0])]))
             if n > MOST:
                 raise DataError(f"{world.dimension.name}: a width of {width} needs {n} items.")
             power = simulate(world, n, settings, partial(_advance, bar, task))
