@@ -181,7 +181,7 @@ def plan(
         for world, notes in expected:
             task = bar.add_task(world.dimension.name, total=100)
             needed = items_for_width(world, width, settings.seed)
-            n = items or max(2, int(needed[np.isnan(needed[0])]))
+            n = items or max(2, int(needed[bool(np.isnan(needed[0]))]))
             if n > MOST:
                 raise DataError(f"{world.dimension.name}: a width of {width} needs {n} items.")
             power = simulate(world, n, settings, partial(_advance, bar, task))
