@@ -128,7 +128,7 @@ def test_a_share_that_moved_is_found_with_its_size(world):
     truth = (0.8 * 0.8 + 0.2 * 0.2) - (0.3 * 0.8 + 0.7 * 0.2)  # of the judge's labels
     assert one["difference"]["low"] <= truth <= one["difference"]["high"]
     assert one["difference"]["estimate"] == pytest.approx(one["new"] - one["held_out"])
-    assert "refund: share of true rose from 0." in told(report)
+    assert "refund: share of true was 0.3" in told(report)
     assert one["effect"] == pytest.approx(one["difference"]["estimate"] / 0.5, rel=0.1)
     assert "refund: agreement, since people labelled no new item" in " ".join(
         report["cannot_be_said"]
@@ -140,7 +140,7 @@ def test_a_share_that_moved_is_found_with_its_size(world):
 def test_a_confidence_that_moved_is_found(world):
     report = world.new(world.drawn(300, seed=1, sure=0.72, name="n")[0])
     assert moved(report) == {("refund", "confidence")}
-    assert "refund: confidence fell from 0.79" in told(report)
+    assert "refund: confidence was 0.794 and is 0.712: −0.0" in told(report)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,29 @@ def test_texts_of_the_training_are_left_out(world):
     assert any(
         "not there to be compared" in n for n in world.new(frame.drop(columns="text"))["notes"]
     )
+
+
+def test_conversations_with_items_of_both_are_compared_within(tmp_path):
+    """The judge is surer in some conversations, of which most of the new items are; else as sure."""
+    one = World(tmp_path, "talk")
+    (old, votes), (frame, _) = one.drawn(600, 0), one.drawn(600, 1, name="n")
+    rng = np.random.default_rng(2)
+    for table, share in ((old, 0.3), (frame, 0.7)):
+        high = rng.random(600) < share
+        table["talk"] = np.where(high, rng.integers(0, 15, 600), rng.integers(15, 30, 600)).astype(
+            str
+        )
+        table["judge_refund_confidence"] = np.where(high, 0.9, 0.6) + rng.choice([0, 0.05], 600)
+    one.hold_out(old, votes)
+    (row,) = (
+        r
+        for r in one.new(frame)["findings"]
+        if (r["dimension"], r["what"]) == ("refund", "confidence")
+    )
+    assert row["new"] > row["held_out"] + 0.05
+    assert not row["moved"]
+    assert abs(row["difference"]["estimate"]) < 0.02
+    assert row["told"].endswith("in groups with items of both.")
 
 
 def test_where_nothing_can_be_tested_nothing_is_said(world):

@@ -251,11 +251,8 @@ def _probes(
         values |= _agreement(dimension, labels, votes)
     else:
         untold.append(f"{name}: agreement, since people labelled no new item, or no held-out one.")
-    where, groups = (
-        [OLD] * len(before.votes) + [NEW] * len(after.votes),
-        before.groups + after.groups,
-    )
-    probes = []
+    where, probes = [OLD] * len(before.votes) + [NEW] * len(after.votes), []
+    groups = before.groups + after.groups
     for what, found in values.items():
         tested, _ = bias.probe_groups(what, where, measure_of.get(what, what), found, groups)
         probes += [(name, probe, float(np.nanstd(found))) for probe in tested]
@@ -289,9 +286,11 @@ def _finding(
     after, before = (mean.estimate for mean in probe.means)
     gap = probe.difference
     said = (
-        f"{dimension}: {probe.attribute} {'rose' if gap.estimate > 0 else 'fell'} from "
-        f"{before:.3f} to {after:.3f}, by {gap.estimate:+.3f} [{gap.low:.3f}, {gap.high:.3f}]"
+        f"{dimension}: {probe.attribute} was {before:.3f} and is {after:.3f}: {gap.estimate:+.3f} "
+        f"[{gap.low:.3f}, {gap.high:.3f}]"
     ).replace("-", "−")
+    if abs(after - before - gap.estimate) > 1e-9:
+        said += " in groups with items of both"
     if probe.measure == bias.AGREEMENT:
         said += "; perhaps since other people annotated, who err more or less"
     return {
