@@ -418,7 +418,6 @@ def plan(
 ) -> None:
     """Say, before anybody annotates, what so many items and annotators would show."""
     require_extra("evaluate")
-    from .agreement.power import Settings
     from .data.read import read_annotations
     from .evaluation import plan as stage
     from .rubric import Rubric
@@ -428,14 +427,14 @@ def plan(
     if pilot and not rubric:
         raise JudgeError("A pilot needs --rubric, which says what its columns mean.")
     shares = _numbers("--prevalence", prevalence) if prevalence else None
-    expected = stage.Expected(annotators, pool, alpha, shares, accuracy)
+    tests = EPSILON[expertise], margin, corpus
+    expected = stage.Expected(annotators, pool, alpha, shares, accuracy, *tests)
     read = read_annotations(pilot, questions, item_id, annotator) if pilot else None
-    settings = Settings(EPSILON[expertise], margin, corpus)
     console = Console()
     say(console, read.notes if read else [])
     worlds = stage.worlds(questions, expected, read.items if read else None)
-    plans = stage.plan(worlds, items, width, settings)
-    stage.plan_table(plans, width, settings).show(console)
+    plans = stage.plan(worlds, items, width)
+    stage.plan_table(plans, width).show(console)
     say(console, [f"{one.world.dimension.name}: {note}" for one in plans for note in one.notes])
 
 

@@ -16,7 +16,7 @@ from slm_judge.agreement.alpha import (
 )
 from slm_judge.agreement.alt_test import alt_test
 from slm_judge.agreement.bootstrap import Bootstrap
-from slm_judge.agreement.power import Settings, World, items_for_width, items_to_compare, simulate
+from slm_judge.agreement.power import World, items_for_width, items_to_compare, simulate
 from slm_judge.cli import main
 from slm_judge.errors import DataError
 from slm_judge.evaluation.plan import Expected, a_dimension, plan, plan_table, worlds
@@ -24,12 +24,13 @@ from slm_judge.evaluation.plan import Expected, a_dimension, plan, plan_table, w
 
 def world(shares=(0.5, 0.5), alpha=0.6, judge=None, annotators=3, pool=3, kind="choice"):
     (dimension,) = a_dimension(kind, len(shares)).dimensions
-    return World(dimension, shares, alpha, alpha if judge is None else judge, annotators, pool)
+    judge = alpha if judge is None else judge
+    return World(dimension, shares, alpha, judge, annotators, pool, 0.15, 0.05, 3000)
 
 
 @lru_cache
 def shown(*arguments, n=300):
-    return simulate(world(*arguments), n, Settings(corpus=3000))
+    return simulate(world(*arguments), n)
 
 
 @pytest.mark.parametrize(("kind", "shares"), [("choice", (0.7, 0.2, 0.1)), ("score", (0.1, 0.3, 0.4, 0.2))])  # fmt: skip
@@ -106,7 +107,7 @@ def test_with_too_few_shared_items_it_cannot_be_done_and_the_items_are_said():
     assert one.power.testable == 0
     note = one.notes[0]
     assert "about 10 items, and 30 are needed; that takes about 300 items" in note
-    lines = "\n".join(line for line, _ in plan_table([one], 0.1, Settings()).lines(80))
+    lines = "\n".join(line for line, _ in plan_table([one], 0.1).lines(80))
     assert re.search(r"may replace an annotator, at epsilon = 0.15 +–", lines)
     (alone,) = plan([(world(annotators=1, pool=1), [])], 100)
     assert "need items that two people annotated" in alone.notes[0]

@@ -15,9 +15,9 @@ from slm_judge.rubric import Dimension
 
 from .aggregate import Ratings, level_values
 from .alpha import Floats, alpha_of_coincidences, annotator_coincidences, judge_confusions
-from .alt_test import EPSILON, FEWEST_ITEMS, Score, alt_test
+from .alt_test import FEWEST_ITEMS, Score, alt_test
 from .bootstrap import Bootstrap, Interval, percentile_interval
-from .compare import MARGIN, change_cost, difference
+from .compare import change_cost, difference
 from .estimate import corpus_means, items_needed
 from .sample import Sample
 from .stand_in import StandIn, best_constant
@@ -32,12 +32,11 @@ _TESTED = 40_000  # annotations in all studies whose exact tests, which take lon
 _CHUNK = 10_000_000  # at once, which bounds memory
 _CORPORA = 20  # simulated: their widths hardly vary
 _SIMULATED = (20, 1_000)  # items at which widths are simulated; above, they fall with the root
-Advance = Callable[[float], object]
 
 
 @dataclass(frozen=True)
 class World:
-    """What is expected of annotators and judge."""
+    """What is expected of annotators and judge, and what the study is for."""
 
     dimension: Dimension
     prevalence: tuple[float, ...]
@@ -50,6 +49,13 @@ class World:
     """Of each item."""
     pool: int
     """All annotators, of whom those of an item are drawn."""
+    epsilon: float
+    """Of the alternative annotator test."""
+    margin: float
+    """Alpha that an artefact may lose."""
+    corpus: int
+    """Further items, which the judge alone labels, for `estimate`."""
+    seed: int = 0
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Ratings, Ratings]:
         """Ratings, N x pool, and the judge's labels."""
@@ -68,19 +74,6 @@ class World:
     def options(self, shape: int | tuple[int, ...], rng: np.random.Generator) -> Ratings:
         """Options by their frequency."""
         return rng.choice(len(self.prevalence), shape, p=self.prevalence)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of the tests that the study is for."""
-
-    epsilon: float = EPSILON["skilled"]
-    """Of the alternative annotator test."""
-    margin: float = MARGIN
-    """Alpha that an artefact may lose."""
-    corpus: int = 10_000
-    """Further items, which the judge alone labels, for `estimate`."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,47 +97,44 @@ class Power:
     """The same from people's labels alone."""
 
 
-def simulate(world: World, n: int, settings: Settings, advance: Advance = lambda _: None) -> Power:
-    """Simulate studies of N items, as many as take about as long whatever N is.
+def n_studies(world: World, n: int) -> int:
+    """How many studies of N items are simulated: as many as take about as long whatever N is."""
+    return int(np.clip(_WORK // (n * len(world.prevalence) ** 2), *_STUDIES))
 
-    Args:
-        world: what is expected.
-        n: items that each study has.
-        settings: of its tests.
-        advance: called after each study with the share of all that are done.
-    """
-    v, cost, rows = len(world.prevalence), 0.0, list[tuple[float, ...]]()
-    most = int(np.clip(_WORK // (n * v * v), *_STUDIES))
+
+def simulate(world: World, n: int, advance: Callable[[], object] = lambda: None) -> Power:
+    """Simulate studies of N items; `advance` after each."""
+    cost, rows = 0.0, list[tuple[float, ...]]()
     tested = int(np.clip(_TESTED // (n * world.annotators), *_STUDIES))
     wanted = ["inferior" if loss > 1 else "not inferior" for loss in LOSSES]
-    for ratings, labels, conf, among in _studies(world, n, most, settings):
+    for ratings, labels, conf, among in _studies(world, n, n_studies(world, n)):
         reference, *others = (_alphas(conf[:, k], world) for k in range(conf.shape[1]))
         wide = _width(_alphas(among / 2, world), n) if world.annotators > 1 else np.nan
         test = (np.nan, np.nan)
         if len(rows) < tested:
-            test = _stand_in(world, ratings, labels, reference, conf[:, 0].sum(axis=-1), settings)
+            test = _stand_in(world, ratings, labels, reference, conf[:, 0].sum(axis=-1))
         # It hardly varies between studies.
         cost = cost or change_cost(labels, _votes(ratings), world.dimension)
-        found = (difference(reference, one, settings.margin, cost, n).verdict for one in others)
+        found = (difference(reference, one, world.margin, cost, n).verdict for one in others)
         rows.append((wide, _width(reference, n), *test, *map(str.__eq__, found, wanted)))
-        advance(len(rows) / most)
+        advance()
     own, of_judge, _, _, *verified = np.mean(rows, axis=0).tolist()
     shown, testable = np.nanmean(np.array(rows)[:, 2:4], axis=0).tolist()
     for k, loss in enumerate(LOSSES):
-        if loss * settings.margin > world.judge:  # which it cannot lose
+        if loss * world.margin > world.judge:  # which it cannot lose
             verified[k] = np.nan
-    powered, people = _corpus_widths(world, n, settings)
+    powered, people = _corpus_widths(world, n)
     return Power(own, of_judge, shown, testable, verified, powered, people)
 
 
-def items_for_width(world: World, width: float, seed: int = 0) -> tuple[float, float]:
+def items_for_width(world: World, width: float) -> tuple[float, float]:
     """Items with which the interval of alpha would have a width: annotators' (or nan), judge's."""
     found = []
     for which in (0, 1) if world.annotators > 1 else (1,):
         n = 300
         for _ in range(2):
             at = int(np.clip(n, *_SIMULATED))
-            studies = _studies(world, at, _STUDIES[0], Settings(seed=seed), losses=())
+            studies = _studies(world, at, _STUDIES[0], losses=())
             parts = (among / 2 if which == 0 else conf[:, 0] for _, _, conf, among in studies)
             wide = float(np.mean([_width(_alphas(part, world), at) for part in parts]))
             n = items_needed(Interval(0.0, 0.0, wide), at, width)
@@ -164,17 +154,17 @@ def _votes(ratings: Ratings) -> list[list[int]]:
 
 
 def _studies(
-    world: World, n: int, studies: int, settings: Settings, losses: tuple[float, ...] = LOSSES
+    world: World, n: int, studies: int, losses: tuple[float, ...] = LOSSES
 ) -> Iterator[tuple[Ratings, Ratings, Floats, Floats]]:
     """Ratings and labels of studies, with totals of confusions and coincidences, 1 + R x ...
 
     Confusions are those of the judge and of artefacts. All studies share the drawn items, so that
     their resamples are one matrix product.
     """
-    rng, v = np.random.default_rng((settings.seed, n)), len(world.prevalence)
-    bootstrap = Bootstrap(n, RESAMPLES, settings.seed)
+    rng, v = np.random.default_rng((world.seed, n)), len(world.prevalence)
+    bootstrap = Bootstrap(n, RESAMPLES, world.seed)
     size = int(np.clip(_CHUNK // ((n + RESAMPLES) * v * v * (len(losses) + 2)), 1, studies))
-    shares = [min(loss * settings.margin / max(world.judge, 1e-9), 1.0) for loss in losses]
+    shares = [min(loss * world.margin / max(world.judge, 1e-9), 1.0) for loss in losses]
     for start in range(0, studies, size):
         drawn, parts = [], []
         for _ in range(min(size, studies - start)):
@@ -200,36 +190,31 @@ def _width(alphas: Floats, units: int) -> float:
 
 
 def _stand_in(
-    world: World,
-    ratings: Ratings,
-    labels: Ratings,
-    alphas: Floats,
-    said: Floats,
-    settings: Settings,
+    world: World, ratings: Ratings, labels: Ratings, alphas: Floats, said: Floats
 ) -> tuple[bool, bool]:
     """Whether a report says that the judge may replace an annotator, and whether it can be said."""
     dimension, n = world.dimension, len(labels)
     score: Score = "accuracy" if dimension.level_of_measurement == "nominal" else "neg_rmse"
     names, levels = [str(m) for m in range(world.pool)], level_values(dimension)
-    test = alt_test(labels.tolist(), ratings, names, levels, settings.epsilon, score)
+    test = alt_test(labels.tolist(), ratings, names, levels, world.epsilon, score)
     constant = best_constant(said, dimension.values, dimension.level_of_measurement)[1]
     alpha = percentile_interval(alphas, bounds=(-np.inf, 1.0), units=n)
     found = StandIn(test, alpha, percentile_interval(alphas - constant, units=n), "")
     return found.passed, bool(test.comparisons)
 
 
-def _corpus_widths(world: World, n: int, settings: Settings) -> tuple[float, float]:
+def _corpus_widths(world: World, n: int) -> tuple[float, float]:
     """Of `estimate`: corrected by n labelled items, and from these alone."""
-    rng, dimension = np.random.default_rng((settings.seed, n, 1)), world.dimension
+    rng, dimension = np.random.default_rng((world.seed, n, 1)), world.dimension
     is_score = dimension.type == "score"
     levels = level_values(dimension)[:, None] if is_score else np.eye(len(world.prevalence))
     step = float(np.diff(levels[:, 0]).mean()) if is_score else None
-    sample = Sample.drawn(n + settings.corpus, np.arange(n))
+    sample = Sample.drawn(n + world.corpus, np.arange(n))
     found = []
     for _ in range(_CORPORA):
         ratings, judged = world.draw(n, rng)
         human = (levels[ratings] * (ratings >= 0)[..., None]).sum(axis=1) / world.annotators
-        everywhere = np.concatenate([judged, world.options(settings.corpus, rng)])
+        everywhere = np.concatenate([judged, world.options(world.corpus, rng)])
         means = corpus_means(human, levels[everywhere], sample, step)
         kinds = ([one.prediction_powered for one in means], [one.humans_alone for one in means])
         found.append([max(one.high - one.low for one in kind) for kind in kinds])

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from slm_judge.agreement.alpha import alpha_of_coincidences, annotator_coincidences, vote_counts
+from slm_judge.agreement.alt_test import EPSILON
 from slm_judge.agreement.bootstrap import Bootstrap
+from slm_judge.agreement.compare import MARGIN
 from slm_judge.agreement.power import (
     LOSSES,
     Power,
-    Settings,
     World,
     items_for_width,
     items_to_compare,
+    n_studies,
     simulate,
 )
 from slm_judge.data.item import Item, is_named, votes_of
@@ -47,6 +48,12 @@ class Expected:
     """Of the options in their order, or of the last of two; by default equal."""
     accuracy: float | None = None
     """Share of the annotations that the judge meets; by default that of an annotator."""
+    epsilon: float = EPSILON["skilled"]
+    """Of the alternative annotator test."""
+    margin: float = MARGIN
+    """Alpha that a file may lose in `verify`."""
+    corpus: int = 10_000
+    """Further items, which the judge alone labels, for `estimate`."""
 
 
 @dataclass(frozen=True)
@@ -152,14 +159,14 @@ def _world(dimension: Dimension, given: Expected) -> World:
             f"and with alpha = {given.alpha:g} nobody meets more than {most:.2f}."
         )
     judge = given.alpha if accuracy is None else (accuracy - chance) / (1 - chance)
-    return World(dimension, tuple(shares), given.alpha, judge, each, pool)
+    tests = given.epsilon, given.margin, given.corpus
+    return World(dimension, tuple(shares), given.alpha, judge, each, pool, *tests)
 
 
 def plan(
     expected: Sequence[tuple[World, list[str]]],
     items: int | None,
     width: float = 0.1,
-    settings: Settings | None = None,
     console: Console | None = None,
 ) -> list[Plan]:
     """Plan a study of `items`, or of as many as the annotators' (or judge's) alpha needs.
@@ -168,29 +175,24 @@ def plan(
         expected: see `worlds`.
         items: in no judge's training; None for as many as `width` needs.
         width: of the interval of alpha.
-        settings: of the tests.
         console: where progress is drawn.
 
     Raises:
         DataError: more than `MOST` items are needed, or a number cannot be so.
     """
-    settings, found = settings or Settings(), []
+    found = []
     if not 0 < width < 1 or (items is not None and not 2 <= items <= MOST):
         raise DataError(f"--width is between 0 and 1, and --items from 2 to {MOST}.")
-    with progress_bar("%", console=console) as bar:
+    with progress_bar("studies", console=console) as bar:
         for world, notes in expected:
-            task = bar.add_task(world.dimension.name, total=100)
-            needed = items_for_width(world, width, settings.seed)
+            needed = items_for_width(world, width)
             n = items or max(2, int(needed[bool(np.isnan(needed[0]))]))
             if n > MOST:
                 raise DataError(f"{world.dimension.name}: a width of {width} needs {n} items.")
-            power = simulate(world, n, settings, partial(_advance, bar, task))
+            task = bar.add_task(world.dimension.name, total=n_studies(world, n))
+            power = simulate(world, n, partial(bar.advance, task))
             found.append(Plan(world, n, power, needed, [*notes, *_notes(world, n, power)]))
     return found
-
-
-def _advance(bar: Progress, task: TaskID, done: float) -> None:
-    bar.update(task, completed=round(100 * done))
 
 
 def _notes(world: World, n: int, power: Power) -> list[str]:
@@ -214,7 +216,7 @@ def _notes(world: World, n: int, power: Power) -> list[str]:
     return notes
 
 
-def plan_table(plans: Sequence[Plan], width: float, settings: Settings) -> Sheet:
+def plan_table(plans: Sequence[Plan], width: float) -> Sheet:
     """The plans for a terminal."""
     table = Sheet(
         "What studies like this show, on average",
@@ -229,12 +231,12 @@ def plan_table(plans: Sequence[Plan], width: float, settings: Settings) -> Sheet
             f"{world.dimension.name}: {one.items} items, {world.annotators} of {world.pool} "
             f"annotators each, alpha {world.alpha:.2f}, the judge's {world.judge:.2f}"
         )
-        for name, value in _rows(one, width, settings).items():
+        for name, value in _rows(one, width).items():
             table.add(name, value)
     return table
 
 
-def _rows(one: Plan, width: float, settings: Settings) -> Mapping[str, str]:
+def _rows(one: Plan, width: float) -> Mapping[str, str]:
     def number(value: float, form: str = ".2f") -> str:
         return f"{value:{form}}" if np.isfinite(value) else "–"
 
@@ -248,11 +250,11 @@ def _rows(one: Plan, width: float, settings: Settings) -> Mapping[str, str]:
         "width of alpha's interval, judge": number(power.judge),
         f"items for a width of {width:g}, annotators": number(one.needed[0], ".0f"),
         f"items for a width of {width:g}, judge": number(one.needed[1], ".0f"),
-        f"it may replace an annotator, at epsilon = {settings.epsilon:g}": share(shown),
+        f"it may replace an annotator, at epsilon = {one.world.epsilon:g}": share(shown),
     }
     for loss, value in zip(LOSSES, power.verified, strict=True):
         said = "worse" if loss > 1 else "no worse"
-        what = f"lost {loss * settings.margin:g} of alpha" if loss else "says the same"
+        what = f"lost {loss * one.world.margin:g} of alpha" if loss else "says the same"
         rows[f"verify: a file that {what} is {said}"] = share(value)
     mean = "the mean" if kind == "score" else "the widest share"
     for who, value in (("judge and people", power.powered), ("people alone", power.people)):
