@@ -10,6 +10,7 @@ from scipy import stats
 
 from slm_judge.agreement.alpha import (
     alpha_of_coincidences,
+    annotator_coincidences,
     annotators_alpha,
     judge_alpha,
     judge_coincidences,
@@ -18,8 +19,12 @@ from slm_judge.agreement.alt_test import alt_test
 from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.agreement.power import World, items_for_width, items_to_compare, simulate
 from slm_judge.cli import main
+from slm_judge.data.item import votes_of
+from slm_judge.data.read import read_annotations
 from slm_judge.errors import DataError
 from slm_judge.evaluation.plan import Expected, a_dimension, plan, plan_table, worlds
+from slm_judge.rubric import Rubric
+from tests.conftest import ROOT
 
 
 def world(shares=(0.5, 0.5), alpha=0.6, judge=None, annotators=3, pool=3, kind="choice"):
@@ -141,6 +146,32 @@ def test_the_widths_of_estimates_are_those_of_the_formula():
     z = 2 * stats.t.ppf(0.975, 299)
     assert power.people == pytest.approx(z * np.sqrt(var_y / 300), rel=0.03)
     assert power.powered == pytest.approx(z * np.sqrt(variance), rel=0.06)
+
+
+def test_of_real_annotations_the_widths_are_about_as_planned():
+    """POPQUORN, planned by its alpha and frequencies alone; its annotators differ in skill."""
+    path = ROOT.parent / "shared/data/popquorn_offensiveness.csv"
+    if not path.exists():
+        pytest.skip("the POPQUORN annotations are not beside this checkout")
+    rubric = Rubric.from_file(ROOT / "rubrics/offensiveness.yaml")
+    (asked,) = rubric.dimensions
+    items = read_annotations(str(path), rubric, annotator="annotator_id").items
+    ((given, _),) = worlds(rubric, Expected(), items)
+    power, found = simulate(given, 225), []
+    assert (power.testable, items_to_compare(given)) == (0, 874)
+    votes, rng = votes_of(items, asked.name), np.random.default_rng(0)
+    for _ in range(10):
+        rows = [votes[k] for k in rng.choice(len(votes), 225, replace=False)]
+        others = [row[1:] for row in rows]  # the first annotator as the judge
+        judged = judge_coincidences([row[0] for row in rows], others, len(asked.options))
+        for parts in (annotator_coincidences(rows, len(asked.options)), judged):
+            one = Bootstrap(225, 400).interval(
+                parts, lambda sums: alpha_of_coincidences(sums, asked.values, "ordinal")
+            )
+            found.append(one.high - one.low)
+    among, of_judge = np.mean(np.reshape(found, (-1, 2)), axis=0)
+    assert power.among == pytest.approx(among, rel=0.25)
+    assert power.judge == pytest.approx(of_judge, rel=0.15)
 
 
 # --- what is expected ---
