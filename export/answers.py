@@ -23,6 +23,7 @@ from slm_judge.agreement.compare import (
     CONFIDENCE,
     change_cost,
     difference,
+    independent_items,
     lower_limit,
     share_interval,
 )
@@ -159,7 +160,9 @@ def between(
     alphas = _alphas(two, pairs, dimension, bootstrap := Bootstrap(len(two), groups=groups))
     alpha = percentile_interval(alphas, CONFIDENCE, units=bootstrap.units)
     alpha = lower_limit(alpha, alphas, change_cost(np.array(two), pairs, dimension))
-    equal = share_interval(sum(map(int.__eq__, one, two)), len(one))
+    same = (np.array(one) == np.array(two)).astype(float)
+    worth = independent_items(same, range(len(same)) if groups is None else groups)
+    equal = share_interval(same.mean() * worth, worth)
     apart = np.abs(first.probabilities(source) - second.probabilities(source))
     return {
         "agreement": equal.estimate,

@@ -25,6 +25,7 @@ from slm_judge.data.predictions import (
 )
 from slm_judge.data.read import Annotations
 from slm_judge.errors import DataError, JudgeError
+from slm_judge.evaluation.annotators import shared_items
 from slm_judge.evaluation.evaluate import PROBES, Evaluation, evaluate, systems_of
 from slm_judge.evaluation.probes import PROBED_ITEMS, option_order
 from slm_judge.files import content_hash, finite, write_json
@@ -155,12 +156,17 @@ def _part_report(
     majority = [int(np.sum(train_votes, axis=0).argmax())] * len(items)
     judged = {artefact: part.labels(one.labels(name)).tolist() for artefact, one in heard.items()}
     groups = [item.group for item in items]
+    shared = shared_items(votes)
+    # Systems are compared with annotators on the items where these are, as on the page.
+    compared = [row if both else [] for row, both in zip(votes, shared, strict=True)]
     report: dict[str, Any] = {
         "annotations": sum(map(len, votes)),
         "annotators_alpha": annotators_alpha(votes, dimension),
-        "majority": against_annotators(majority, votes, dimension),
+        "annotated": sum(map(bool, votes)),
+        "compared": sum(map(bool, compared)),
+        "majority": against_annotators(majority, compared, dimension),
         "artefacts": {
-            artefact: against_annotators(labels, votes, dimension)
+            artefact: against_annotators(labels, compared, dimension)
             for artefact, labels in judged.items()
         },
         "loss": losses(judged, votes, dimension, margin, groups),
@@ -171,7 +177,8 @@ def _part_report(
     }
     if gold:
         right = part.labels(gold.answers[name].labels).tolist()
-        report["reachable"] = against_annotators(right, [votes[r] for r in gold.rows], dimension)
+        known = [compared[row] for row in gold.rows]
+        report["reachable"] = against_annotators(right, known, dimension)
     return report
 
 
@@ -230,7 +237,12 @@ def agreement_table(report: Mapping[str, Any]) -> Sheet:
         table.add(name, number(found["alpha"], 3), number(found["accuracy"], 3), equal, style=style)
 
     for dimension, given in report["dimensions"].items():
-        table.group(dimension)
+        apart = given["compared"] < given["annotated"]
+        table.group(
+            f"{dimension}, {given['compared']} items with several annotations"
+            if apart
+            else dimension
+        )
         among = {"alpha": given["annotators_alpha"], "accuracy": None}
         add("annotators among themselves", among)
         if "reachable" in given:

@@ -1,6 +1,7 @@
 """The command line: parses, calls one function, and prints. Each stage is loaded by name."""
 
 import importlib
+import json
 import logging
 import os
 import signal
@@ -329,6 +330,111 @@ def estimate(
 
 
 @app.command()
+def compare(
+    run: RunFolder,
+    new: Annotated[str, typer.Argument(help="Table of texts, or what `annotate` made of one.")],
+    annotations: Annotated[
+        str | None, typer.Option(help="Human labels of some items, where NEW has none.")
+    ] = None,
+    item_id: ItemColumn = ITEM_ID,
+    annotator: AnnotatorColumn = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column: items that are alike; by default data.group.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Of the judge's columns in NEW.")] = "",
+    column: Annotated[
+        list[str] | None, typer.Option(help="field=column, where the data's name differs.")
+    ] = None,
+    artefact: Annotated[
+        str, typer.Option(help="Of the run, e.g. Q4_K_M or bnb-4bit; by default its first GGUF.")
+    ] = "",
+    tolerance: Annotated[float, typer.Option(help="Differences that do not matter.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compare new texts with a run's held-out items; exit 1 where the judge's answers moved."""
+    require_extra("evaluate")
+    from .evaluation import drift
+    from .run import Run
+
+    columns = _columns(column or [])
+    source = drift.Source(new, item_id, annotations, annotator, group, prefix, columns, artefact)
+    report = drift.compare(Run.find(run), source, tolerance, show=not as_json)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        console = Console()
+        drift.drift_table(report).show(console)
+        say(console, report["cannot_be_said"], "cannot be said: ")
+        say(console, report["notes"])
+        say(console, drift.verdict(report), "")
+    if report["drift"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    pilot: Annotated[
+        str | None, typer.Argument(metavar="[PILOT]", help="Annotations to learn from.")
+    ] = None,
+    rubric: Annotated[Path | None, typer.Option(help="YAML file of the rubric.")] = None,
+    type_: Annotated[
+        str, typer.Option("--type", help="Instead of a rubric: score, choice or noul.")
+    ] = "noul",
+    options: Annotated[int, typer.Option(help="Of the question, with --type.", max=255)] = 2,
+    items: Annotated[
+        int | None, typer.Option(help="That no judge is trained on; by default for --width.")
+    ] = None,
+    annotators: Annotated[
+        int | None, typer.Option(help="Of each item; by default the pilot's, or 3.", min=1)
+    ] = None,
+    pool: Annotated[
+        int | None, typer.Option(help="All annotators; by default the pilot's, or as many.", min=1)
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Expected among annotators; by default the pilot's.")
+    ] = None,
+    prevalence: Annotated[
+        str, typer.Option(help="Of the options, e.g. 0.7,0.2,0.1; by default the pilot's, or even.")
+    ] = "",
+    accuracy: Annotated[
+        float | None, typer.Option(help="Share of annotations the judge meets; an annotator's.")
+    ] = None,
+    width: Annotated[float, typer.Option(help="Of alpha's interval, to find the items.")] = 0.1,
+    expertise: Annotated[
+        str, typer.Option(help="Of the annotators: expert, skilled or crowd.")
+    ] = "skilled",
+    margin: Annotated[
+        float, typer.Option(help="Alpha a file may lose (verify).", min=0.001)
+    ] = MARGIN,
+    corpus: Annotated[
+        int, typer.Option(help="Items that the judge alone labels (estimate).", min=1)
+    ] = 10_000,
+    item_id: ItemColumn = ITEM_ID,
+    annotator: AnnotatorColumn = None,
+) -> None:
+    """Say, before anybody annotates, what so many items and annotators would show."""
+    require_extra("evaluate")
+    from .data.read import read_annotations
+    from .evaluation import plan as stage
+    from .rubric import Rubric
+
+    _choose("--expertise", expertise, *EPSILON)
+    questions = Rubric.from_file(rubric) if rubric else stage.a_dimension(type_, options)
+    if pilot and not rubric:
+        raise JudgeError("A pilot needs --rubric, which says what its columns mean.")
+    shares = _numbers("--prevalence", prevalence) if prevalence else None
+    tests = EPSILON[expertise], margin, corpus
+    expected = stage.Expected(annotators, pool, alpha, shares, accuracy, *tests)
+    read = read_annotations(pilot, questions, item_id, annotator) if pilot else None
+    console = Console()
+    say(console, read.notes if read else [])
+    worlds = stage.worlds(questions, expected, read.items if read else None)
+    plans = stage.plan(worlds, items, width)
+    stage.plan_table(plans, width).show(console)
+    say(console, [f"{one.world.dimension.name}: {note}" for one in plans for note in one.notes])
+
+
+@app.command()
 def push(
     run: RunFolder,
     user: Annotated[
@@ -486,6 +592,13 @@ def _choose(option: str, value: str, *allowed: str) -> None:
         raise JudgeError(f"{option} is {', '.join(allowed[:-1])} or {allowed[-1]}, not {value!r}.")
 
 
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise JudgeError(f"{option} is numbers with commas between them, not {text!r}.") from None
+
+
 def _columns(pairs: list[str]) -> dict[str, str]:
     columns = dict(pair.partition("=")[::2] for pair in pairs)
     if "" in columns or "" in columns.values():
@@ -505,8 +618,8 @@ def _version(
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 1 verification failed; 2 something the user can mend; 3 rows were left out; 130 and
-    143 interrupted and terminated.
+    Exit codes: 1 verification failed, or drift; 2 something the user can mend; 3 rows were left
+    out; 130 and 143 interrupted and terminated.
     """
     for number in _STOPS:
         signal.signal(number, _stop)

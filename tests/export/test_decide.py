@@ -8,12 +8,12 @@ import pytest
 from slm_judge.export.answers import between, losses
 from slm_judge.export.artefacts import ADAPTER
 from slm_judge.export.decide import NEARLY_ALL
-from slm_judge.export.verify import failures, undecided
+from slm_judge.export.verify import _dimension_report, agreement_table, failures, undecided
 
 from benchmarks.guarantees import decided, dimension, drawn_labels, heard, true_loss
 from slm_judge.agreement.bootstrap import Interval
-from slm_judge.agreement.compare import items_to_decide, share_interval
-from slm_judge.data.item import sample_rows
+from slm_judge.agreement.compare import independent_items, items_to_decide, share_interval
+from slm_judge.data.item import Item, sample_rows
 from slm_judge.recipe import VerifyConfig
 
 
@@ -79,6 +79,54 @@ def test_how_many_items_would_decide():
     assert equal.low < 0.9 <= share_interval(29, 29).low  # 0.9 ** 29 < 0.05
     assert items_to_decide(equal, 0.9, 20) == pytest.approx(29, abs=1)
     assert np.isnan(share_interval(0, 0).estimate)
+
+
+def test_items_that_are_alike_are_worth_fewer():
+    """Conversations of ten: where labels change together, ten items show no more than one."""
+    talk, rng = np.repeat(np.arange(20), 10).tolist(), np.random.default_rng(0)
+    same = np.repeat(rng.random(20) < 0.8, 10).astype(float)
+    assert independent_items(same, range(200)) == 200
+    assert 15 < independent_items(same, talk) <= 20
+    assert 15 < independent_items(np.ones(200), talk) <= 20  # nothing shows how alike they are
+    assert independent_items(rng.random(200) < 0.8, talk) > 80
+    assert (independent_items(np.ones(9), ["a"] * 9), independent_items(np.ones(0), [])) == (1, 0)
+    labels = np.where(same, 0, 1)
+    alike = [
+        between(dimension(), heard(np.zeros(200, dtype=int)), heard(labels), groups)
+        for groups in (None, talk)
+    ]
+    items, groups = (one["agreement_interval"] for one in alike)
+    assert groups["high"] - groups["low"] > 2 * (items["high"] - items["low"])
+    covered = []
+    for _ in range(200):
+        same = np.repeat(rng.random(20) < 0.8, 10).astype(float)
+        found = [(worth := independent_items(same, one)) and share_interval(same.mean() * worth, worth)
+                 for one in (talk, range(200))]  # fmt: skip
+        covered.append([one.low <= 0.8 <= one.high for one in found])
+    whole, by_items = np.mean(covered, axis=0)
+    assert whole >= 0.88
+    assert by_items < 0.6
+
+
+def test_artefacts_are_compared_with_annotators_on_the_same_items():
+    """An annotator of 50 items disagrees with everybody; two of 50 others agree with the adapter."""
+    labels = np.arange(100) % 2
+    votes = [
+        {"a": int(k), "b": int(k)} if i < 50 else {"a": int(1 - k)} for i, k in enumerate(labels)
+    ]
+    items = [Item(str(i), {"text": "t"}, {"d": vote}, str(i)) for i, vote in enumerate(votes)]
+    said = {ADAPTER: heard(labels), "Q8_0": heard(labels)}
+    found = _dimension_report(dimension(), items, items, said, None, 0.05)
+    assert (found["annotated"], found["compared"]) == (100, 50)
+    assert found["annotators_alpha"] == found["artefacts"]["Q8_0"]["alpha"] == 1
+    assert found["loss"]["Q8_0"]["items"] == 100
+    rows = "\n".join(
+        line for line, _ in agreement_table({"items": 100, "dimensions": {"d": found}}).lines(80)
+    )
+    assert "d, 50 items with several annotations" in rows
+    alone = [Item(one.item_id, one.state, {"d": {"a": 1}}, one.group) for one in items]
+    found = _dimension_report(dimension(), alone, items, said, None, 0.05)
+    assert (found["annotated"], found["compared"]) == (100, 100)
 
 
 def test_few_items_show_nothing_however_alike_all_is():

@@ -1,5 +1,7 @@
 """Bias probes on simulated data: what is there is found, what is not there is not claimed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -204,6 +206,18 @@ def test_one_annotator_who_errs_is_no_bias_against_women():
     ours, naive = (np.array(found) <= 0.05).mean(axis=0)
     assert ours <= 0.15
     assert naive > 0.5
+
+
+def test_differences_in_agreement_let_no_shift_pass():
+    """24 surely differ in agreement; together, the 25th would be the last of 25 with p = .03."""
+    (one,), _ = probed([0.0, 1] * 20 + [1.0] * 40, ["a"] * 40 + ["b"] * 40, measure=BEYOND)
+    probes = [replace(one, p_value=1e-4) for _ in range(24)]
+    probes.append(replace(one, measure=SHIFT, p_value=0.03))
+    *differences, shift = adjusted(probes)
+    assert stats.false_discovery_control([p.p_value for p in probes])[-1] == pytest.approx(0.03)
+    assert shift.p_adjusted == pytest.approx(0.06)
+    assert shift.verdict == ""
+    assert [p.p_adjusted for p in differences] == pytest.approx([2e-4] * 24)
 
 
 def test_nothing_is_said_where_nothing_can_be_tested():

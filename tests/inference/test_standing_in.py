@@ -16,7 +16,7 @@ from slm_judge.agreement.exact_test import _score, noninferiority_p
 from slm_judge.data.item import unnamed
 from slm_judge.data.predictions import Answers
 from slm_judge.evaluation.baselines import AGGREGATE, ANNOTATOR, _table
-from slm_judge.evaluation.dimension import Settings, evaluate_dimension
+from slm_judge.evaluation.dimension import Groups, Settings, evaluate_dimension
 from tests.conftest import ROOT
 
 DIMENSIONS = {
@@ -335,6 +335,27 @@ def test_careless_annotators_are_found_and_others_are_not():
             falsely += len(flagged - guilty)
     assert found == 18
     assert falsely <= 1
+
+
+def test_conversations_are_drawn_whole_for_each_annotator():
+    """Five items that are the same: their 60 groups show what 60 items do, and no more."""
+    votes = votes_of(drawn(3, 60, 4, 0.7)[1])
+    five, talk = [row for row in votes for _ in range(5)], np.repeat(np.arange(60), 5).tolist()
+
+    def widths(one):
+        return np.array([found.high - found.low for found in (one.alpha, one.minus_others)])
+
+    single = by_annotator(votes, KIND)[0]
+    whole, by_items = by_annotator(five, KIND, groups=talk)[0], by_annotator(five, KIND)[0]
+    assert whole.alpha.estimate == pytest.approx(single.alpha.estimate, abs=0.01)
+    assert widths(whole) == pytest.approx(widths(single), rel=0.15)
+    assert (widths(by_items) < 0.6 * widths(whole)).all()
+    assert whole.p_value == pytest.approx(single.p_value, abs=0.1)
+    report = evaluate_dimension(
+        KIND, five, {"j": Answers(np.zeros(300, dtype=int))}, Groups([str(t) for t in talk]), FAST
+    )
+    (row,) = (row for row in report["by_annotator"] if row["annotator"] == whole.name)
+    assert row["alpha"]["high"] - row["alpha"]["low"] > 1.5 * widths(by_items)[0]
 
 
 def test_the_table_by_annotator():

@@ -1,6 +1,6 @@
 """Each annotator against the others, and who of them seems not to read the items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,6 +42,7 @@ def by_annotator(
     dimension: Dimension,
     n_resamples: int = RESAMPLES,
     seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
 ) -> list[Annotator]:
     """Compare each annotator with the others.
 
@@ -52,27 +53,33 @@ def by_annotator(
     Args:
         votes: N items; annotator -> option index, of those whose names are known.
         dimension: gives the options and the level of measurement.
-        n_resamples: of the bootstrap over an annotator's items.
+        n_resamples: of the bootstrap over an annotator's items, or over their groups.
         seed: of it.
+        groups: what each of the N items belongs to, e.g. a conversation; by default to itself.
 
     Returns:
         Those with most items first.
     """
-    rows: dict[str, list[int]] = {}
+    rows, owner = dict[str, list[int]](), groups or range(len(votes))
     for n, row in enumerate(votes):
         for name in row:
             rows.setdefault(name, []).append(n)
     found = [
-        _against_others(name, [votes[n] for n in kept], dimension, n_resamples, seed)
+        _against_others(name, {n: votes[n] for n in kept}, owner, dimension, (n_resamples, seed))
         for name, kept in rows.items()
     ]
     return sorted(_flagged(found), key=lambda one: (-one.n_items, one.name))
 
 
 def _against_others(
-    name: str, votes: Sequence[Mapping[str, int]], dimension: Dimension, n_resamples: int, seed: int
+    name: str,
+    votes: Mapping[int, Mapping[str, int]],
+    owner: Sequence[Hashable],
+    dimension: Dimension,
+    drawing: tuple[int, int],
 ) -> Annotator:
-    shared = [row for row in votes if len(row) > 1]
+    several_said = {n: row for n, row in votes.items() if len(row) > 1}
+    shared, groups = [*several_said.values()], [owner[n] for n in several_said]
     own = [row[name] for row in shared]
     others = [[option for key, option in row.items() if key != name] for row in shared]
     n_options, nothing = len(dimension.options), Interval(*[float("nan")] * 3)
@@ -83,28 +90,29 @@ def _against_others(
     among = annotator_coincidences(others, n_options)
     # Of three sums: with the others, the same where there are several of them, those themselves.
     parts = np.stack([with_others, with_others * several[:, None, None], among], axis=1)
-    totals = Bootstrap(len(shared), n_resamples, seed).totals(parts)
+    bootstrap = Bootstrap(len(shared), *drawing, groups)
+    totals = bootstrap.totals(parts)
     alphas = alpha_of_coincidences(totals, dimension.values, dimension.level_of_measurement)
     gap = alphas[:, 1] - alphas[:, 2]
     known = gap[1:][np.isfinite(gap[1:])]
     p = float("nan")
     if several.sum() >= FEWEST_ITEMS and len(known) and known.std() > 0:
-        p = _normal_p(float(gap[0] / known.std()))
+        p = _lower_p(float(gap[0] / known.std()), bootstrap.units)
     return Annotator(
         name,
         len(votes),
         len(shared),
-        percentile_interval(alphas[:, 0], bounds=(-np.inf, 1.0)),
-        percentile_interval(gap),
+        percentile_interval(alphas[:, 0], bounds=(-np.inf, 1.0), units=bootstrap.units),
+        percentile_interval(gap, units=bootstrap.units),
         _shift(own, others, dimension),
         p,
     )
 
 
-def _normal_p(z: float) -> float:
-    from scipy.stats import norm
+def _lower_p(t: float, units: int) -> float:
+    from scipy.stats import t as student
 
-    return float(norm.cdf(z))
+    return float(student.cdf(t, units - 1))
 
 
 def _shift(own: Sequence[int], others: Sequence[Sequence[int]], dimension: Dimension) -> float:

@@ -1,5 +1,6 @@
 """Two systems on the same items: the paired difference, and whether one is not inferior."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from slm_judge.rubric import Dimension
 
 from .alpha import Floats, Votes, alpha_of_coincidences, judge_coincidences
 from .bootstrap import Interval, percentile_interval
+from .sample import Sample
 
 MARGIN = 0.05
 """Alpha that may be lost without being inferior, where nobody says otherwise."""
@@ -116,14 +118,35 @@ def change_cost(judged: npt.NDArray[np.int64], votes: Votes, dimension: Dimensio
     return max(0.0, float(now - np.concatenate(costs).mean()))
 
 
-def share_interval(count: int, total: int, confidence: float = CONFIDENCE) -> Interval:
+def share_interval(count: float, total: float, confidence: float = CONFIDENCE) -> Interval:
     """A share with its exact interval (Clopper and Pearson, 1934); nan where there is nothing."""
-    from scipy.stats import binomtest
+    from scipy.stats import beta
 
     if not total:
         return Interval(float("nan"), float("nan"), float("nan"))
-    found = binomtest(count, total).proportion_ci(confidence, method="exact")
-    return Interval(count / total, float(found.low), float(found.high))
+    rest, tail = total - count, (1 - confidence) / 2
+    low = float(beta.ppf(tail, count, rest + 1)) if count > 0 else 0.0
+    high = float(beta.isf(tail, count + 1, rest)) if rest > 0 else 1.0
+    return Interval(count / total, low, high)
+
+
+def independent_items(values: Floats, groups: Sequence[Hashable]) -> float:
+    """How many independent items N values are worth, of which those of a group are alike.
+
+    N over the design effect, at most N and at least the number of groups, which it is where the
+    values are all alike, since then nothing shows how alike those of a group are; less for few
+    groups (Korn and Graubard, "Confidence Intervals for Proportions with Small Expected Number of
+    Positive Counts Estimated From Survey Data", Survey Methodology, 1998).
+    """
+    from scipy.stats import t
+
+    owner, n = np.unique([str(group) for group in groups], return_inverse=True)[1], len(values)
+    units = int(owner.max(initial=-1)) + 1
+    if not 2 <= units < n:
+        return float(min(units, n))
+    worth = Sample.drawn(n, np.arange(n), groups=owner).effective((values - values.mean())[:, None])
+    tail = (1 - CONFIDENCE) / 2
+    return float(worth[0] * (t.isf(tail, n - 1) / t.isf(tail, units - 1)) ** 2)
 
 
 def items_to_decide(interval: Interval, bound: float, n_items: int) -> int | None:

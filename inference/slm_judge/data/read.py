@@ -384,7 +384,7 @@ def advice(table: Rows, rubric: Rubric) -> str:
 def read_annotations(
     location: str,
     rubric: Rubric,
-    item_id: str = ITEM_ID,
+    item_id: str | None = ITEM_ID,
     annotator: str | None = None,
     further: Sequence[str] = (),
     group: str | None = None,
@@ -394,7 +394,7 @@ def read_annotations(
     Args:
         location: see `TableStream`.
         rubric: gives the dimensions, and the fields, which may be missing here.
-        item_id: column that names the item.
+        item_id: column that names the item; None numbers the rows.
         annotator: column that names the annotator; without it, nothing is known about who voted.
         further: columns to keep, e.g. for bias probes.
         group: column whose items belong together, e.g. the author.

@@ -15,7 +15,7 @@ from slm_judge.agreement.alpha import (
     alpha_of_coincidences,
 )
 from slm_judge.agreement.alt_test import AltTest, Score, alt_test
-from slm_judge.agreement.bootstrap import Interval, percentile_interval
+from slm_judge.agreement.bootstrap import Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.scores import BOUNDS
 from slm_judge.agreement.stand_in import StandIn, best_constant, constant_confusion
 from slm_judge.data.item import is_named
@@ -170,7 +170,11 @@ def _told(gap: Interval) -> str:
 
 
 def by_annotator(
-    dimension: Dimension, votes: Named, test: Mapping[str, Any], n_resamples: int, seed: int
+    dimension: Dimension,
+    votes: Named,
+    test: Mapping[str, Any],
+    bootstrap: Bootstrap,
+    groups: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
     """A row an annotator who is named: against the others, and the judge against them.
 
@@ -178,9 +182,10 @@ def by_annotator(
         dimension: gives the options and the level of measurement.
         votes: N items.
         test: of the judge; see `stand_in`.
-        n_resamples: of the bootstrap.
-        seed: of it.
+        bootstrap: whose number of resamples and seed are taken.
+        groups: what each item belongs to; by default to itself.
     """
+    drawing = bootstrap.n_resamples, bootstrap.seed
     compared = {row["annotator"]: row for row in test["annotators"]}
     return [
         {
@@ -194,7 +199,7 @@ def by_annotator(
             "careless": one.careless,
             "judge": compared.get(one.name),
         }
-        for one in each.by_annotator(_named(votes), dimension, n_resamples, seed)
+        for one in each.by_annotator(_named(votes), dimension, *drawing, groups)
     ]
 
 

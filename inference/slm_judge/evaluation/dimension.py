@@ -192,7 +192,7 @@ def evaluate_dimension(
     report |= probe(dimension, kept, first.labels[rows], groups, settings.seed)
     main = next(iter(report["systems"].values()))
     report["by_annotator"] = annotators.by_annotator(
-        dimension, kept, main["alternative_annotator_test"], settings.resamples, settings.seed
+        dimension, kept, main["alternative_annotator_test"], draws.bootstrap, groups.clusters
     )
     report["notes"] += annotators.careless(report["by_annotator"])
     alpha = main["alpha"]
