@@ -21,11 +21,10 @@ from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 
 from slm_judge.agreement.alpha import judge_alpha
-from slm_judge.data.item import votes_of
+from slm_judge.data.item import Item, votes_of
 from slm_judge.data.predictions import Answers, read_predictions, write_predictions
 from slm_judge.errors import JudgeError
 from slm_judge.files import atomic_folder, finite, remove, write_json, write_text
-from slm_judge.judge.answer import Annotation
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.rubric import Rubric
@@ -120,11 +119,9 @@ def _alphas(learner: Learner, seed: int, split: str, console: Console) -> dict[s
     own, items, rubric = learner.run.of_seed(seed), learner.splits[split], learner.contract.rubric
     path = own.validation if split == "validation" else own.predictions / "adapter.jsonl"
     if not path.exists():
-        loaded = Judge.from_pretrained(own.adapter, device=learner.base.device)
-        with progress_bar(console=console) as bar, loaded as judge:
-            advance = partial(bar.advance, bar.add_task(f"seed {seed}, {split}", total=len(items)))
-            said = judge.annotate([item.state for item in items], advance)
-        write_predictions(path, items, rubric, _answers(said, rubric))
+        name, device = f"seed {seed}, {split}", learner.base.device
+        said = answers_of(own.adapter, rubric, items, name, console, device)
+        write_predictions(path, items, rubric, said)
     answers = read_predictions(str(path), rubric, [item.item_id for item in items]).answers
     alphas = {
         d.name: judge_alpha(answers[d.name].labels.tolist(), votes_of(items, d.name), d)
@@ -133,7 +130,19 @@ def _alphas(learner: Learner, seed: int, split: str, console: Console) -> dict[s
     return alphas | {OVERALL: _spread([*alphas.values()])["mean"]}
 
 
-def _answers(said: Sequence[Annotation], rubric: Rubric) -> dict[str, Answers]:
+def answers_of(
+    adapter: Path,
+    rubric: Rubric,
+    items: Sequence[Item],
+    name: str,
+    console: Console,
+    device: str | None = None,
+) -> dict[str, Answers]:
+    """What an adapter says about items, by dimension; `name` is that of the progress bar."""
+    loaded = Judge.from_pretrained(adapter, device=device)
+    with progress_bar(console=console) as bar, loaded as judge:
+        advance = partial(bar.advance, bar.add_task(name, total=len(items)))
+        said = judge.annotate([item.state for item in items], advance)
     return {
         d.name: Answers(
             np.array([d.values.index(one.labels[d.name]) for one in said]),
