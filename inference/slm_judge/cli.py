@@ -17,6 +17,7 @@ from .agreement.alt_test import EPSILON
 from .agreement.bootstrap import RESAMPLES
 from .agreement.calibration import LEVEL
 from .agreement.compare import MARGIN
+from .agreement.sample import AUDIT
 from .data.item import ITEM_ID
 from .errors import JudgeError, VerificationError, require_extra, system_message
 from .screen import say
@@ -507,9 +508,9 @@ def select(
     ] = None,
     rubric: Annotated[Path | None, typer.Option(help="YAML file, where no model is named.")] = None,
     audit: Annotated[
-        float | None,
-        typer.Option(help="Share that is drawn at random; the others by the judge's doubt."),
-    ] = None,
+        float,
+        typer.Option(help="Share that is drawn at random; the others by doubt and diversity."),
+    ] = AUDIT,
     annotated: Annotated[
         list[str] | None, typer.Option(help="Table of items to leave out: annotated already.")
     ] = None,
@@ -527,17 +528,14 @@ def select(
     from .judge.judge import Judge
     from .rubric import Rubric
 
-    stage = _stage("evaluation.select", "evaluate")
-    share = stage.AUDIT if audit is None else audit
-    choice = stage.Choice(n, share, item_id, _columns(column or []), prefix, annotated or [], seed)
     if not (model or rubric):
         raise JudgeError("Name the judge (--model), or the rubric of the pool (--rubric).")
-    questions = Rubric.from_file(rubric) if rubric else None
+    stage, questions = _stage("evaluation.select", "evaluate"), rubric and Rubric.from_file(rubric)
+    columns = _columns(column or [])
+    choice = stage.Choice(n, audit, item_id, columns, prefix, annotated or [], seed)
     with Judge.from_pretrained(model) if model else nullcontext() as judge:
         asked = questions or (judge and judge.rubric)
-        notes = stage.select(pool, output, asked, choice, judge if share < 1 else None, corpus)
-    say(Console(), notes)
-    say(Console(), [f"To annotate: {output}"], "")
+        say(Console(), stage.select(pool, output, asked, choice, judge, corpus))
 
 
 @app.command("export-predictions")

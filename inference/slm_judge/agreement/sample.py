@@ -22,6 +22,9 @@ from slm_judge.errors import require
 from .alpha import Floats
 
 Whole = npt.NDArray[np.int64]
+AUDIT = 1.0
+"""Share of the items to annotate next that is drawn at random, where nobody says otherwise;
+docs/evaluation.md says why."""
 
 
 @dataclass(frozen=True)

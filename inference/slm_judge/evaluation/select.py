@@ -1,7 +1,7 @@
 """`slm-judge select`: which items of a pool people should annotate next, with the chance of each.
 
-Items are drawn, not picked, and each has a chance: so what `slm-judge estimate` says of the pool
-stays valid, whatever the judge is unsure of.
+Items are drawn and not picked, and each has a chance: so what `slm-judge estimate` says of the pool
+stays valid, whatever the judge doubts.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
 
 from slm_judge.agreement.alpha import Floats
-from slm_judge.agreement.sample import Whole, draw, inclusion_chances
+from slm_judge.agreement.sample import AUDIT, Whole, draw, inclusion_chances
 from slm_judge.annotate.job import annotate_table
 from slm_judge.annotate.rows import REVIEW_PROBABILITY, AnnotateOptions
 from slm_judge.data.item import ITEM_ID
@@ -29,10 +29,11 @@ from slm_judge.data.tables import (
     TableStream,
     check_output,
     file_format,
+    is_folder,
     read_table,
     require_columns,
 )
-from slm_judge.data.text import is_blank, read_name, read_state, read_text
+from slm_judge.data.text import is_blank, read_name, read_state
 from slm_judge.data.write import write_tables
 from slm_judge.errors import DataError
 from slm_judge.files import remove
@@ -41,11 +42,9 @@ from slm_judge.rubric import Rubric
 
 from .baselines import text_features
 
-AUDIT = 1.0
-"""Share of the items that is drawn at random, where nobody says otherwise (docs/evaluation.md)."""
 Mask = npt.NDArray[np.bool_]
 _ROWS = 10_000  # of a piece
-_POWER = 4  # of what confidence leaves open: the unsure come often, and not they alone
+_POWER = 2  # of the doubt
 _SIZE, _RADIUS = 64, 0.35  # of the space of texts, and of a cluster of near duplicates in it
 
 
@@ -56,22 +55,23 @@ class Choice:
     n: int
     """How many."""
     audit: float = AUDIT
-    """Share of them that is drawn at random; the others by the judge's doubt, at most 1."""
+    """Share of them that is drawn at random. In the rest, near duplicates share the chance of one
+    item, and items that the judge doubts come more often."""
     item_id: str = ITEM_ID
     columns: Mapping[str, str] = field(default_factory=dict)
     """Field of the rubric -> column, where they differ."""
     prefix: str = ""
-    """Of the judge's columns, where the pool has them."""
+    """Of the judge's columns."""
     annotated: Sequence[str] = ()
     """Tables of what was annotated already."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the share."""
         if not 0 < self.audit <= 1:
             raise DataError(
-                f"--audit is above 0 and at most 1, not {self.audit}: without a random share, "
-                "nothing could be estimated from what is annotated."
+                f"--audit is above 0 and at most 1, not {self.audit}: what has no chance to be "
+                "drawn, nothing can be estimated of."
             )
 
 
@@ -86,14 +86,13 @@ def select(
     """Write the items to annotate next, with `review_probability`, the chance of each.
 
     Args:
-        pool: a table with the rubric's fields and a column that names the item.
-        output: file for the rows that were drawn.
+        pool: a table with the rubric's fields and a column that names the item; where it has the
+            columns of `slm-judge annotate`, these say what the judge doubts.
+        output: file for the rows that are drawn.
         rubric: names fields and dimensions.
         choice: how to choose.
-        judge: annotates the pool first; without it, where `choice.audit` is below 1, the pool is
-            what `slm-judge annotate` wrote.
-        corpus: file for all rows that could have been drawn, with their chances: the corpus of
-            `slm-judge estimate`.
+        judge: annotates the pool first, where its doubt counts.
+        corpus: file for all rows that could be drawn, with their chances.
 
     Returns:
         What people should know: what was left out, and how many are drawn.
@@ -103,48 +102,47 @@ def select(
     """
     for place in filter(None, (output, corpus)):
         check_output(place)
-        if Path(place).exists():
-            raise DataError(f"{place} exists: name another file, or move it away.")
-    known = _annotated(rubric, choice)
-    source = pool
-    if judge:
+        if is_folder(place) or Path(place).exists():
+            raise DataError(f"{place} is a folder, or exists already: name another file.")
+    known, source = _annotated(rubric, choice), pool
+    if judge and choice.audit < 1:
         kind = ".jsonl" if file_format(Path(pool)) == "json" else ".parquet"
         source = f"{output}.judged{kind}"
         annotate_table(judge, pool, source, AnnotateOptions(choice.columns, choice.prefix), True)
     table = read_table(source)
-    rows, left = _candidates(table, rubric, choice, known)
+    judged = [f"{choice.prefix}{d.name}_confidence" for d in rubric.dimensions]
+    judged = judged if choice.audit < 1 and {*judged} <= {*table.columns} else []
+    found, left = _candidates(table, rubric, choice, known, judged)
     notes = [*table.notes, *(f"{n} rows cannot be drawn: {why}." for why, n in left.items())]
-    if not 1 <= choice.n <= len(rows):
-        raise DataError(" ".join([f"-n {choice.n}: {len(rows)} items can be drawn.", *notes]))
-    texts = [_text(table.rows[i], rubric, choice) for i in rows]
-    doubt = _doubt([table.rows[i] for i in rows], rubric, choice)
-    chances, drawn = choose(texts, doubt, choice)
-    each, mask = np.zeros(len(table.rows)), np.zeros(len(table.rows), dtype=bool)
-    each[rows], mask[np.array(rows)[drawn]] = chances, True
-    for to, wanted in ((output, mask), (corpus, each > 0)):
+    if not 1 <= choice.n <= len(found):
+        raise DataError(" ".join([f"-n {choice.n}: {len(found)} items can be drawn.", *notes]))
+    doubt = _doubt([table.rows[i] for i in found], judged) if judged else None
+    texts = [*found.values()]
+    alike = near_duplicates(texts) if choice.audit < 1 else np.zeros(len(texts), np.int64)
+    chances, drawn = choose(alike, doubt, choice)
+    each, mask = np.zeros((2, len(table.rows)))
+    each[[*found]], mask[np.array([*found])[drawn]] = chances, 1
+    for to, wanted in ((output, mask), (corpus, each)):
         if to:
-            _write(source, Path(to), f"{choice.prefix}{REVIEW_PROBABILITY}", each, wanted)
-    if judge:
+            _write(source, Path(to), f"{choice.prefix}{REVIEW_PROBABILITY}", each, wanted > 0)
+    if source != pool:
         remove(Path(source))
-    how = "" if doubt is None else f", {1 - choice.audit:.0%} of them by the judge's doubt"
-    return [*notes, f"{choice.n} of {len(rows)} items are drawn{how}."]
+    rest = "by the judge's doubt" if judged else "with near duplicates as one"
+    how = f"{choice.audit:.0%} of them at random" + (f", {rest}" if choice.audit < 1 else "")
+    return [*notes, f"{choice.n} of {len(found)} items are drawn, {how}."]
 
 
-def choose(texts: Sequence[str], doubt: Floats | None, choice: Choice) -> tuple[Floats, Whole]:
+def choose(alike: Whole, doubt: Floats | None, choice: Choice) -> tuple[Floats, Whole]:
     """The chance of each of N items, and the positions of those that are drawn.
 
-    Near duplicates share the chance of one item, and are seldom drawn together.
-
     Args:
-        texts: N texts.
-        doubt: N: what the judge's confidence leaves open; None where all are drawn at random.
+        alike: N numbers, see `near_duplicates`.
+        doubt: N, of the judge; None where it does not count.
         choice: how to choose.
     """
-    rng = np.random.default_rng(choice.seed)
-    alike = np.zeros(len(texts), np.int64) if doubt is None else near_duplicates(texts)
-    worth = np.ones(len(texts)) if doubt is None else doubt**_POWER / np.bincount(alike)[alike]
+    worth = (1 if doubt is None else doubt**_POWER) / np.bincount(alike)[alike]
     chances = inclusion_chances(worth, choice.n, choice.audit)
-    order = np.lexsort((rng.random(len(texts)), alike))
+    order = np.lexsort((np.random.default_rng(choice.seed).random(len(alike)), alike))
     return chances, draw(chances, order, choice.seed)
 
 
@@ -187,13 +185,16 @@ def _annotated(rubric: Rubric, choice: Choice) -> tuple[set[str], set[str]]:
 
 
 def _candidates(
-    table: Rows, rubric: Rubric, choice: Choice, known: tuple[set[str], set[str]]
-) -> tuple[list[int], Counter[str]]:
-    """The rows that can be drawn, and why the others cannot."""
+    table: Rows,
+    rubric: Rubric,
+    choice: Choice,
+    known: tuple[set[str], set[str]],
+    judged: Sequence[str],
+) -> tuple[dict[int, str], Counter[str]]:
+    """The rows that can be drawn, with their texts, and why others cannot."""
     fields = {name: choice.columns.get(name, name) for name in rubric.fields}
-    judged = _confidences(rubric, choice) if choice.audit < 1 else []
-    require_columns(table.columns, [choice.item_id, *fields.values(), *judged], table.location)
-    rows, left, seen = list[int](), Counter[str](), set[str]()
+    require_columns(table.columns, [choice.item_id, *fields.values()], table.location)
+    found, left, seen = dict[int, str](), Counter[str](), set[str]()
     for index, row in enumerate(table.rows):
         name = read_name(row.get(choice.item_id))
         state, problem = read_state({field: row.get(column) for field, column in fields.items()})
@@ -206,38 +207,27 @@ def _candidates(
             "the judge gave no label": any(is_blank(row.get(column)) for column in judged),
         }
         seen.add(name)
-        why = next((reason for reason, holds in reasons.items() if holds), None)
-        if why:
+        if why := next((reason for reason, holds in reasons.items() if holds), ""):
             left[why] += 1
         else:
-            rows.append(index)
-    return rows, left
+            found[index] = "\n".join(state.values())
+    return found, left
 
 
-def _text(row: Mapping[str, Any], rubric: Rubric, choice: Choice) -> str:
-    return "\n".join(read_text(row[choice.columns.get(f, f)])[0] for f in rubric.fields)
-
-
-def _confidences(rubric: Rubric, choice: Choice) -> list[str]:
-    return [f"{choice.prefix}{d.name}_confidence" for d in rubric.dimensions]
-
-
-def _doubt(rows: Sequence[Mapping[str, Any]], rubric: Rubric, choice: Choice) -> Floats | None:
+def _doubt(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Floats:
     """What the judge's confidence leaves open, mean of the dimensions.
 
     Raises:
         DataError: a confidence is no share.
     """
-    if choice.audit == 1:
-        return None
-    columns = _confidences(rubric, choice)
     try:
-        found = 1 - np.array([[float(row[c]) for c in columns] for row in rows]).mean(axis=1)
+        sure = np.array([[float(row[column]) for column in columns] for row in rows])
     except (TypeError, ValueError):
-        found = np.array([-1.0])
-    if not ((found >= 0) & (found <= 1)).all():
+        sure = np.full((1, 1), np.nan)
+    if not ((sure >= 0) & (sure <= 1)).all():
         raise DataError(f"{', '.join(columns)}: expected shares, from 0 to 1.")
-    return found  # type: ignore[no-any-return]
+    doubt: Floats = 1 - sure.mean(axis=1)
+    return doubt
 
 
 def _write(source: str, place: Path, column: str, chances: Floats, wanted: Mask) -> None:
