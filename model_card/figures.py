@@ -210,16 +210,18 @@ def learning_curve(report: Report) -> Figure:
     dimensions, shown = report["dimensions"], dict[str, Any]()
     columns = min(3, len(dimensions))
     rows = -(-len(dimensions) // columns)
-    figure = Figure(figsize=(3.4 * columns + 0.6, 3.0 * rows + 0.8))
+    figure = Figure(figsize=(3.4 * columns + 0.6, 3.0 * rows + 1.4))
     for k, (name, dimension) in enumerate(dimensions.items(), start=1):
         axes = figure.add_subplot(rows, columns, k)
         axes.set(title=_label(name, _NAME), xscale="log")
         shown |= _curve_panel(axes, report["items"], dimension)
-        axes.set_xticks(report["items"], [f"{n:.0f}" for n in report["items"]], fontsize=7)
+        further = [report["items"][-1] * k for k in (2, 4) if dimension["outlook"]["curve"]]
+        ticks = [*report["items"], *further]
+        axes.set_xticks(ticks, [f"{n:.0f}" for n in ticks], fontsize=7)
         axes.minorticks_off()
     figure.supxlabel("training items", fontsize=10)
     figure.supylabel("Krippendorff's alpha", fontsize=10)
-    _legend(figure, shown)
+    _legend(figure, shown, 40)
     return figure
 
 
@@ -243,11 +245,11 @@ def _curve_panel(axes: Any, items: Sequence[float], dimension: Report) -> dict[s
     return shown
 
 
-def _legend(figure: Figure, shown: Mapping[str, Any]) -> None:
+def _legend(figure: Figure, shown: Mapping[str, Any], most: int = _NAME) -> None:
     """Names of what is shown, also of those that matplotlib keeps for itself (`_name`)."""
     if not shown:
         return
-    names = [_label(name, _NAME) for name in shown]
+    names = [_label(name, most) for name in shown]
     columns = max(1, min(4, 72 // (6 + max(map(len, names)))))
     legend = figure.legend(
         shown.values(), ["-"] * len(names), loc="outside upper center", ncols=columns, frameon=False

@@ -60,14 +60,16 @@ class Laws:
 
     def at(self, times: Floats) -> Floats:
         """Alpha at multiples of the largest size, B x the number of these."""
-        return self.a[:, None] + self.b[:, None] * _grown(times, self.c[:, None], self.d[:, None])
+        grown = _grown(times, self.c[:, None], self.d[:, None])
+        return np.minimum(self.a[:, None] + self.b[:, None] * grown, 1)
 
     def times(self, gain: float) -> Floats:
         """Multiples of the largest size that gain so much over it, B; inf where none does."""
         needed = np.divide(gain, self.b, out=np.full_like(self.b, np.inf), where=self.b > 1e-9)
         left = 1 - self.c * np.minimum(needed, 1e6)
         x = np.where(left > 0, np.maximum(left, 1e-9) ** (-1 / self.c), np.inf)
-        return np.where(np.isinf(needed), np.inf, x * (1 + self.d) - self.d)
+        never = np.isinf(needed) | (self.a + gain > 1)
+        return np.where(never, np.inf, x * (1 + self.d) - self.d)
 
 
 def _grown(times: Floats, c: Floats, d: Floats) -> Floats:

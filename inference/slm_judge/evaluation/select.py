@@ -104,18 +104,22 @@ def select(
         check_output(place)
         if is_folder(place) or Path(place).exists():
             raise DataError(f"{place} is a folder, or exists already: name another file.")
-    known, source = _annotated(rubric, choice), pool
+    table, source, column = read_table(pool), pool, f"{choice.prefix}{REVIEW_PROBABILITY}"
+    fields = {name: choice.columns.get(name, name) for name in rubric.fields}
+    require_columns(table.columns, [choice.item_id, *fields.values()], pool)
+    if column in table.columns:
+        raise DataError(f"{pool} already has the column {column}: --prefix names it otherwise.")
+    known, notes = _annotated(rubric, choice), table.notes
     if judge and choice.audit < 1:
+        _check_number(choice, *_candidates(table, fields, choice.item_id, known))
         kind = ".jsonl" if file_format(Path(pool)) == "json" else ".parquet"
         source = f"{output}.judged{kind}"
         annotate_table(judge, pool, source, AnnotateOptions(choice.columns, choice.prefix), True)
-    table = read_table(source)
+        table = read_table(source)
     judged = [f"{choice.prefix}{d.name}_confidence" for d in rubric.dimensions]
     judged = judged if choice.audit < 1 and {*judged} <= {*table.columns} else []
-    found, left = _candidates(table, rubric, choice, known, judged)
-    notes = [*table.notes, *(f"{n} rows cannot be drawn: {why}." for why, n in left.items())]
-    if not 1 <= choice.n <= len(found):
-        raise DataError(" ".join([f"-n {choice.n}: {len(found)} items can be drawn.", *notes]))
+    found, left = _candidates(table, fields, choice.item_id, known, judged)
+    notes = [*notes, *_check_number(choice, found, left)]
     doubt = _doubt([table.rows[i] for i in found], judged) if judged else None
     texts = [*found.values()]
     alike = near_duplicates(texts) if choice.audit < 1 else np.zeros(len(texts), np.int64)
@@ -124,7 +128,7 @@ def select(
     each[[*found]], mask[np.array([*found])[drawn]] = chances, 1
     for to, wanted in ((output, mask), (corpus, each)):
         if to:
-            _write(source, Path(to), f"{choice.prefix}{REVIEW_PROBABILITY}", each, wanted > 0)
+            _write(source, Path(to), column, each, wanted > 0)
     if source != pool:
         remove(Path(source))
     rest = "by the judge's doubt" if judged else "with near duplicates as one"
@@ -186,17 +190,15 @@ def _annotated(rubric: Rubric, choice: Choice) -> tuple[set[str], set[str]]:
 
 def _candidates(
     table: Rows,
-    rubric: Rubric,
-    choice: Choice,
+    fields: Mapping[str, str],
+    item_id: str,
     known: tuple[set[str], set[str]],
-    judged: Sequence[str],
+    judged: Sequence[str] = (),
 ) -> tuple[dict[int, str], Counter[str]]:
     """The rows that can be drawn, with their texts, and why others cannot."""
-    fields = {name: choice.columns.get(name, name) for name in rubric.fields}
-    require_columns(table.columns, [choice.item_id, *fields.values()], table.location)
     found, left, seen = dict[int, str](), Counter[str](), set[str]()
     for index, row in enumerate(table.rows):
-        name = read_name(row.get(choice.item_id))
+        name = read_name(row.get(item_id))
         state, problem = read_state({field: row.get(column) for field, column in fields.items()})
         reasons = {
             "no item is named": not name,
@@ -212,6 +214,18 @@ def _candidates(
         else:
             found[index] = "\n".join(state.values())
     return found, left
+
+
+def _check_number(choice: Choice, found: Mapping[int, str], left: Counter[str]) -> list[str]:
+    """What is left out, in words.
+
+    Raises:
+        DataError: there are fewer items than wanted.
+    """
+    said = [f"{n} rows cannot be drawn: {why}." for why, n in left.items()]
+    if not 1 <= choice.n <= len(found):
+        raise DataError(" ".join([f"-n {choice.n}: {len(found)} items can be drawn.", *said]))
+    return said
 
 
 def _doubt(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Floats:
@@ -241,7 +255,4 @@ def _write(source: str, place: Path, column: str, chances: Floats, wanted: Mask)
             yield table.filter(pa.array(wanted[part]))
 
     stream = TableStream(source)
-    overview = stream.overview()
-    if column in overview.columns:
-        raise DataError(f"{source} already has the column {column}: --prefix names it otherwise.")
-    write_tables(pieces(), place, overview)
+    write_tables(pieces(), place, stream.overview())
