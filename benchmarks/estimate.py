@@ -24,6 +24,7 @@ from slm_judge.agreement.estimate import (
 )
 from slm_judge.agreement.sample import Sample
 from slm_judge.evaluation.doubts import RISK, doubts_about
+from slm_judge.evaluation.select import Choice, choose
 from slm_judge.rubric import Noul
 
 Random = np.random.Generator
@@ -95,6 +96,18 @@ def queue(rng: Random) -> Found:
     judged |= (sure > 0.7) & (rng.random(6000) < 0.1)
     chances = np.where(sure < 0.1, 1.0, 0.03)
     rows = np.flatnonzero(rng.random(6000) < chances)
+    ours = share(truth[rows], judged, Sample.drawn(6000, rows, chances[rows]))
+    return Found(0.3, ours, share(truth[rows], judged, Sample.drawn(6000, rows)))
+
+
+def selected(rng: Random) -> Found:
+    """300 items of `slm-judge select --audit 0.2`; the judge misses most where it doubts."""
+    sure, truth = rng.beta(4, 1, 6000) / 2 + 0.5, rng.random(6000) < 0.3
+    judged = truth & (rng.random(6000) < sure)
+    alike = rng.integers(0, 3000, 6000) * (rng.random(6000) < 0.9)  # and 600 of a kind
+    choice = Choice(300, 0.2, seed=int(rng.integers(2**31)))
+    alike = np.unique(alike, return_inverse=True)[1]
+    chances, rows = choose(alike, 1 - sure, choice)
     ours = share(truth[rows], judged, Sample.drawn(6000, rows, chances[rows]))
     return Found(0.3, ours, share(truth[rows], judged, Sample.drawn(6000, rows)))
 
@@ -233,6 +246,7 @@ CORPORA: dict[str, Callable[[Random], Found]] = {
     "mean of a score, n 100": score,
     "several annotators (naive: majority)": votes,
     "queue for review (naive: no chances)": queue,
+    "chosen by select (naive: no chances)": selected,
     "strata (naive: none)": strata,
     "40 conversations (naive: no groups)": conversations(40),
     "15 conversations (naive: no groups)": conversations(15),
@@ -266,11 +280,11 @@ def measure(draw: Callable[[Random], Found], repeats: int, seed: int = 0) -> dic
     return dict(zip(("judge", "people", "ours", "naive"), means, strict=True))
 
 
-def alarms(choose: Callable[[Random], "Chosen"], repeats: int) -> float:
+def alarms(chosen: Callable[[Random], "Chosen"], repeats: int) -> float:
     """How often there is a warning, by how the annotated items were chosen."""
     count = 0
     for repeat in range(repeats):
-        sample, judged, people, sure = choose(np.random.default_rng((1, repeat)))
+        sample, judged, people, sure = chosen(np.random.default_rng((1, repeat)))
         tested = doubts_about(QUESTION, sample, both(judged), both(people), sure)
         count += any(p * len(tested) < RISK for _, p in tested)
     return count / repeats
@@ -355,9 +369,9 @@ def main() -> None:
             ]
             print(f"{name:46}{found['judge'][0]:>+12.3f}" + "".join(f"{c:>22}" for c in cells))
     print("\nshare of corpora with a warning")
-    for name, choose in WARNED.items():
+    for name, chosen in WARNED.items():
         if arguments.only in name:
-            print(f"{name:46}{alarms(choose, arguments.repeats):12.3f}")
+            print(f"{name:46}{alarms(chosen, arguments.repeats):12.3f}")
 
 
 if __name__ == "__main__":

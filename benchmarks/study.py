@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import random
 import shutil
 import time
 import traceback
@@ -33,6 +32,7 @@ import numpy as np
 import torch
 import yaml
 from pydantic import ValidationError
+from slm_judge.training.curve import enough_passes
 from slm_judge.training.energy import device_name
 from slm_judge.training.targets import resolve
 from slm_judge.training.train import train
@@ -45,7 +45,7 @@ from slm_judge.agreement.aggregate import vote_shares
 from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.agreement.calibration import cross_entropy
 from slm_judge.data.item import Item, votes_of
-from slm_judge.data.split import load_splits, split_items
+from slm_judge.data.split import load_splits, nested, split_items
 from slm_judge.errors import JudgeError
 from slm_judge.evaluation.baselines import fit_systems, score, score_annotators
 from slm_judge.evaluation.zero_shot import zero_shot
@@ -59,8 +59,6 @@ ROOT = Path(__file__).parents[1]
 FOLDS = 5
 VALIDATION_SHARE, MOST_VALIDATION = 0.2, 200
 """Of the labelled items of a learning curve: "50 labels" are 40 to train and 10 to choose on."""
-LEAST_STEPS, MOST_EPOCHS = 200, 40
-"""Of few items: more passes, until there are as many steps."""
 
 Splits = dict[str, list[Item]]
 Labels = dict[str, dict[str, list[int]]]
@@ -191,8 +189,7 @@ def splits_of(row: Row, recipe: Recipe, rubric: Rubric) -> Splits:
         return {**split_items(rest, {"validation": share}, seed), "test": test}
     if row.labelled is not None:
         pool = [*splits["train"], *splits["validation"]]
-        random.Random(seed).shuffle(pool)  # noqa: S311
-        chosen = pool[: row.labelled or None]
+        chosen = nested(pool, row.labelled or len(pool), seed, whole=False)
         share = min(VALIDATION_SHARE, MOST_VALIDATION / len(chosen))
         return {**split_items(chosen, {"validation": share}, seed), "test": splits["test"]}
     return splits
@@ -213,8 +210,7 @@ def resolved(row: Row, common: Mapping[str, Any]) -> tuple[Recipe, Rubric, Split
         "training.targets": resolve(training.targets, splits["train"], rubric)
     }
     if row.labelled is not None and "training.epochs" not in {*common, *row.settings}:
-        passes = math.ceil(LEAST_STEPS * training.batch_size / len(splits["train"]))
-        settings["training.epochs"] = max(training.epochs, min(passes, MOST_EPOCHS))
+        settings["training.epochs"] = enough_passes(training, len(splits["train"]))
     return with_settings(recipe, settings), rubric, splits
 
 

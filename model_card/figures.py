@@ -6,6 +6,7 @@ Names and labels are drawn as they are: `$` and `_` mean nothing, and what the f
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -13,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
+from slm_judge.files import atomic_file
 from slm_judge.rubric import format_value
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
@@ -189,11 +191,65 @@ def risk_coverage(calibrated: Mapping[str, Report]) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, shown: Mapping[str, Any]) -> None:
+def write_curve(report: Report, folder: Path) -> Path:
+    """Draw `learning_curve`, as PNG and SVG; returns the first."""
+    with _style():
+        figure = learning_curve(report)
+    for kind in ("svg", "png"):
+        with atomic_file(path := folder / f"curve.{kind}") as temporary:
+            temporary.write_bytes(save(figure, kind))
+    return path
+
+
+def learning_curve(report: Report) -> Figure:
+    """Alpha by training items of each dimension, with what the power law says of more.
+
+    Args:
+        report: of `slm_judge.training.curve`.
+    """
+    dimensions, shown = report["dimensions"], dict[str, Any]()
+    columns = min(3, len(dimensions))
+    rows = -(-len(dimensions) // columns)
+    figure = Figure(figsize=(3.4 * columns + 0.6, 3.0 * rows + 1.4))
+    for k, (name, dimension) in enumerate(dimensions.items(), start=1):
+        axes = figure.add_subplot(rows, columns, k)
+        axes.set(title=_label(name, _NAME), xscale="log")
+        shown |= _curve_panel(axes, report["items"], dimension)
+        further = [report["items"][-1] * k for k in (2, 4) if dimension["outlook"]["curve"]]
+        ticks = [*report["items"], *further]
+        axes.set_xticks(ticks, [f"{n:.0f}" for n in ticks], fontsize=7)
+        axes.minorticks_off()
+    figure.supxlabel("training items", fontsize=10)
+    figure.supylabel("Krippendorff's alpha", fontsize=10)
+    _legend(figure, shown, 40)
+    return figure
+
+
+def _curve_panel(axes: Any, items: Sequence[float], dimension: Report) -> dict[str, Any]:
+    """One dimension; returns what the legend names. JSON's null is a gap."""
+    shown = {}
+    if (annotators := dimension["annotators"]) and annotators["low"] is not None:
+        axes.axhspan(annotators["low"], annotators["high"], color=HUMAN, alpha=0.07, linewidth=0)
+        shown["the annotators"] = axes.axhline(
+            annotators["estimate"], color=HUMAN, linestyle="--", linewidth=1
+        )
+    for (name, system), colour in zip(dimension["systems"].items(), COLOURS, strict=False):
+        means = np.array([one["estimate"] for one in system["mean"]], dtype=float)
+        (shown[name],) = axes.plot(items, means, "o-", color=colour, markersize=3)
+        if name == "judge":
+            each = np.array(system["by_seed"], dtype=float)
+            axes.plot(items, each, ".", color=colour, alpha=0.4, markersize=4)
+            if law := dimension["outlook"]["curve"]:
+                axes.fill_between(law["items"], law["low"], law["high"], color=colour, alpha=0.12)
+                axes.plot(law["items"], law["estimate"], ":", color=colour)
+    return shown
+
+
+def _legend(figure: Figure, shown: Mapping[str, Any], most: int = _NAME) -> None:
     """Names of what is shown, also of those that matplotlib keeps for itself (`_name`)."""
     if not shown:
         return
-    names = [_label(name, _NAME) for name in shown]
+    names = [_label(name, most) for name in shown]
     columns = max(1, min(4, 72 // (6 + max(map(len, names)))))
     legend = figure.legend(
         shown.values(), ["-"] * len(names), loc="outside upper center", ncols=columns, frameon=False

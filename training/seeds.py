@@ -22,13 +22,14 @@ from rich.console import Console
 
 from slm_judge.agreement.alpha import judge_alpha
 from slm_judge.agreement.parts import all_parts
-from slm_judge.data.item import votes_of
-from slm_judge.data.predictions import read_predictions, write_predictions
+from slm_judge.data.item import Item, votes_of
+from slm_judge.data.predictions import Answers, read_predictions, write_predictions
 from slm_judge.errors import JudgeError
 from slm_judge.files import atomic_folder, finite, remove, write_json, write_text
 from slm_judge.judge.answer import answers_from_logits
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
+from slm_judge.rubric import Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
@@ -121,15 +122,8 @@ def _alphas(learner: Learner, seed: int, split: str, console: Console) -> dict[s
     own, items, rubric = learner.run.of_seed(seed), learner.splits[split], learner.contract.rubric
     path = own.validation if split == "validation" else own.predictions / "adapter.jsonl"
     if not path.exists():
-        loaded = Judge.from_pretrained(own.adapter, device=learner.base.device)
-        with progress_bar(console=console) as bar, loaded as judge:
-            advance = partial(bar.advance, bar.add_task(f"seed {seed}, {split}", total=len(items)))
-            rows: list[Any] = [None] * len(items)
-            for index, given in judge.logits([item.state for item in items]):
-                rows[index] = given
-                advance(1)
-            logits = [np.stack(given) for given in zip(*rows, strict=True)]
-            said = answers_from_logits(rubric, logits, judge.backend.contract.calibration)
+        name, device = f"seed {seed}, {split}", learner.base.device
+        said = answers_of(own.adapter, rubric, items, name, console, device)
         write_predictions(path, items, rubric, said)
     answers = read_predictions(str(path), rubric, [item.item_id for item in items]).answers
     alphas = {
@@ -142,6 +136,25 @@ def _alphas(learner: Learner, seed: int, split: str, console: Console) -> dict[s
     }
     labels = {name: said.labels for name, said in answers.items()}
     return alphas | {OVERALL: _spread([*alphas_of(rubric, items, labels).values()])["mean"]}
+
+
+def answers_of(
+    adapter: Path,
+    rubric: Rubric,
+    items: Sequence[Item],
+    name: str,
+    console: Console,
+    device: str | None = None,
+) -> dict[str, Answers]:
+    """What an adapter says about items, by dimension; `name` is that of the progress bar."""
+    loaded, rows = Judge.from_pretrained(adapter, device=device), list[Any]([None] * len(items))
+    with progress_bar(console=console) as bar, loaded as judge:
+        advance = partial(bar.advance, bar.add_task(name, total=len(items)))
+        for index, given in judge.logits([item.state for item in items]):
+            rows[index] = given
+            advance(1)
+        logits = [np.stack(given) for given in zip(*rows, strict=True)]
+        return answers_from_logits(rubric, logits, judge.backend.contract.calibration)
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from .agreement.alt_test import EPSILON
 from .agreement.bootstrap import RESAMPLES
 from .agreement.calibration import LEVEL
 from .agreement.compare import MARGIN
+from .agreement.sample import AUDIT
 from .data.item import ITEM_ID
 from .errors import JudgeError, VerificationError, require_extra, system_message
 from .screen import say
@@ -167,6 +169,32 @@ def baselines(
     more = {"encoder": encoder, "zero_shots": zero_shot or [], "server": server}
     settings, named = Recipe.from_file(recipe), parse_predictions(predictions or [])
     stage.baselines(settings, named, resamples, **more)
+
+
+@app.command()
+def curve(
+    recipe: Annotated[Path, typer.Argument(help="Recipe whose data and split are used.")],
+    items: Annotated[
+        str | None,
+        typer.Option(help="Training items, e.g. 50,100,200; by default all, a half, a quarter..."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each size.")] = 3,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results; by default runs/NAME-curve.")
+    ] = None,
+) -> None:
+    """Train on more and more items: the learning curve, and how many more would help.
+
+    Interrupted, the same command goes on where it stopped; nothing is computed twice.
+    """
+    from .recipe import Recipe
+
+    stage, figures = _stage("training.curve", "train"), _stage("model_card.figures", "evaluate")
+    sizes, console = _whole_numbers("--items", items or ""), Console()
+    report, folder = stage.learning_curve(Recipe.from_file(recipe), sizes, seeds, output)
+    stage.table(report).show(console)
+    say(console, [f"{n}: {d['outlook']['said']}" for n, d in report["dimensions"].items()], "")
+    say(console, [str(figures.write_curve(report, folder))], "Figure: ")
 
 
 @app.command()
@@ -570,6 +598,48 @@ def annotate(
         raise typer.Exit(3)
 
 
+@app.command()
+def select(
+    pool: Annotated[
+        str, typer.Argument(help="Table of items, or what `slm-judge annotate` wrote.")
+    ],
+    output: Annotated[str, typer.Option(help="File for the items to annotate next.")],
+    n: Annotated[int, typer.Option("-n", "--number", help="How many items.", min=1)] = 200,
+    model: Annotated[
+        str | None, typer.Option(help="Judge to ask about the pool (Hub, folder or .gguf).")
+    ] = None,
+    rubric: Annotated[Path | None, typer.Option(help="YAML file, where no model is named.")] = None,
+    audit: Annotated[
+        float,
+        typer.Option(help="Share that is drawn at random; the others by doubt and diversity."),
+    ] = AUDIT,
+    annotated: Annotated[
+        list[str] | None, typer.Option(help="Table of items to leave out: annotated already.")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="Also write all rows with their chances, for `estimate`.")
+    ] = None,
+    item_id: ItemColumn = ITEM_ID,
+    column: Annotated[
+        list[str] | None, typer.Option(help="field=column, where the pool's name differs.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Of the judge's columns.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the draw.", min=0)] = 0,
+) -> None:
+    """Choose what to annotate next, each item with a known chance, so that estimates stay valid."""
+    from .judge.judge import Judge
+    from .rubric import Rubric
+
+    if not (model or rubric):
+        raise JudgeError("Name the judge (--model), or the rubric of the pool (--rubric).")
+    stage, questions = _stage("evaluation.select", "evaluate"), rubric and Rubric.from_file(rubric)
+    columns = _columns(column or [])
+    choice = stage.Choice(n, audit, item_id, columns, prefix, annotated or [], seed)
+    with Judge.from_pretrained(model) if model else nullcontext() as judge:
+        asked = questions or (judge and judge.rubric)
+        say(Console(), stage.select(pool, output, asked, choice, judge, corpus))
+
+
 @app.command("export-predictions")
 def export_predictions(
     table: Annotated[str, typer.Argument(help="Table that `slm-judge annotate` wrote.")],
@@ -597,6 +667,13 @@ def _numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise JudgeError(f"{option} is numbers with commas between them, not {text!r}.") from None
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if wrong := [part for part in parts if not part.isdecimal()]:
+        raise JudgeError(f"{option} is whole numbers with commas between, not {wrong[0]!r}.")
+    return [*map(int, parts)]
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:

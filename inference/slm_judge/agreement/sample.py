@@ -22,6 +22,9 @@ from slm_judge.errors import require
 from .alpha import Floats
 
 Whole = npt.NDArray[np.int64]
+AUDIT = 1.0
+"""Share of the items to annotate next that is drawn at random, where nobody says otherwise;
+docs/evaluation.md says why."""
 
 
 @dataclass(frozen=True)
@@ -177,3 +180,36 @@ class Sample:
         error = np.sqrt(np.maximum(shown, expected))
         t = np.divide(inside - everywhere, error, out=np.zeros_like(error), where=error > 1e-12)
         return inside, everywhere, 2 * stats.t.sf(np.abs(t), self.freedom)
+
+
+def inclusion_chances(worth: Floats, n: int, even: float) -> Floats:
+    """Chances with which N items are drawn, n of them: a share evenly, the rest by their worth.
+
+    What would be above 1 is 1, and the others share what is left (Särndal, Swensson and Wretman,
+    Model Assisted Survey Sampling, 1992, section 3.6.2).
+
+    Args:
+        worth: N numbers that are not below 0.
+        n: how many are to be drawn, at most N.
+        even: share of the n that does not depend on the worth, above 0 so that each has a chance.
+    """
+    total = worth.sum()
+    share = worth / total if total > 0 else np.full(len(worth), 1 / len(worth))
+    size: Floats = even / len(worth) + (1 - even) * share
+    sure = np.zeros(len(worth), dtype=bool)
+    while True:
+        left = n - int(sure.sum())
+        chances: Floats = np.where(sure, 1.0, left * size / max(size[~sure].sum(), 1e-300))
+        if not (beyond := ~sure & (chances >= 1)).any():
+            return chances
+        sure |= beyond
+
+
+def draw(chances: Floats, order: Whole, seed: int) -> Whole:
+    """The rows of a sample with these chances, which sum to its size.
+
+    It is systematic (Madow, "On the Theory of Systematic Sampling, II", 1949): at even steps of the
+    summed chances, so that neighbours of `order` are seldom drawn together.
+    """
+    reached = np.round(chances[order].cumsum(), 9) + np.random.default_rng(seed).random()
+    return np.sort(order[np.diff(np.floor(reached), prepend=0) > 0])

@@ -187,6 +187,26 @@ def split_items(
     return splits
 
 
+def nested(items: Sequence[Item], n: int, seed: int, whole: bool = True) -> list[Item]:
+    """The first n items of a seeded order: what a smaller n gives is a part of it.
+
+    Args:
+        items: all items.
+        n: how many, at most.
+        seed: of the order.
+        whole: keep groups, and items with the same text, together, as in a split: of the order of
+            groups, the first that have n items or more.
+    """
+    groups = [*_merge_groups(items).values()] if whole else [[item] for item in items]
+    random.Random(seed).shuffle(groups)  # noqa: S311
+    chosen: list[Item] = []
+    for group in groups:
+        if len(chosen) >= n:
+            break
+        chosen += group
+    return chosen
+
+
 def _merge_groups(items: Iterable[Item]) -> dict[str, list[Item]]:
     """Groups joined where they share a text (union-find)."""
     parent: dict[str, str] = {}

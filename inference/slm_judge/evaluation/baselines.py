@@ -186,7 +186,7 @@ def fit_systems(
         ModelError: the encoder cannot be used.
     """
     texts = [_text(item) for item in (*train, *test)]
-    features, notes = _features(texts[: len(train)]), list[str]()
+    features, notes = text_features(texts[: len(train)]), list[str]()
     words = features.fit_transform(texts[: len(train)]), features.transform(texts[len(train) :])
     balanced = partial(_logistic_regression, balanced=True)
     methods: dict[str, tuple[Any, Any, Callable[..., Shares]]] = {
@@ -221,7 +221,7 @@ def fit_systems(
     return found, notes
 
 
-def _features(texts: Sequence[str]) -> Any:
+def text_features(texts: Sequence[str]) -> Any:
     """TF-IDF of words, where there are any, and of characters; of few texts all count."""
     worded = sum(bool(re.search(r"\b\w\w+\b", text)) for text in texts)
     least = 2 if worded >= _MANY else 1

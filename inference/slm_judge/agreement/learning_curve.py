@@ -1,0 +1,181 @@
+"""What more items would bring: a law of growth through alpha at several sizes, and how sure it is.
+
+The law is the inverse power law of learning curves (Figueroa et al., "Predicting sample size
+required for classification performance", 2012; Hestness et al., 2017, arXiv 1712.00409), with an
+offset, so that it may level off nearly as fast as an exponential, and beyond c = 0, where it is a
+logarithm:
+
+    alpha(n) = a + b (1 - x^-c) / c,    x = (n + d) / (m + d),    b >= 0,
+
+where m is the largest size, a alpha there, and b its growth. In shapes, K is the number of sizes, S
+that of seeds, B that of resamples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .alpha import Floats
+from .bootstrap import Interval
+
+GAIN = 0.05
+"""Of alpha: what one asks for."""
+FURTHEST = 4
+"""Times the largest size, beyond which nothing is said."""
+_FEWEST_SIZES = 5  # the law has four parameters
+_RATES = np.concatenate([np.linspace(-0.45, -0.05, 9), np.geomspace(0.05, 12, 60)])  # of c, not 0
+_OFFSETS = np.concatenate([[0], np.geomspace(0.02, 1.6, 12)])  # d, as a share of m
+_MISFIT = 0.01  # p, below which the points follow no such law
+
+
+@dataclass(frozen=True)
+class Laws:
+    """Of B rows of alphas: the parameters, with d as a share of m, and the sum of squares."""
+
+    a: Floats
+    b: Floats
+    c: Floats
+    d: Floats
+    errors: Floats
+
+    @classmethod
+    def fit(cls, sizes: Floats, alphas: Floats) -> "Laws":
+        """The law with the least squares of each row.
+
+        Args:
+            sizes: K, rising.
+            alphas: B x K.
+        """
+        c, d = (one.ravel()[:, None] for one in np.meshgrid(_RATES, _OFFSETS))
+        grown = _grown(sizes / sizes[-1], c, d)
+        centred = grown - grown.mean(axis=1, keepdims=True)
+        squares = (centred**2).sum(axis=1)
+        b = np.maximum(alphas @ centred.T / squares, 0)
+        errors = ((alphas - alphas.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)[:, None]
+        best = np.arange(len(alphas)), (errors - b**2 * squares).argmin(axis=1)
+        a = alphas.mean(axis=1) - b[best] * grown.mean(axis=1)[best[1]]
+        left = (errors - b**2 * squares)[best]
+        return cls(a, b[best], c[best[1], 0], d[best[1], 0], left)
+
+    def at(self, times: Floats) -> Floats:
+        """Alpha at multiples of the largest size, B x the number of these."""
+        grown = _grown(times, self.c[:, None], self.d[:, None])
+        return np.minimum(self.a[:, None] + self.b[:, None] * grown, 1)
+
+    def times(self, gain: float) -> Floats:
+        """Multiples of the largest size that gain so much over it, B; inf where none does."""
+        needed = np.divide(gain, self.b, out=np.full_like(self.b, np.inf), where=self.b > 1e-9)
+        left = 1 - self.c * np.minimum(needed, 1e6)
+        x = np.where(left > 0, np.maximum(left, 1e-9) ** (-1 / self.c), np.inf)
+        never = np.isinf(needed) | (self.a + gain > 1)
+        return np.where(never, np.inf, x * (1 + self.d) - self.d)
+
+
+def _grown(times: Floats, c: Floats, d: Floats) -> Floats:
+    grown: Floats = (1 - ((times + d) / (1 + d)) ** -c) / c
+    return grown
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a curve says about larger sizes."""
+
+    said: str
+    """In a sentence."""
+    verdict: str
+    """`items`, `no` or `cannot be said`."""
+    more: Interval | None = None
+    """Further items for `GAIN` (95 %); inf beyond `FURTHEST` times the largest size."""
+    twice: Interval | None = None
+    """What twice the largest size would gain (95 %)."""
+    curve: dict[str, list[float]] | None = None
+    """The law and its 95 % interval: items, estimate, low, high."""
+
+
+def outlook(sizes: Sequence[float], alphas: Floats, seed: int = 0) -> Outlook:
+    """How many more items would raise alpha by `GAIN`.
+
+    What is resampled: the test items, which all sizes share; and the chance of a training, normal
+    with the deviation that seeds of one size have, pooled over the sizes (by Student's t).
+
+    Args:
+        sizes: K, rising.
+        alphas: (1 + B) x K x S: the estimates, then those of resampled test items.
+        seed: of the chance of a training.
+    """
+    n_sizes, n_seeds = alphas.shape[1:]
+    if n_sizes < _FEWEST_SIZES or n_seeds < 2:
+        return _unknown(f"{_FEWEST_SIZES} sizes and 2 seeds are needed, there are {n_sizes} and "
+                        f"{n_seeds}")  # fmt: skip
+    means = alphas.mean(axis=2)
+    means = means[np.isfinite(means).all(axis=1)]
+    if len(means) < len(alphas) / 2 or not np.isfinite(alphas[0]).all():
+        return _unknown("alpha is not defined at all sizes")
+    draws, known = _draws(alphas[0], means[1:], seed), np.asarray(sizes, dtype=float)
+    law, laws = Laws.fit(known, means[:1]), Laws.fit(known, draws)
+    noise = draws - means[0] + law.at(known / known[-1])
+    if (Laws.fit(known, noise).errors >= law.errors).mean() < _MISFIT:
+        return _unknown(
+            "the points do not follow a law of growth (few items may teach nothing yet)"
+        )
+    shares = np.quantile(1 / laws.times(GAIN), [0.975, 0.025])  # since some times are infinite
+    low, high = (known[-1] * (1 / s - 1) if s > 1 / FURTHEST else np.inf for s in shares)
+    times = float(law.times(GAIN)[0])
+    best = known[-1] * (times - 1) if times < FURTHEST else np.inf
+    more = _interval(best, low, high)
+    gains = (one.at(np.array([2.0]))[:, 0] - one.at(np.array([1.0]))[:, 0] for one in (law, laws))
+    best, spread = float(next(gains)[0]), np.quantile(next(gains), [0.025, 0.975])
+    twice = _interval(best, *spread)
+    said, verdict = _said(more, twice)
+    return Outlook(said, verdict, more, twice, _curve(known, law, laws))
+
+
+def _interval(estimate: float, low: float, high: float) -> Interval:
+    return Interval(float(np.clip(estimate, low, high)), float(low), float(high))
+
+
+def _unknown(why: str) -> Outlook:
+    return Outlook(f"What more items would bring cannot be said: {why}.", "cannot be said")
+
+
+def _draws(alphas: Floats, means: Floats, seed: int) -> Floats:
+    """Means of other test items and other seeds, B x K, from K x S estimates."""
+    rng, (n_sizes, n_seeds) = np.random.default_rng(seed), alphas.shape
+    freedom = n_sizes * (n_seeds - 1)
+    deviation = np.sqrt(alphas.var(axis=1, ddof=1).mean() / n_seeds)
+    wider = np.sqrt(freedom / rng.chisquare(freedom, (len(means), 1)))
+    chance: Floats = deviation * wider * rng.standard_normal(means.shape)
+    return means + chance
+
+
+def _said(more: Interval, twice: Interval) -> tuple[str, str]:
+    low, high = map(_round, (more.low, more.high))
+    gain = (
+        f"Twice as many items: +{twice.estimate:.3f} (95 % interval: +{twice.low:.3f} to "
+        f"+{twice.high:.3f}). "
+    )
+    if np.isfinite(more.high):
+        best = _round(more.estimate)
+        return f"{gain}About {best} more items for +{GAIN} ({low} to {high}).", "items"
+    if np.isinf(more.low):
+        return (
+            f"{gain}More items of this kind will hardly help: {FURTHEST} times as many would not "
+            f"bring +{GAIN}."
+        ), "no"
+    return (
+        f"{gain}How many would bring +{GAIN} cannot be said: at least {low} more, and {FURTHEST} "
+        "times as many may be too few."
+    ), "cannot be said"
+
+
+def _round(number: float) -> str:
+    """Two digits count."""
+    return f"{float(f'{number:.2g}'):,.0f}" if np.isfinite(number) else "inf"
+
+
+def _curve(sizes: Floats, law: Laws, laws: Laws) -> dict[str, list[float]]:
+    times = np.geomspace(sizes[0] / sizes[-1], FURTHEST, 40)
+    low, high = np.quantile(laws.at(times), [0.025, 0.975], axis=0)
+    found = {"items": times * sizes[-1], "estimate": law.at(times)[0], "low": low, "high": high}
+    return {name: values.tolist() for name, values in found.items()}
