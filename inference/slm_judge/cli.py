@@ -345,12 +345,15 @@ def push(
         bool, typer.Option("--dry-run", help="Print repositories, files and sizes; push nothing.")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    space: Annotated[
+        bool, typer.Option("--space", help="Also make USER/NAME-demo, where people try the judge.")
+    ] = False,
 ) -> None:
     """Push a verified run to the Hub: four repositories, one commit each."""
     from .run import Run
 
     _stage("export.push", "export").push(
-        Run.find(run), user=user, private=private, revision=revision, dry_run=dry_run
+        Run.find(run), user=user, private=private, revision=revision, dry_run=dry_run, space=space
     )
 
 

@@ -13,6 +13,7 @@ export function annotate(start) {
   let since = 0; // when the last answer was given, or the item shown
   let busy = false;
   let sent = Promise.resolve();
+  let waiting = 0; // answers that were sent, and are not known to be kept
 
   const open = () => dimensions.findIndex((d) => !(d.name in answers));
   const sets = () => [...$("questions").children];
@@ -85,13 +86,14 @@ export function annotate(start) {
     sets()[place].querySelectorAll("input").forEach((input) => {
       input.checked = input.value === (option ?? "");
     });
-    sent = sent.then(() => ask("answer", body)).then((found) => {
+    waiting += 1;
+    sent = sent.then(() => ask("answer", body)).finally(() => { waiting -= 1; }).then((found) => {
       if (item?.id !== id) return;
       judged(found.judge);
-      say(said, open() < 0 ? "All answers are kept. Enter goes on." : "Kept.");
       $("undo").disabled = false;
+      if (!waiting) say(said, open() < 0 ? "All answers are kept. Enter goes on." : "Kept.");
     }).catch((error) => {
-      if (item?.id !== id) return;
+      if (item?.id !== id || answers[name] !== option) return;
       delete answers[name];
       sets()[place].querySelectorAll("input").forEach((input) => { input.checked = false; });
       activate(place);

@@ -81,17 +81,6 @@ function choices(select, pairs) {
 const shown = {};
 
 function tabs(names) {
-  for (const tab of document.querySelectorAll("[role=tab]")) {
-    tab.hidden = !names.includes(tab.getAttribute("aria-controls"));
-    tab.addEventListener("click", () => { location.hash = tab.getAttribute("aria-controls"); });
-    tab.addEventListener("keydown", (event) => {
-      const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (!move) return;
-      const at = names.indexOf(tab.getAttribute("aria-controls")) + move + names.length;
-      $(`tab-${names[at % names.length]}`).focus();
-      location.hash = names[at % names.length];
-    });
-  }
   const open = () => {
     const asked = location.hash.slice(1);
     const name = names.includes(asked) ? asked : names[0];
@@ -103,7 +92,21 @@ function tabs(names) {
     }
     shown[name]?.();
   };
-  addEventListener("hashchange", open);
+  const go = (name) => { // not by location.hash, which would take the focus away
+    history.pushState(null, "", `#${name}`);
+    $(`tab-${name}`).focus();
+    open();
+  };
+  for (const tab of document.querySelectorAll("[role=tab]")) {
+    const name = tab.getAttribute("aria-controls");
+    tab.hidden = !names.includes(name);
+    tab.addEventListener("click", () => go(name));
+    tab.addEventListener("keydown", (event) => {
+      const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (move) go(names[(names.indexOf(name) + move + names.length) % names.length]);
+    });
+  }
+  addEventListener("popstate", open);
   open();
 }
 

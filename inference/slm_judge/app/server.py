@@ -36,8 +36,8 @@ _FILES = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css")
           "/page.js": ("page.js", "text/javascript"),
           "/annotate.js": ("annotate.js", "text/javascript")}  # fmt: skip
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'self' https://huggingface.co",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'self' https://huggingface.co",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
