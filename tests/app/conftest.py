@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,20 +11,23 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from slm_judge.app.app import Settings, _listen
+from slm_judge.app.app import Settings, listen
 from slm_judge.app.judging import Judges
 from slm_judge.app.server import Page, application
 from slm_judge.app.store import Store, Task
-
 from tests.conftest import LIMIT
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium; without it, or without Playwright, the tests skip."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install '.[dev]'")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="needs Playwright: pip install '.[dev]'"
+    )
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt install chromium")
     with sync_api.sync_playwright() as playwright:
@@ -35,7 +39,9 @@ def browser():
 
 def is_complaint(said):
     """Chromium counts requests that were answered by an error as errors, whatever the page makes of it."""
-    return said.type == "error" and not re.search(r"status of 422|ERR_CONNECTION_REFUSED", said.text)
+    return said.type == "error" and not re.search(
+        r"status of 422|ERR_CONNECTION_REFUSED", said.text
+    )
 
 
 @pytest.fixture
@@ -49,7 +55,9 @@ def visit(browser):
         page = context.new_page()
         page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if is_complaint(said) else None)
+        page.on(
+            "console", lambda said: complaints.append(said.text) if is_complaint(said) else None
+        )
         page.goto(address)
         return page
 
@@ -67,13 +75,21 @@ def photograph(tmp_path):
     return lambda page, name: page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
 @contextmanager
 def serving(rubric, store=None, named=(), password=None, hosts=("127.0.0.1",), **more):
     """The page on a port of its own, in a thread; gives its address."""
     page = Page(rubric, Judges(list(named), rubric), store, **more)
     page.judges.close = lambda: None  # the judges of a session serve several tests
-    listening = _listen(Settings(port=0))
-    server = uvicorn.Server(uvicorn.Config(application(page, list(hosts), password), log_level="error"))
+    listening = listen(Settings(port=0))
+    server = uvicorn.Server(
+        uvicorn.Config(application(page, list(hosts), password), log_level="error")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -89,7 +105,9 @@ def make_store(tmp_path, support):
 
     def make(items=24, rubric=support, name="annotations.db", **task):
         if isinstance(items, int):
-            items = {f"item {n:02}": {"text": f"Message {n}: please answer today."} for n in range(items)}
+            items = {
+                f"item {n:02}": {"text": f"Message {n}: please answer today."} for n in range(items)
+            }
         store = Store(tmp_path / name, rubric, Task(**task))
         store.add_items(items, {})
         return store

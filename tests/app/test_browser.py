@@ -2,24 +2,24 @@
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from slm_judge import Judge
-from slm_judge.app.judging import Judges, Named
+from slm_judge.app.app import Settings, load_judges
 from slm_judge.app.store import Judged, Store
 from slm_judge.data.text import MOST_CHARACTERS
-from tests.app.conftest import serving
+from tests.app.conftest import free_port, serving
 from tests.app.test_store import ALL, answer
 from tests.conftest import LIMIT, ROOT
 
 PHONE = {"color_scheme": "dark", "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 HOSTILE = {
-    "html": {"text": "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>&lt;b&gt;"},
+    "html": {
+        "text": "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>&lt;b&gt;"
+    },
     "right to left": {"text": "مرحبا، أريد استرداد أموالي من فضلكم."},
     "emoji": {"text": "Thanks 👩🏽‍🚀👨‍👩‍👧‍👦🏳️‍🌈!"},
     "long": {"text": "parcel " * 20_000},
@@ -66,7 +66,9 @@ def test_twenty_items_by_keyboard_by_two_annotators_at_once(visit, make_store, s
                 wait_for(page, "#annotate-said", "All answers are kept")
                 said[name, item] = {
                     "urgency": str(n % 4 + 1),
-                    "topic": ["billing", "delivery", "product", "account", "praise"][int(keys[1]) - 1],
+                    "topic": ["billing", "delivery", "product", "account", "praise"][
+                        int(keys[1]) - 1
+                    ],
                     "refund": None if keys[2] == "c" else ["false", "true"][int(keys[2]) - 1],
                 }
                 if n < 19:
@@ -95,7 +97,10 @@ def test_twenty_items_by_keyboard_by_two_annotators_at_once(visit, make_store, s
 def test_many_options_have_numbers_of_two_digits(visit, make_store):
     from slm_judge import Rubric
 
-    store = make_store({"1": {"text": "I love it"}, "2": {"text": "Why?"}}, Rubric.from_file(ROOT / "rubrics/emotion.yaml"))
+    store = make_store(
+        {"1": {"text": "I love it"}, "2": {"text": "Why?"}},
+        Rubric.from_file(ROOT / "rubrics/emotion.yaml"),
+    )
     with serving(store.rubric, store) as address:
         page = begin(visit, address, "Ada")
         page.keyboard.press("1")
@@ -117,7 +122,9 @@ def test_texts_are_shown_as_texts(visit, make_store, support, options, photograp
             shown = page.locator("#item .text")
             assert shown.text_content() == (text or "(empty)")
             if text:
-                assert shown.evaluate("box => getComputedStyle(box).direction") == ("rtl" if name == "right to left" else "ltr")
+                assert shown.evaluate("box => getComputedStyle(box).direction") == (
+                    "rtl" if name == "right to left" else "ltr"
+                )
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             assert shown.evaluate("box => box.getBoundingClientRect().height < innerHeight")
             assert page.locator("#item img, #item script, #notes b, #who i").count() == 0
@@ -135,7 +142,9 @@ def test_texts_are_shown_as_texts(visit, make_store, support, options, photograp
 def test_the_judge_is_shown_after_the_answer(visit, make_store, support, photograph):
     store = make_store(2, shown="after")
     for n in range(2):
-        store.add_judged("judge", {f"item {n:02}": Judged({"topic": ("praise", 0.75)}, "no answer")})
+        store.add_judged(
+            "judge", {f"item {n:02}": Judged({"topic": ("praise", 0.75)}, "no answer")}
+        )
     with serving(support, store) as address:
         page = begin(visit, address, "Ada")
         page.keyboard.press("1")
@@ -150,9 +159,7 @@ def test_the_judge_is_shown_after_the_answer(visit, make_store, support, photogr
 
 def test_killed_and_resumed(visit, tmp_path, support):
     """The command itself: SIGKILL loses nothing that was kept, and the page says what is not."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log, store = tmp_path / "log", tmp_path / "a.db"
     rubric, items = ROOT / "rubrics/support-messages.yaml", ROOT / "samples/new-messages.csv"
     command = [sys.executable, "-m", "slm_judge", "app", "--rubric", rubric, "--items", items,
@@ -191,10 +198,10 @@ def test_killed_and_resumed(visit, tmp_path, support):
         wait_for(page, "#annotate-said", "taken back")
         assert page.locator("input:checked").count() == 2
         process.send_signal(signal.SIGINT)
-        assert process.wait(LIMIT) == 130
+        assert process.wait(LIMIT) == 0
     finally:
         process.kill()
-    assert "The same command goes on where it stopped" in " ".join(log.read_text().split())
+    assert "Answers are kept in" in log.read_text()
 
 
 def test_settling_and_where_we_stand(visit, make_store, support, photograph):
@@ -203,12 +210,27 @@ def test_settling_and_where_we_stand(visit, make_store, support, photograph):
     for n in range(8):
         for who in ("Ada", "Bob", "مريم"):
             odd = who == "Bob" and n % 3 == 0
-            answer(store, f"item {n:02}", who, **{"urgency": str(1 if odd else n % 4 + 1), "topic": topics[(n + odd) % 5]})
-        store.add_judged("judge", {f"item {n:02}": Judged({"urgency": (str(n % 4 + 1), 0.9), "topic": (topics[n % 5], 0.8)})})
+            answer(
+                store,
+                f"item {n:02}",
+                who,
+                **{"urgency": str(1 if odd else n % 4 + 1), "topic": topics[(n + odd) % 5]},
+            )
+        store.add_judged(
+            "judge",
+            {
+                f"item {n:02}": Judged(
+                    {"urgency": (str(n % 4 + 1), 0.9), "topic": (topics[n % 5], 0.8)}
+                )
+            },
+        )
     with serving(support, store) as address:
         page = visit(f"{address}/#settle")
         wait_for(page, "#settle-said", "disagreements, worst first")
-        assert {page.text_content(f"article >> nth={n} >> h2").split(",")[0] for n in range(4)} == {"topic", "urgency"}
+        assert {page.text_content(f"article >> nth={n} >> h2").split(",")[0] for n in range(4)} == {
+            "topic",
+            "urgency",
+        }
         page.select_option("#settle-dimension", "topic")
         wait_for(page, "#settle-said", "3 disagreements")
         page.select_option("#settle-annotator", "Bob")
@@ -226,14 +248,23 @@ def test_settling_and_where_we_stand(visit, make_store, support, photograph):
         wait_for(page, "article >> nth=0 >> form > p >> nth=1", "Settled as product by Cy")
         photograph(page, "settle")
         (row,) = store.rows("SELECT * FROM settlements")
-        assert (row["item"], row["option"], row["comment"], row["who"]) == (item, "product", "It is the item itself.", "Cy")
+        assert (row["item"], row["option"], row["comment"], row["who"]) == (
+            item,
+            "product",
+            "It is the item itself.",
+            "Cy",
+        )
         for options in ({}, {"width": 375, **PHONE}):
             page = visit(f"{address}/#standing", **options)
             wait_for(page, "#standing-said", "1 is full agreement")
             urgency = page.locator("[data-dimension=urgency]")
             assert "on 8 items that several answered" in urgency.text_content()
             assert "more items with several answers" in urgency.text_content()
-            assert urgency.get_by_role("img").get_attribute("aria-label").startswith("Alpha of urgency")
+            assert (
+                urgency.get_by_role("img")
+                .get_attribute("aria-label")
+                .startswith("Alpha of urgency")
+            )
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             photograph(page, f"standing-{options.get('width', 1280)}")
         page.goto(f"{address}/#settle")
@@ -243,40 +274,53 @@ def test_settling_and_where_we_stand(visit, make_store, support, photograph):
 
 
 def test_trying_two_judges(visit, run, make_store, support, photograph):
-    """The trained tiny judge in two files; and its answers about the items, in the background."""
-    files = [run.gguf_file("Q4_K_M"), run.gguf_file("BF16")]
-    judges = [Judge.from_pretrained(path, n_threads=1) for path in files]
-    named = [Named(path.name, path.name, judge) for path, judge in zip(files, judges, strict=True)]
+    """A trained judge beside an untrained base; and its answers about the items, in the background."""
+    model = run.gguf_file("Q4_K_M")
+    rubric, working = load_judges(Settings(str(model), "tiny", options={"n_threads": 1}))
+    assert rubric == support
+    judges = [named.judge for named in working.named]
     texts = HOSTILE | {"usual": {"text": "My card was charged twice. Please refund me."}}
     store = make_store(texts)
-    working = Judges(named, support)
     working.judge_items(store)
     working.wait()
     assert working.problem == ""
-    said = {row["item"]: row for row in store.rows("SELECT * FROM verdicts WHERE dimension = 'topic'")}
+    said = {
+        row["item"]: row for row in store.rows("SELECT * FROM verdicts WHERE dimension = 'topic'")
+    }
     assert said["empty"]["problem"] == "empty field: text"
     assert said["long"]["problem"].startswith("too long: ")
     expected = judges[0].annotate([texts["usual"]])[0]
     assert said["usual"]["option"] == expected.labels["topic"]
-    with serving(support, None, named, review_below=0.9999) as address:
+    with serving(support, None, working.named, review_below=0.9999) as address:
         for width, options in ((1280, {}), (375, PHONE)):
             page = visit(address, width, **options)
-            assert page.get_by_role("tab").all_text_contents() == ["Try", "Annotate", "Settle", "Where we stand"]
+            assert page.get_by_role("tab").all_text_contents() == [
+                "Try",
+                "Annotate",
+                "Settle",
+                "Where we stand",
+            ]
             assert page.locator("[role=tab]:visible").count() == 1
             page.get_by_role("button", name="Ask the judge").click()
             wait_for(page, "#try-said", "Q4_K_M.gguf cannot judge this: empty field: text")
             page.get_by_label("text").fill(texts["usual"]["text"])
             page.get_by_role("button", name="Ask the judge").click()
-            wait_for(page, "#try-said", r"Q4_K_M.gguf: \d+\.\d\d s, .*BF16.gguf: \d")
+            wait_for(page, "#try-said", rf"Q4_K_M.gguf: \d+\.\d\d s, {working.named[1].name}: \d")
             other = judges[1].annotate([texts["usual"]])[0]
             for dimension in support.dimensions:
                 card = page.locator(f"[data-dimension={dimension.name}]")
-                shares = [int(re.match(r"\d+", text)[0]) for text in card.locator(".share").all_text_contents()]
+                shares = [
+                    int(re.match(r"\d+", text)[0])
+                    for text in card.locator(".share").all_text_contents()
+                ]
                 assert sum(shares) == pytest.approx(200, abs=len(shares))
                 for judge, found in enumerate((expected, other)):
                     head = card.locator("thead th").nth(judge + 1).text_content()
                     key = dimension.key(dimension.index(found.labels[dimension.name]))
-                    assert f"{files[judge].name}: {key} ({100 * found.confidence[dimension.name]:.0f} % sure)" in head
+                    assert (
+                        f"{working.named[judge].name}: {key} ({100 * found.confidence[dimension.name]:.0f} % sure)"
+                        in head
+                    )
                     assert "a person should look" in head
                 differ = expected.labels[dimension.name] != other.labels[dimension.name]
                 assert ("they differ" in card.text_content()) == differ
@@ -316,6 +360,16 @@ def test_every_control_has_a_name_and_a_place_in_the_order(visit, make_store, su
         order = []
         for _ in range(6):
             page.keyboard.press("Tab")
-            order.append(page.evaluate("document.activeElement.id || document.activeElement.name || document.activeElement.className"))
-        assert order == ["rename", "text", "urgency", "topic", "refund", "next"]  # nothing to undo yet
-
+            order.append(
+                page.evaluate(
+                    "document.activeElement.id || document.activeElement.name || document.activeElement.className"
+                )
+            )
+        assert order == [
+            "rename",
+            "text",
+            "urgency",
+            "topic",
+            "refund",
+            "next",
+        ]  # nothing to undo yet

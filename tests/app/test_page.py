@@ -11,9 +11,11 @@ import pytest
 import slm_judge.app
 from slm_judge.app.app import Settings, check
 from slm_judge.app.server import LARGEST
+from slm_judge.app.standing import check_names
 from slm_judge.app.store import Judged, Task
 from slm_judge.cli import main
 from slm_judge.errors import JudgeError
+from slm_judge.rubric import Rubric
 from tests.app.conftest import serving
 from tests.app.test_store import ALL, answer
 from tests.conftest import LIMIT
@@ -25,7 +27,9 @@ def fetch(address, body=None, **headers):
     """Status and content of an answer."""
     if body is not None and not isinstance(body, bytes):
         body, headers = json.dumps(body).encode(), {"content-type": "application/json", **headers}
-    request = urllib.request.Request(address, body, {k.replace("_", "-"): v for k, v in headers.items()})
+    request = urllib.request.Request(
+        address, body, {k.replace("_", "-"): v for k, v in headers.items()}
+    )
     try:
         with urllib.request.urlopen(request, timeout=LIMIT) as response:
             return response.status, response.read().decode()
@@ -46,7 +50,9 @@ def test_nothing_but_the_page_is_served(make_store, support):
 def test_a_stranger_s_page_gets_nothing(make_store, support):
     with serving(support, make_store(1)) as address:
         assert fetch(f"{address}/api/start", Host="evil.example")[0] == 400
-        body = json.dumps(ADA | {"item": "item 00", "dimension": "topic", "option": "billing", "seconds": 1}).encode()
+        body = json.dumps(
+            ADA | {"item": "item 00", "dimension": "topic", "option": "billing", "seconds": 1}
+        ).encode()
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
             status, said = fetch(f"{address}/api/answer", body, content_type=kind)
             assert (status, "application/json" in said) == (422, True)
@@ -63,10 +69,27 @@ def test_what_is_too_large_or_no_request_is_refused_in_words(make_store, support
         assert large == (422, '{"error":"This is longer than 8 MiB. Shorten it."}')
         for body in (b"", b"[]", b"{", b"[" * 100_000, b"\xff"):
             assert fetch(f"{address}/api/next", body, content_type="application/json")[0] == 422
-        wrong = [{}, {"annotator": 3}, {"annotator": " "}, {"annotator": "None"}, {"annotator": "x" * 81}]
+        wrong = [
+            {},
+            {"annotator": 3},
+            {"annotator": " "},
+            {"annotator": "None"},
+            {"annotator": "x" * 81},
+        ]
         assert [fetch(f"{address}/api/next", body)[0] for body in wrong] == [422] * 5
-        answered = ADA | {"item": "item 00", "dimension": "topic", "option": "billing", "seconds": 1}
-        for change in ({"seconds": -1}, {"seconds": None}, {"option": "x"}, {"item": "x"}, {"dimension": 1}):
+        answered = ADA | {
+            "item": "item 00",
+            "dimension": "topic",
+            "option": "billing",
+            "seconds": 1,
+        }
+        for change in (
+            {"seconds": -1},
+            {"seconds": None},
+            {"option": "x"},
+            {"item": "x"},
+            {"dimension": 1},
+        ):
             assert fetch(f"{address}/api/answer", answered | change)[0] == 422
         assert fetch(f"{address}/api/answer", answered)[0] == 200
         assert fetch(f"{address}/report")[0] == 422  # there is no judge to report on
@@ -104,14 +127,35 @@ def test_tables_and_figures_to_take_away(make_store, support):
     store = make_store(6, overlap=2)
     for n in range(6):
         for who in ("Ada", "Bob"):
-            answer(store, f"item {n:02}", who, **ALL | {"urgency": str(n % 4 + 1 - (who == "Bob" and n == 3))})
-        store.add_judged("judge", {f"item {n:02}": Judged({"urgency": (str(n % 4 + 1), 0.9), "topic": ("billing", 0.8), "refund": ("true", 0.7)})})
+            answer(
+                store,
+                f"item {n:02}",
+                who,
+                **ALL | {"urgency": str(n % 4 + 1 - (who == "Bob" and n == 3))},
+            )
+        store.add_judged(
+            "judge",
+            {
+                f"item {n:02}": Judged(
+                    {
+                        "urgency": (str(n % 4 + 1), 0.9),
+                        "topic": ("billing", 0.8),
+                        "refund": ("true", 0.7),
+                    }
+                )
+            },
+        )
     with serving(support, store) as address:
         status, table = fetch(f"{address}/export.csv")
         assert (status, table.count("\n")) == (200, 13)
         assert fetch(f"{address}/export.csv?settled=1")[1] == table
-        figures = {one["dimension"]: one for one in json.loads(fetch(f"{address}/api/standing", {"width": 0.1})[1])["dimensions"]}
-        assert figures["urgency"]["people"]["estimate"] < figures["urgency"]["judge"]["estimate"] < 1
+        figures = {
+            one["dimension"]: one
+            for one in json.loads(fetch(f"{address}/api/standing", {"width": 0.1})[1])["dimensions"]
+        }
+        assert (
+            figures["urgency"]["people"]["estimate"] < figures["urgency"]["judge"]["estimate"] < 1
+        )
         assert [point["items"] for point in figures["urgency"]["curve"]] == [3, 4, 5, 6]
         assert figures["urgency"]["more"] > 0
         assert figures["topic"]["more"] is None
@@ -131,7 +175,10 @@ def test_tables_and_figures_to_take_away(make_store, support):
         ({"model": "m", "host": "0.0.0.0", "password": "short"}, "at least 8 characters"),
         ({"model": "m", "store": Path("nowhere.db")}, "There is no store nowhere.db"),
         ({"model": "m", "items": "i.csv", "draw": 3}, "--draw is the number of items"),
-        ({"rubric": Path("r.yaml"), "items": "i.csv", "compare": "m"}, "--compare stands beside a judge"),
+        (
+            {"rubric": Path("r.yaml"), "items": "i.csv", "compare": "m"},
+            "--compare stands beside a judge",
+        ),
     ],
 )
 def test_what_contradicts_is_refused_before_a_model_is_loaded(settings, complaint):
@@ -140,11 +187,26 @@ def test_what_contradicts_is_refused_before_a_model_is_loaded(settings, complain
     check(Settings("m", host="0.0.0.0", password="long enough"))
 
 
+def test_names_that_the_page_writes_are_refused(support):
+    raw = json.loads(support.to_json()) | {"fields": ["seconds"]}
+    with pytest.raises(JudgeError, match="columns called seconds"):
+        check_names(Rubric.parse(raw, "raw"))
+
+
 def test_answers_as_a_table_from_the_command_line(make_store, tmp_path, monkeypatch, capsys):
     from tests.conftest import ROOT
 
     store, output = make_store(1), tmp_path / "long.jsonl"
-    command = ["slm-judge", "app", "--rubric", ROOT / "rubrics/support-messages.yaml", "--store", store.path, "--export", output]
+    command = [
+        "slm-judge",
+        "app",
+        "--rubric",
+        ROOT / "rubrics/support-messages.yaml",
+        "--store",
+        store.path,
+        "--export",
+        output,
+    ]
     monkeypatch.setattr("sys.argv", list(map(str, command)))
     with pytest.raises(SystemExit) as ended:
         main()

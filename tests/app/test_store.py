@@ -65,7 +65,9 @@ def test_killed_100_times_beside_another_writer(tmp_path):
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        kept = db.execute("SELECT annotator, CAST(seconds AS INTEGER), at, rubric FROM answer").fetchall()
+        kept = db.execute(
+            "SELECT annotator, CAST(seconds AS INTEGER), at, rubric FROM answer"
+        ).fetchall()
     written = {f"{who} {n}" for who, n, at, version in kept if at and version}
     assert len(written) == len(kept)
     assert set(confirmed) <= written
@@ -113,7 +115,9 @@ def test_an_open_item_is_kept_for_a_while(make_store):
 
 def test_orders(make_store):
     store = make_store(8, order="uncertainty")
-    store.add_judged("judge", {f"item {n:02}": Judged({"refund": ("true", 0.5 + n / 100)}) for n in range(2, 8)})
+    store.add_judged(
+        "judge", {f"item {n:02}": Judged({"refund": ("true", 0.5 + n / 100)}) for n in range(2, 8)}
+    )
     assert work_through(store, "Ada")[:6] == [f"item {n:02}" for n in range(2, 8)]
     store = make_store(8, name="random.db")
     done = work_through(store, "Ada")
@@ -173,7 +177,11 @@ def test_what_is_no_store_or_no_answer_is_refused(make_store, tmp_path, support)
             Store(tmp_path / name, support)
         assert (tmp_path / name).read_bytes() == before
     store = make_store(1)
-    for wrong in (("item 99", "topic", "billing"), ("item 00", "tone", "billing"), ("item 00", "topic", "3")):
+    for wrong in (
+        ("item 99", "topic", "billing"),
+        ("item 00", "tone", "billing"),
+        ("item 00", "topic", "3"),
+    ):
         with pytest.raises(DataError):
             store.answer(wrong[0], "Ada", *wrong[1:], 1.0)
     with pytest.raises(DataError, match="another text for the item item 00"):
@@ -190,20 +198,33 @@ def test_a_review_file_goes_in_and_a_table_for_training_comes_out(tmp_path, supp
     review.write_text("\n".join([head, *rows, rows[0]]) + "\n")
     items = read_items(str(review), support)
     assert items.notes == [f"{review}: 1 rows repeat an item: shown once."]
-    assert items.judged["m1"].labels == {"urgency": ("2", 0.51), "topic": ("billing", 0.61), "refund": ("true", 0.55)}
+    assert items.judged["m1"].labels == {
+        "urgency": ("2", 0.51),
+        "topic": ("billing", 0.61),
+        "refund": ("true", 0.55),
+    }
     store = Store(tmp_path / "a.db", support, Task(overlap=2))
     store.add_items(items.states, items.chances)
     store.add_judged(TABLE, items.judged)
     for who in ("Ada", "Bob"):
         for n, item in enumerate(sorted(items.states)):
             if n < 12:
-                answer(store, item, who, urgency="2", topic="praise" if who == "Ada" and n == 7 else "billing", refund=None if n == 3 else "true")
+                answer(
+                    store,
+                    item,
+                    who,
+                    urgency="2",
+                    topic="praise" if who == "Ada" and n == 7 else "billing",
+                    refund=None if n == 3 else "true",
+                )
     found = disagreements(store, "topic", "Ada")
     assert [row["item"] for row in found["items"]] == [sorted(items.states)[7]]
     output = tmp_path / "long.csv"
     assert export(store, output) == 24
     strict = Findings()
-    read = read_strictly(read_table(str(output)), Columns(annotator="annotator_id"), support, strict)
+    read = read_strictly(
+        read_table(str(output)), Columns(annotator="annotator_id"), support, strict
+    )
     strict.raise_any("long.csv")
     assert len(read.items) == 12
     assert read_annotations(str(output), support, annotator="annotator_id").items == read.items
@@ -219,7 +240,10 @@ def test_what_is_settled_stands_in_for_what_differed(make_store):
     store.settle("item 00", "topic", "product", "both are half right", "Cy")
     assert disagreements(store)["total"] == 0
     (row,) = disagreements(store, settled=True)["items"]
-    assert (row["people"], row["settled"]["comment"]) == ({"Ada": "billing", "Bob": "praise"}, "both are half right")
+    assert (row["people"], row["settled"]["comment"]) == (
+        {"Ada": "billing", "Bob": "praise"},
+        "both are half right",
+    )
     lines = {row["annotator_id"]: row for row in long_table(store, settled=True)}
     assert [lines[who]["topic"] for who in ("Ada", "Bob", "Cy")] == [None, None, "product"]
     assert lines["Bob"]["refund"] == "true"
@@ -240,7 +264,9 @@ def test_worst_first(make_store):
 
 
 def test_chances_of_a_design_are_those_with_which_items_are_drawn():
-    sure = {f"m{n}": one for n, one in enumerate([0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.0, 1.0, 0.95])}
+    sure = {
+        f"m{n}": one for n, one in enumerate([0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.0, 1.0, 0.95])
+    }
     seeds, drawn = 4000, Counter()
     for seed in range(seeds):
         chances, names = draw(sure, 4, seed)

@@ -22,7 +22,7 @@ export function annotate(start) {
     const { own, done, total } = found.progress;
     $("progress").max = Math.max(total, 1);
     $("progress").value = own;
-    $("count").textContent = `${own} of ${total} answered by you, ${done} done`;
+    $("count").textContent = `${own} of ${total} answered by you, ${done} have enough answers`;
     $("undo").disabled = own === 0 && !Object.keys(found.item?.answers ?? {}).length;
     $("next").disabled = !found.item;
     item = found.item;

@@ -1,6 +1,7 @@
 """`slm-judge app`: the page on which people try a judge, annotate, and settle disagreements."""
 
 import ipaddress
+import signal
 import socket
 import webbrowser
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from slm_judge.screen import say
 
 from .items import TABLE, Items, draw, read_items
 from .judging import Judges, Named
+from .standing import check_names, export
 from .store import Store, Task
 
 PORT = 7860
@@ -70,13 +72,13 @@ def serve(settings: Settings, console: Console | None = None) -> None:
     from .server import Page, application
 
     check(settings)
-    rubric, judges = _judges(settings)
+    listening = listen(settings)
+    rubric, judges = load_judges(settings)
     try:
         store, notes = _prepare(settings, rubric, judges, console)
     except BaseException:
         judges.close()
         raise
-    listening = _listen(settings)
     address = f"http://{settings.host}:{listening.getsockname()[1]}"
     say(console, [*notes, *([f"Answers are kept in {store.path}."] if store else [])])
     say(console, [f"The page: {address} (Ctrl-C ends it)"], "")
@@ -88,6 +90,11 @@ def serve(settings: Settings, console: Console | None = None) -> None:
     config = uvicorn.Config(
         served, log_level="warning", server_header=False, timeout_graceful_shutdown=5
     )
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # uvicorn ends in good order, then passes them on
+        signal.signal(number, signal.SIG_IGN)
     uvicorn.Server(config).run(sockets=[listening])
 
 
@@ -97,8 +104,6 @@ def write_answers(settings: Settings, output: Path) -> str:
     Raises:
         JudgeError: there is no rubric, no store, or no answer.
     """
-    from .standing import export
-
     path = settings.store or STORE
     if settings.rubric is None or not path.is_file():
         raise JudgeError("--export needs --rubric, and the --store that the page wrote.")
@@ -141,7 +146,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
     """The port that was asked for; where nobody asked, the usual one or any that is free."""
     ports = [PORT, 0] if settings.port is None else [settings.port]
     for port in ports:
@@ -157,7 +162,8 @@ def _listen(settings: Settings) -> socket.socket:
     raise JudgeError(f"Cannot listen on {settings.host}, port {ports[-1]}: {problem}.")
 
 
-def _judges(settings: Settings) -> tuple[Rubric, Judges]:
+def load_judges(settings: Settings) -> tuple[Rubric, Judges]:
+    """The judges of the page, and the rubric that they and people answer."""
     rubric = Rubric.from_file(settings.rubric) if settings.rubric else None
     named: list[Named] = []
     keyed = settings.items or settings.store
@@ -186,6 +192,7 @@ def _prepare(
     """The store with its items, and what is to be said about them."""
     if not settings.items and not settings.store:
         return None, []
+    check_names(rubric)
     items = Items()
     if settings.items:
         items = read_items(settings.items, rubric, settings.columns, settings.prefix)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slm_judge.annotate.rows import REVIEW_PROBABILITY
+from slm_judge.annotate.rows import LABELLED, REVIEW_PROBABILITY
 from slm_judge.data.item import ITEM_ID
 from slm_judge.data.tables import read_table, require_columns
 from slm_judge.data.text import is_blank, read_name, read_text
@@ -95,7 +95,8 @@ def _chance(cell: object, where: str) -> float:
 
 
 def _judged(row: Mapping[str, Any], dimensions: Sequence[Any], prefix: str) -> Judged:
-    found = Judged(problem=read_name(row.get(f"{prefix}outcome")) or "no answer")
+    outcome = read_name(row.get(f"{prefix}outcome"))
+    found = Judged(problem="" if outcome in LABELLED else outcome)
     for dimension in dimensions:
         label = dimension.read(row.get(f"{prefix}{dimension.name}"))
         sure = row.get(f"{prefix}{dimension.name}_confidence")

@@ -153,7 +153,8 @@ function tryOut(start) {
 function verdict(dimension, answers, start) {
   const found = answers.map((one) => one.dimensions[dimension.name]);
   const differ = new Set(found.map((one) => one.label)).size > 1;
-  const below = (one) => start.review_below !== null && one.confidence < start.review_below;
+  const below = (one) => start.review_below !== null
+    && Math.round(100 * one.confidence) / 100 < start.review_below; // as `annotate` compares them
   const rows = dimension.options.map((option) => h("tr", {},
     h("th", { scope: "row" }, described(option)),
     ...found.map((one) => {

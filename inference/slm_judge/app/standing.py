@@ -25,7 +25,7 @@ from slm_judge.data.tables import Overview, check_output
 from slm_judge.data.write import write_tables
 from slm_judge.errors import DataError, require_extra
 from slm_judge.files import finite, write_text
-from slm_judge.rubric import Dimension
+from slm_judge.rubric import Dimension, Rubric
 
 from .store import Store
 
@@ -193,6 +193,20 @@ def _alpha(coincidences: Floats, dimension: Dimension) -> Interval:
 
 
 # --- tables ---
+
+
+def check_names(rubric: Rubric) -> None:
+    """Refuse a rubric whose names are those of other columns that the page writes.
+
+    Raises:
+        DataError: names them.
+    """
+    ours = {ITEM_ID, ANNOTATOR, REVIEW_PROBABILITY, *_KEPT}
+    if taken := sorted(ours & {*rubric.fields, *(d.name for d in rubric.dimensions)}):
+        raise DataError(
+            f"The page writes columns called {', '.join(taken)}: give the rubric's fields and "
+            "dimensions other names."
+        )
 
 
 def long_table(store: Store, settled: bool = False) -> list[dict[str, Any]]:
