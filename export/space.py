@@ -43,6 +43,7 @@ RUN pip install --user --no-cache-dir --requirement requirements.txt
 COPY --chown=user . .
 CMD ["python", "app.py"]
 """
+_METADATA = "Metadata-Version: 2.1\nName: slm-judge\nVersion: {version}\n"
 _APP = '''"""The page of {model}, for anybody."""
 
 import os
@@ -74,6 +75,8 @@ def space_files(recipe: Recipe, user: str) -> dict[str, Path | bytes]:
         "README.md": _CARD.format(**facts),
         "Dockerfile": _DOCKERFILE.format(**facts),
         "app.py": _APP.format(**facts),
+        # By which the package knows its own version, since nothing installs it there.
+        f"slm_judge-{__version__}.dist-info/METADATA": _METADATA.format(**facts),
         "requirements.txt": "".join(f"{line}\n" for line in sorted(pinned())),
     }
     package = Path(slm_judge.__file__).parent

@@ -274,9 +274,11 @@ def test_settling_and_where_we_stand(visit, make_store, support, photograph):
 
 
 def test_trying_two_judges(visit, run, make_store, support, photograph):
-    """A trained judge beside an untrained base; and its answers about the items, in the background."""
+    """The judge in two files; and its answers about the items, in the background."""
     model = run.gguf_file("Q4_K_M")
-    rubric, working = load_judges(Settings(str(model), "tiny", options={"n_threads": 1}))
+    rubric, working = load_judges(
+        Settings(str(model), str(run.gguf_file("BF16")), options={"n_threads": 1})
+    )
     assert rubric == support
     judges = [named.judge for named in working.named]
     texts = HOSTILE | {"usual": {"text": "My card was charged twice. Please refund me."}}
@@ -294,13 +296,7 @@ def test_trying_two_judges(visit, run, make_store, support, photograph):
     with serving(support, None, working.named, review_below=0.9999) as address:
         for width, options in ((1280, {}), (375, PHONE)):
             page = visit(address, width, **options)
-            assert page.get_by_role("tab").all_text_contents() == [
-                "Try",
-                "Annotate",
-                "Settle",
-                "Where we stand",
-            ]
-            assert page.locator("[role=tab]:visible").count() == 1
+            assert page.get_by_role("tab").all_text_contents() == ["Try"]
             page.get_by_role("button", name="Ask the judge").click()
             wait_for(page, "#try-said", "Q4_K_M.gguf cannot judge this: empty field: text")
             page.get_by_label("text").fill(texts["usual"]["text"])
@@ -328,9 +324,8 @@ def test_trying_two_judges(visit, run, make_store, support, photograph):
                 assert option.description in page.text_content("#rubric")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             photograph(page, f"try-{width}")
-        page.get_by_label("text").fill("x" * (MOST_CHARACTERS + 1))
-        page.get_by_role("button", name="Ask the judge").click()
-        wait_for(page, "#try-said", "too long: 1000001 characters")
+    (found, _) = working.try_out({"text": "x" * (MOST_CHARACTERS + 1)})
+    assert found["problem"].startswith("too long: 1000001 characters in text")
     working.close()
 
 

@@ -124,28 +124,15 @@ def test_the_judge_s_answer_leaves_the_machine_only_when_it_may(make_store, supp
 
 def test_tables_and_figures_to_take_away(make_store, support):
     """The report as well, which needs a judge and people."""
-    store = make_store(6, overlap=2)
+    two = support.model_copy(update={"dimensions": support.dimensions[:2]})
+    store = make_store(6, two, overlap=2)
     for n in range(6):
-        for who in ("Ada", "Bob"):
-            answer(
-                store,
-                f"item {n:02}",
-                who,
-                **ALL | {"urgency": str(n % 4 + 1 - (who == "Bob" and n == 3))},
-            )
-        store.add_judged(
-            "judge",
-            {
-                f"item {n:02}": Judged(
-                    {
-                        "urgency": (str(n % 4 + 1), 0.9),
-                        "topic": ("billing", 0.8),
-                        "refund": ("true", 0.7),
-                    }
-                )
-            },
-        )
-    with serving(support, store) as address:
+        level = n % 4 + 1
+        answer(store, f"item {n:02}", "Ada", urgency=str(level), topic="billing")
+        answer(store, f"item {n:02}", "Bob", urgency=str(level - (n == 3)), topic="billing")
+        said = Judged({"urgency": (str(level), 0.9), "topic": ("billing", 0.8)})
+        store.add_judged("judge", {f"item {n:02}": said})
+    with serving(two, store) as address:
         status, table = fetch(f"{address}/export.csv")
         assert (status, table.count("\n")) == (200, 13)
         assert fetch(f"{address}/export.csv?settled=1")[1] == table

@@ -168,7 +168,7 @@ function verdict(dimension, answers, start) {
     ` (${percent(found[i].confidence)} sure)`,
     below(found[i]) ? h("div", { className: "mark" }, "a person should look") : null));
   return h("div", { className: "card", "data-dimension": dimension.name },
-    h("table", {},
+    h("table", { className: "shares" },
       h("caption", {}, dimension.name, differ ? h("span", { className: "mark" }, " – they differ")
         : null),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Answer"), ...heads)),
