@@ -91,9 +91,20 @@ def test_what_is_too_large_or_no_request_is_refused_in_words(make_store, support
             {"dimension": 1},
         ):
             assert fetch(f"{address}/api/answer", answered | change)[0] == 422
-        assert fetch(f"{address}/api/answer", answered)[0] == 200
+        assert fetch(f"{address}/api/answer", answered | {"annotator": "\ud800"})[0] == 200
         assert fetch(f"{address}/report")[0] == 422  # there is no judge to report on
-        assert len(store.rows("SELECT 1 FROM answer")) == 1
+        assert store.annotators() == ["\ufffd"]
+
+
+def test_where_the_store_cannot_be_written_the_page_says_so(make_store, support):
+    store = make_store(1)
+    body = ADA | {"item": "item 00", "dimension": "topic", "option": "billing", "seconds": 1}
+    with serving(support, store) as address:
+        with store.writing() as db:
+            db.execute("ALTER TABLE answer RENAME TO away")
+        status, said = fetch(f"{address}/api/answer", body)
+        assert (status, "cannot be used: no such table" in said) == (422, True)
+        assert fetch(f"{address}/api/start")[0] == 422
 
 
 def test_a_password(make_store, support):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from slm_judge.errors import DataError, JudgeError, require
+from slm_judge.errors import DataError, JudgeError, require_extra
 from slm_judge.files import content_hash
 from slm_judge.judge.judge import Judge, LoadOptions
 from slm_judge.progress import progress_bar
@@ -66,7 +66,7 @@ def serve(settings: Settings, console: Console | None = None) -> None:
         MissingExtraError: the extra `app` is not installed.
     """
     console = console or Console()
-    require("starlette", "app"), require("uvicorn", "app")
+    require_extra("app")
     import uvicorn
 
     from .server import Page, application
@@ -90,11 +90,8 @@ def serve(settings: Settings, console: Console | None = None) -> None:
     config = uvicorn.Config(
         served, log_level="warning", server_header=False, timeout_graceful_shutdown=5
     )
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # uvicorn ends in good order, then passes them on
-        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # uvicorn ends in good order, then passes it on
     uvicorn.Server(config).run(sockets=[listening])
 
 

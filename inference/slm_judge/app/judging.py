@@ -1,6 +1,5 @@
 """The judges behind the page: one request at a time, and the items' answers in the background."""
 
-import sqlite3
 import threading
 import time
 from collections.abc import Mapping
@@ -95,7 +94,7 @@ class Judges:
                 part = dict(todo[start : start + _AT_ONCE])
                 try:
                     store.add_judged(first.key, self.ask(first, part))
-                except (JudgeError, sqlite3.Error) as error:
+                except JudgeError as error:
                     self.problem = f"The judge stopped judging the items: {error}"
                     return
 
@@ -111,8 +110,9 @@ class Judges:
         """End the background work after the items at hand, and free the models."""
         self._stop.set()
         self.wait()
-        for named in self.named:
-            named.judge.close()
+        with self._lock:
+            for named in self.named:
+                named.judge.close()
 
 
 def _shares(said: Annotation) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from starlette.routing import Route
 from slm_judge.data.text import read_name
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.rubric import Rubric
+from slm_judge.text import to_utf8
 
 from .judging import Judges
 from .standing import disagreements, export, report, standing
@@ -206,7 +207,7 @@ def _text(asked: Mapping[str, Any], name: str) -> str:
     value = asked.get(name, "")
     if not isinstance(value, str):
         raise DataError(f"{name} is a text.")
-    return value
+    return to_utf8(value)
 
 
 def _name(asked: Mapping[str, Any], key: str = "annotator") -> str:

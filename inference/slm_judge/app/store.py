@@ -8,7 +8,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -111,28 +111,25 @@ class Store:
                 head = file.read(72)
             if not head.startswith(b"SQLite format 3\0") or head[68:] != _APPLICATION.to_bytes(4):
                 raise DataError(f"{self.path} is no store of annotations. Name another --store.")
-        try:
-            with self._connected() as db:  # the mark is in the file itself before the journal is
-                if not db.execute("PRAGMA application_id").fetchone()[0]:
-                    mark = f"PRAGMA application_id = {_APPLICATION}"
-                    db.executescript(f"BEGIN IMMEDIATE; {_TABLES} {mark}; COMMIT")
-                db.execute("PRAGMA journal_mode = WAL")
-            with self.writing() as db:
-                row = self.version, self.rubric.to_json(), now()
-                db.execute("INSERT OR IGNORE INTO rubric VALUES (?, ?, ?)", row)
-        except sqlite3.Error as error:
-            raise DataError(f"The store {self.path} cannot be written: {error}.") from error
+        with self._connected() as db:  # the mark is in the file itself before the journal is
+            if not db.execute("PRAGMA application_id").fetchone()[0]:
+                mark = f"PRAGMA application_id = {_APPLICATION}"
+                db.executescript(f"BEGIN IMMEDIATE; {_TABLES} {mark}; COMMIT")
+            db.execute("PRAGMA journal_mode = WAL")
+        with self.writing() as db:
+            row = self.version, self.rubric.to_json(), now()
+            db.execute("INSERT OR IGNORE INTO rubric VALUES (?, ?, ?)", row)
 
     @contextmanager
     def _connected(self, views: str = "") -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None)
-        db.row_factory = sqlite3.Row
         try:
-            db.execute("PRAGMA synchronous = FULL")
-            db.executescript(views)
-            yield db
-        finally:
-            db.close()
+            with closing(sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None)) as db:
+                db.row_factory = sqlite3.Row
+                db.execute("PRAGMA synchronous = FULL")
+                db.executescript(views)
+                yield db
+        except sqlite3.Error as error:
+            raise DataError(f"The store {self.path} cannot be used: {error}.") from error
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
