@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def free_port():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
+
+
+def until_served(process, log):
+    """Wait until `slm-judge app`, which writes to `log`, says the page's address."""
+    deadline = time.monotonic() + LIMIT
+    while "The page: " not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    return process
 
 
 @contextmanager

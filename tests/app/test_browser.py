@@ -4,14 +4,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from slm_judge.app.app import Settings, load_judges
 from slm_judge.app.store import Judged, Store
 from slm_judge.data.text import MOST_CHARACTERS
-from tests.app.conftest import free_port, serving
+from tests.app.conftest import free_port, serving, until_served
 from tests.app.test_store import ALL, answer
 from tests.conftest import LIMIT, ROOT
 
@@ -167,25 +166,21 @@ def test_killed_and_resumed(visit, tmp_path, support):
 
     def start():
         with log.open("w") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file)
-        while f"http://127.0.0.1:{port}" not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.05)
-        return process
+            return until_served(subprocess.Popen(command, stdout=file, stderr=file), log)
 
     process = start()
     try:
         page = begin(visit, f"http://127.0.0.1:{port}", "Ada")
         item = page.text_content("#item-id")
-        page.keyboard.press("2")
-        page.keyboard.press("3")
-        kept = Store(store, support)
-        while len(kept.own(item, "Ada")) < 2:
-            page.wait_for_timeout(50)
+        for key in "23":
+            with page.expect_response("**/api/answer") as answered:
+                page.keyboard.press(key)
+            answered.value.finished()
+        assert Store(store, support).own(item, "Ada") == {"urgency": "2", "topic": "product"}
         process.kill()
         process.wait(LIMIT)
         page.keyboard.press("1")
-        wait_for(page, "#annotate-said", "This answer was not kept: The server does not answer")
+        wait_for(page, "#annotate-said", "may be lost, give it again: The server does not answer")
         assert page.locator("input:checked").count() == 2
         process = start()
         page.keyboard.press("1")

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from importlib.metadata import distribution, version
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from slm_judge.export.push import push
 from slm_judge.export.space import space_files
 
 from slm_judge import Judge
-from tests.app.conftest import free_port
+from tests.app.conftest import free_port, until_served
 from tests.app.test_page import fetch
 from tests.conftest import LIMIT
 
@@ -97,11 +96,7 @@ def test_a_space_starts_in_a_fresh_environment_with_what_is_pinned(run, logged_i
             stderr=file,
         )
     try:
-        deadline = time.monotonic() + LIMIT
-        while "The page: " not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        until_served(process, log)
         address, text = f"http://127.0.0.1:{port}", "My card was charged twice. Please refund me."
         start = json.loads(fetch(f"{address}/api/start")[1])
         assert (start["judges"], start["task"]) == (["me/spaced-GGUF"], None)

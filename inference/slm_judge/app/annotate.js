@@ -97,7 +97,7 @@ export function annotate(start) {
       delete answers[name];
       sets()[place].querySelectorAll("input").forEach((input) => { input.checked = false; });
       activate(place);
-      say(said, `This answer was not kept: ${error.message}`, true);
+      say(said, `This answer may be lost, give it again: ${error.message}`, true);
     });
   }
 
