@@ -387,7 +387,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 files.pop(value["path"], None)
         commit = repo.commit(revision, files, message)
-        url = f"{self.server_hub.url}/{name}/commit/{commit}"
+        prefix = "" if kind == "models" else f"{kind}/"
+        url = f"{self.server_hub.url}/{prefix}{name}/commit/{commit}"
         self._json({"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
 
     def _branch(self, kind: str, name: str, branch: str) -> None:
