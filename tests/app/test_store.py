@@ -7,8 +7,11 @@ import sys
 from collections import Counter
 
 import pytest
+from rich.console import Console
 
+from slm_judge.app.app import Settings, prepare
 from slm_judge.app.items import TABLE, draw, read_items
+from slm_judge.app.judging import Judges
 from slm_judge.app.standing import disagreements, export, long_table
 from slm_judge.app.store import Judged, Store, Task
 from slm_judge.data.read import Columns, Findings, read_annotations
@@ -281,3 +284,36 @@ def test_chances_of_a_design_are_those_with_which_items_are_drawn():
     assert draw(sure, 10)[0] == pytest.approx(dict.fromkeys(sure, 1.0))
     with pytest.raises(DataError, match="between 1 and 10"):
         draw(sure, 11)
+
+
+def test_a_design_is_drawn_once_and_its_items_alone_are_annotated(tmp_path, support):
+    table = tmp_path / "judged.csv"
+    rows = [f"m{n},text {n},billing,0.{50 + n},annotated" for n in range(30)]
+    table.write_text("\n".join(["item_id,text,topic,topic_confidence,outcome", *rows]) + "\n")
+
+    def start(draw, items=str(table), name="a.db"):
+        task = Task(order="design")
+        settings = Settings(items=items, store=tmp_path / name, task=task, draw=draw)
+        return prepare(settings, support, Judges([], support), Console())
+
+    with pytest.raises(DataError, match="needs --draw"):
+        start(None)
+    store, notes = start(5)
+    assert notes == ["Drawn: 5 of 30 items, by the judge's uncertainty."]
+    chances = {row["id"]: row["chance"] for row in store.rows("SELECT id, chance FROM item")}
+    assert sum(chances.values()) == pytest.approx(5)
+    assert chances["m0"] > chances["m29"] > 0
+    assert store.progress("Ada")["total"] == 5
+    done = work_through(store, "Ada")
+    assert len(done) == 5
+    assert {row["item_id"]: row["review_probability"] for row in long_table(store)} == {
+        item: chances[item] for item in done
+    }
+    again, notes = start(None)
+    assert "stands: 5 of 30" in notes[0]
+    assert again.next_item("Ada") is None
+    with pytest.raises(DataError, match="a design of 5 items already"):
+        start(6)
+    (tmp_path / "bare.csv").write_text("text\na\nb\n")
+    with pytest.raises(DataError, match="name a judge, or items with its answers"):
+        start(1, str(tmp_path / "bare.csv"), "b.db")

@@ -75,7 +75,7 @@ def serve(settings: Settings, console: Console | None = None) -> None:
     listening = listen(settings)
     rubric, judges = load_judges(settings)
     try:
-        store, notes = _prepare(settings, rubric, judges, console)
+        store, notes = prepare(settings, rubric, judges, console)
     except BaseException:
         judges.close()
         raise
@@ -183,10 +183,10 @@ def load_judges(settings: Settings) -> tuple[Rubric, Judges]:
     return rubric, Judges(named, rubric)
 
 
-def _prepare(
+def prepare(
     settings: Settings, rubric: Rubric, judges: Judges, console: Console
 ) -> tuple[Store | None, list[str]]:
-    """The store with its items, and what is to be said about them."""
+    """The store with its items, if there are any, and what is to be said about them."""
     if not settings.items and not settings.store:
         return None, []
     check_names(rubric)
