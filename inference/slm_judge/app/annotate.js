@@ -36,7 +36,7 @@ export function annotate(start) {
         : "There are no items.");
       return;
     }
-    $("item").replaceChildren(h("h2", {}, "Item ", h("span", { id: "item-id", dir: "auto" }, item.id)),
+    $("item").replaceChildren(h("h2", {}, "Item ", h("bdi", { id: "item-id" }, item.id)),
       ...texts(fields, item.state));
     $("questions").append(...dimensions.map(asked));
     judged(item.judge);

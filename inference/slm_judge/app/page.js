@@ -164,7 +164,7 @@ function verdict(dimension, answers, start) {
         percent(one.probabilities[option.key]) + (one.label === option.key ? " ✓" : ""), bar);
     })));
   const heads = answers.map((one, i) => h("th", { scope: "col" },
-    answers.length > 1 ? `${one.judge}: ` : "", h("span", { dir: "auto" }, found[i].label),
+    answers.length > 1 ? `${one.judge}: ` : "", h("bdi", {}, found[i].label),
     ` (${percent(found[i].confidence)} sure)`,
     below(found[i]) ? h("div", { className: "mark" }, "a person should look") : null));
   return h("div", { className: "card", "data-dimension": dimension.name },
@@ -233,12 +233,12 @@ function difference(row, start) {
   const answers = Object.entries(row.people).map(([who, key]) => [who, key]);
   if (row.judge) answers.push([`the judge (${percent(row.judge[1])} sure)`, row.judge[0]]);
   return h("article", { className: "card", "data-item": row.item },
-    h("h2", {}, `${row.dimension}, item `, h("span", { dir: "auto" }, row.item)),
+    h("h2", {}, `${row.dimension}, item `, h("bdi", {}, row.item)),
     ...texts(start.rubric.fields, row.state),
     h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Who"),
       h("th", { scope: "col" }, "Answer"))),
     h("tbody", {}, answers.map(([who, key]) => h("tr", {},
-      h("th", { scope: "row", dir: "auto" }, who), h("td", { dir: "auto" }, key))))), form);
+      h("th", { scope: "row" }, h("bdi", {}, who)), h("td", {}, h("bdi", {}, key)))))), form);
 }
 
 // --- Where we stand ---
@@ -267,7 +267,7 @@ function agreement(one, width) {
     : one.more ? `About ${one.more} more items with several answers would give an interval of width ${width}.`
       : `The interval is at most ${width} wide already.`;
   const rows = one.annotators.map((who) => h("tr", {},
-    h("th", { scope: "row", dir: "auto" }, who.name), h("td", {}, String(who.n_items)),
+    h("th", { scope: "row" }, h("bdi", {}, who.name)), h("td", {}, String(who.n_items)),
     h("td", {}, interval(who.alpha)),
     h("td", {}, who.careless ? h("span", { className: "mark" }, "agrees no more than chance") : "")));
   return h("div", { className: "card", "data-dimension": one.dimension },
