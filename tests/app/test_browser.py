@@ -279,7 +279,7 @@ def test_trying_two_judges(visit, run, make_store, support, photograph):
     texts = HOSTILE | {"usual": {"text": "My card was charged twice. Please refund me."}}
     store = make_store(texts)
     working.judge_items(store)
-    working.wait()
+    working.wait(LIMIT)
     assert working.problem == ""
     said = {
         row["item"]: row for row in store.rows("SELECT * FROM verdicts WHERE dimension = 'topic'")

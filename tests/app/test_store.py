@@ -61,10 +61,9 @@ os.waitpid(steady, 0)
 
 def test_killed_100_times_beside_another_writer(tmp_path):
     path, rubric = tmp_path / "annotations.db", ROOT / "rubrics" / "support-messages.yaml"
-    confirmed = subprocess.run(
-        [sys.executable, "-c", WRITERS, path, rubric],
-        capture_output=True, text=True, check=True, timeout=LIMIT,
-    ).stdout.splitlines()  # fmt: skip
+    command = [sys.executable, "-c", WRITERS, path, rubric]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT)
+    confirmed = ended.stdout.splitlines()
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -101,10 +101,10 @@ class Judges:
         self._thread = threading.Thread(target=work, name="judging", daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Wait until the background work is done."""
-        while self._thread and self._thread.is_alive():
-            self._thread.join(1)
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the background work is done, so many seconds at most."""
+        if self._thread:
+            self._thread.join(seconds)
 
     def close(self) -> None:
         """End the background work after the items at hand, and free the models."""
