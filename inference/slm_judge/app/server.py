@@ -183,7 +183,6 @@ def _start(page: Page, asked: Mapping[str, Any]) -> Any:
         "examples": _examples(page),
         "notes": [*page.notes, *filter(None, [page.judges.problem])],
         "task": vars(store.task) if store else None,
-        "annotators": store.annotators() if store else [],
     }  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def disagreements(
     for one in store.rubric.dimensions:
         if dimension in ("", one.name):
             found += _differing(store, one, annotator, settled)
-    found.sort(key=lambda row: (row["settled"] is not None, -row["distance"], row["item"]))
+    found.sort(key=lambda row: (row["closed"], -row["distance"], row["item"]))
     for row in found[:most]:
         row["state"] = store.state(row["item"])
     return {"total": len(found), "items": found[:most]}
@@ -114,7 +114,7 @@ def _differing(
         people = {name: dimension.key(option) for name, option in row.items()}
         judge = (dimension.key(said[item][0]), said[item][1]) if item in said else None
         found.append({"item": item, "dimension": dimension.name, "people": people, "judge": judge,
-                      "distance": distance, "settled": final})  # fmt: skip
+                      "distance": distance, "settled": final, "closed": closed})  # fmt: skip
     return found
 
 

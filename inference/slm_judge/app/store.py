@@ -148,11 +148,8 @@ class Store:
 
     def add_items(
         self, items: Mapping[str, Mapping[str, str]], chances: Mapping[str, float]
-    ) -> int:
+    ) -> None:
         """Add items that are not there yet, with the chances with which they were drawn, if known.
-
-        Returns:
-            How many were added.
 
         Raises:
             DataError: the store has another text under an item's name.
@@ -171,7 +168,6 @@ class Store:
                     "INSERT OR IGNORE INTO item (id, place, state, chance) VALUES (?, ?, ?, ?)",
                     (name, place, text, chances.get(name)),
                 )
-        return len(items.keys() - known.keys())
 
     def add_judged(self, judge: str, found: Mapping[str, Judged]) -> None:
         """Keep what `judge` said about items, in place of what a judge said before."""
@@ -225,11 +221,8 @@ class Store:
 
     def answer(
         self, item: str, annotator: str, dimension: str, option: str | None, seconds: float
-    ) -> bool:
+    ) -> None:
         """Keep an answer; None is "cannot tell". What counts is an annotator's last answer.
-
-        Returns:
-            Whether the annotator has now answered all questions about the item.
 
         Raises:
             DataError: there is no such item, question or option.
@@ -244,7 +237,6 @@ class Store:
             done: int = db.execute(query, (item, annotator)).fetchone()[0]
             complete = done == len(self.questions)
             self._claim(db, item, annotator, complete and self.task.shown != "never")
-            return complete
 
     def _insert(self, db: sqlite3.Connection, item: str, annotator: str, dimension: str,
                 option: str | None, undone: int, seconds: float, seen: bool) -> None:  # fmt: skip
