@@ -104,7 +104,7 @@ def test_where_the_store_cannot_be_written_the_page_says_so(make_store, support)
             db.execute("ALTER TABLE answer RENAME TO away")
         status, said = fetch(f"{address}/api/answer", body)
         assert (status, "cannot be used: no such table" in said) == (422, True)
-        assert fetch(f"{address}/api/start")[0] == 422
+        assert fetch(f"{address}/api/next", ADA)[0] == 422
 
 
 def test_a_password(make_store, support):
