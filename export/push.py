@@ -1,4 +1,7 @@
-"""`slm-judge push`: four repositories on the Hub, one commit each, only what was verified."""
+"""`slm-judge push`: four repositories on the Hub, one commit each, only what was verified.
+
+And, where it is asked for, a Space in which people try the judge.
+"""
 
 import json
 from collections.abc import Mapping
@@ -23,6 +26,7 @@ from slm_judge.screen import Sheet, say
 from .artefacts import artefacts, parts
 from .gguf import contents
 from .settings import training_facts
+from .space import space_files
 from .verify import REPORT, read_report
 
 CARD = "README.md"
@@ -36,6 +40,8 @@ class Repository:
     name: str
     files: dict[str, Path | bytes]
     """Path in the repository -> local file, or content."""
+    kind: str = "model"
+    """Or "space"."""
 
     def sizes(self) -> dict[str, int]:
         """Path in the repository -> bytes."""
@@ -112,6 +118,7 @@ def push(
     revision: str | None = None,
     dry_run: bool = False,
     console: Console | None = None,
+    space: bool = False,
 ) -> list[str]:
     """Push a verified run. Pushing again uploads only what is missing.
 
@@ -122,6 +129,7 @@ def push(
         revision: branch to push to, created where it is missing; by default `main`.
         dry_run: only print what would be pushed.
         console: where progress is written.
+        space: also make a Space, in which people try the judge.
 
     Returns:
         Addresses of the commits (empty for a dry run).
@@ -132,11 +140,17 @@ def push(
             the run.
     """
     with run.alone():
-        return _push(run, user, private, revision, dry_run, console or Console())
+        return _push(run, user, private, revision, dry_run, console or Console(), space)
 
 
 def _push(
-    run: Run, user: str | None, private: bool, revision: str | None, dry_run: bool, console: Console
+    run: Run,
+    user: str | None,
+    private: bool,
+    revision: str | None,
+    dry_run: bool,
+    console: Console,
+    space: bool,
 ) -> list[str]:
     report, api = check_verified(run), HfApi()
     say(console, [f"{path} is not part of the judge and stays here." for path in left_out(run)])
@@ -148,6 +162,11 @@ def _push(
         with hub_errors("Your account", kind=JudgeError):
             owner = str(repeated(api.whoami, told)["name"])
     repositories = plan(run, owner, report)
+    if space:
+        recipe = run.recipe()
+        repositories.append(
+            Repository(f"{owner}/{recipe.name}-demo", space_files(recipe, owner), "space")
+        )
     if dry_run:
         plan_table(repositories).show(console)
         return []
@@ -162,9 +181,10 @@ def _push(
 
 def _push_one(api: HfApi, repository: Repository, private: bool, revision: str | None) -> str:
     """Make what is not there yet; what is there already is neither sent nor committed again."""
-    api.create_repo(repository.name, private=private, exist_ok=True)
+    kind, sdk = repository.kind, "docker" if repository.kind == "space" else None
+    api.create_repo(repository.name, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
     if revision:
-        api.create_branch(repository.name, branch=revision, exist_ok=True)
+        api.create_branch(repository.name, branch=revision, exist_ok=True, repo_type=kind)
     operations = [
         CommitOperationAdd(path_in_repo=path, path_or_fileobj=source)
         for path, source in repository.files.items()
@@ -174,6 +194,7 @@ def _push_one(api: HfApi, repository: Repository, private: bool, revision: str |
         operations,
         commit_message="Upload a judge with slm-judge",
         revision=revision,
+        repo_type=kind,
     )
     return str(commit.commit_url)
 

@@ -475,12 +475,15 @@ def push(
         bool, typer.Option("--dry-run", help="Print repositories, files and sizes; push nothing.")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    space: Annotated[
+        bool, typer.Option("--space", help="Also make USER/NAME-demo, where people try the judge.")
+    ] = False,
 ) -> None:
     """Push a verified run to the Hub: four repositories, one commit each."""
     from .run import Run
 
     _stage("export.push", "export").push(
-        Run.find(run), user=user, private=private, revision=revision, dry_run=dry_run
+        Run.find(run), user=user, private=private, revision=revision, dry_run=dry_run, space=space
     )
 
 
@@ -638,6 +641,73 @@ def select(
     with Judge.from_pretrained(model) if model else nullcontext() as judge:
         asked = questions or (judge and judge.rubric)
         say(Console(), stage.select(pool, output, asked, choice, judge, corpus))
+
+
+@app.command("app")
+def app_(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Hub repository, folder or .gguf file.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="A second judge, or an untrained base, to try beside it.")
+    ] = None,
+    items: Annotated[
+        str | None, typer.Option(help="Table of items, e.g. the review file of `annotate`.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="File of the answers; by default annotations.db.")
+    ] = None,
+    rubric: Annotated[
+        Path | None, typer.Option(help="YAML file; by default the judge's own rubric.")
+    ] = None,
+    order: Annotated[str, typer.Option(help="random, uncertainty or design.")] = "random",
+    draw: Annotated[int | None, typer.Option(help="Items of --order design.", min=1)] = None,
+    overlap: Annotated[int, typer.Option(help="Annotators an item.", min=1)] = 1,
+    show_judge: Annotated[
+        str, typer.Option(help="To annotators: never, after their answer, or before it.")
+    ] = "never",
+    review_below: Annotated[
+        float | None, typer.Option(help="Confidence under which a person should look.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="field=column, where the data's name differs.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Of a judge's columns in the table.")] = "",
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the model.")
+    ] = None,
+    quantization: Annotated[str | None, typer.Option(help="GGUF file to use, e.g. Q8_0.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (gguf).")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine need a password.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="By default 7860, or any that is free.")] = None,
+    password: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SLM_JUDGE_PASSWORD", help="Better in the variable: others see options."
+        ),
+    ] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the store's answers as a table, and end.")
+    ] = None,
+) -> None:
+    """A page to try a judge, annotate, settle disagreements, and see where you stand."""
+    from .app import app as page
+    from .app.store import Task
+
+    _choose("--order", order, "random", "uncertainty", "design")
+    _choose("--show-judge", show_judge, "never", "after", "before")
+    settings = page.Settings(
+        model, compare, rubric, items, store, Task(order, overlap, show_judge), draw,  # type: ignore[arg-type]
+        _columns(column or []), prefix, review_below, host, port, password, browser=browser,
+        revision=revision, options={"quantization": quantization, "n_threads": threads},
+    )  # fmt: skip
+    if export:
+        say(Console(), [page.write_answers(settings, export)], "")
+    else:
+        page.serve(settings)
 
 
 @app.command("export-predictions")

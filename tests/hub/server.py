@@ -175,18 +175,18 @@ _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
-    ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
-    ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
-    ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)", "paths_info"),
-    ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/branch/([^/]+)", "branch"),
-    ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", "tree"),
-    ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)/refs", "refs"),
-    ("GET", r"/api/(models|datasets)/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
-    ("POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
-    ("PUT", r"/lfs/(model|dataset)/([^/]+/[^/]+)/([0-9a-f]{64})", "lfs_put"),
-    ("POST", r"/lfs/(model|dataset)/([^/]+/[^/]+)/([0-9a-f]{64})/verify", "lfs_verify"),
-    ("GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "download"),
-    ("HEAD", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "download"),
+    ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
+    ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
+    ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/paths-info/([^/]+)", "paths_info"),
+    ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/branch/([^/]+)", "branch"),
+    ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", "tree"),
+    ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/refs", "refs"),
+    ("GET", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
+    ("POST", r"/(datasets/|spaces/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
+    ("PUT", r"/lfs/(model|dataset|space)/([^/]+/[^/]+)/([0-9a-f]{64})", "lfs_put"),
+    ("POST", r"/lfs/(model|dataset|space)/([^/]+/[^/]+)/([0-9a-f]{64})/verify", "lfs_verify"),
+    ("GET", r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "download"),
+    ("HEAD", r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "download"),
 ]
 
 
@@ -281,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._user
 
     def _repo(self, kind: str | None, name: str, write: bool = False) -> Repo:
-        plain = "dataset" if kind and kind.startswith("dataset") else "model"
+        plain = kind.rstrip("s/") if kind else "model"
         repo = self.server_hub.repo(name, plain)
         hidden = not repo.folder.exists() or (
             repo.meta["private"] and self._user != repo.meta["owner"]
@@ -308,12 +308,14 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(403, "", "You don't have the rights to create a repository there.")
         kind, name = request.get("type") or "model", f"{owner}/{request['name']}"
         repo = self.server_hub.repo(name, kind)
-        prefix = "datasets/" if kind == "dataset" else ""
+        prefix = "" if kind == "model" else f"{kind}s/"
         answer = {"url": f"{self.server_hub.url}/{prefix}{name}", "name": name, "id": name}
         if repo.folder.exists():
             self._json(answer | {"error": "You already created this repository"}, 409)
             return
         private = request.get("private") or request.get("visibility") == "private"
+        if kind == "space" and not request.get("sdk"):
+            raise HubError(400, "", "A Space needs an sdk.")
         repo.create({"owner": owner, "private": bool(private), "gated": False})
         self._json(answer)
 
@@ -340,7 +342,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _lfs_batch(self, kind: str | None, name: str) -> None:
         repo = self._repo(kind, name, write=True)
-        plain = "dataset" if kind else "model"
+        plain = kind.rstrip("s/") if kind else "model"
         objects = []
         for wanted in json.loads(self.body)["objects"]:
             answer = {"oid": wanted["oid"], "size": wanted["size"]}
@@ -385,7 +387,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 files.pop(value["path"], None)
         commit = repo.commit(revision, files, message)
-        url = f"{self.server_hub.url}/{name}/commit/{commit}"
+        prefix = "" if kind == "models" else f"{kind}/"
+        url = f"{self.server_hub.url}/{prefix}{name}/commit/{commit}"
         self._json({"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
 
     def _branch(self, kind: str, name: str, branch: str) -> None:

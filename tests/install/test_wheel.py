@@ -22,7 +22,7 @@ PLACES = {
     "export": "slm_judge/export",
     "model_card": "slm_judge/model_card",
 }
-SHIPPED = {".py", ".typed", ".jinja", ".md", ".txt"}
+SHIPPED = {".py", ".typed", ".jinja", ".md", ".txt", ".css", ".html", ".js"}
 
 # The command as pip installed it, then a list of the files from which it was imported.
 RECORDED = """

@@ -1,0 +1,190 @@
+// Annotating: one item at a time, by keyboard. Every choice is sent at once, one after the other;
+// the page goes to another item when all of them are kept.
+import { $, ask, described, h, percent, say, texts, tried } from "./page.js";
+
+export function annotate(start) {
+  const { fields, dimensions } = start.rubric;
+  const said = $("annotate-said");
+  let annotator = localStorage.annotator ?? "";
+  let item = null; // what is shown
+  let answers = {};
+  let active = 0; // question that the number keys answer
+  let digits = "";
+  let since = 0; // when the last answer was given, or the item shown
+  let busy = false;
+  let sent = Promise.resolve();
+  let waiting = 0; // answers that were sent, and are not known to be kept
+
+  const open = () => dimensions.findIndex((d) => !(d.name in answers));
+  const sets = () => [...$("questions").children];
+
+  function show(found, focus = true) {
+    const { own, done, total } = found.progress;
+    $("progress").max = Math.max(total, 1);
+    $("progress").value = own;
+    $("count").textContent = `${own} of ${total} answered by you, ${done} have enough answers`;
+    $("undo").disabled = own === 0 && !Object.keys(found.item?.answers ?? {}).length;
+    $("next").disabled = !found.item;
+    item = found.item;
+    answers = { ...item?.answers };
+    since = performance.now();
+    digits = "";
+    $("questions").replaceChildren();
+    if (!item) {
+      $("item").replaceChildren();
+      say(said, total ? "There is nothing left for you to annotate. Thank you."
+        : "There are no items.");
+      return;
+    }
+    $("item").replaceChildren(h("h2", {}, "Item ", h("bdi", { id: "item-id" }, item.id)),
+      ...texts(fields, item.state));
+    $("questions").append(...dimensions.map(asked));
+    judged(item.judge);
+    activate(Math.max(open(), 0));
+    if (focus) $("item").focus();
+  }
+
+  function asked(dimension, place) {
+    const option = (value, key, ...label) => h("label", { className: "option" },
+      h("input", { type: "radio", name: dimension.name, value, checked: answers[dimension.name] === (value || null) &&
+        dimension.name in answers }), h("kbd", {}, key), h("span", {}, ...label));
+    const wide = dimension.options.length > 9 ? 2 : 1;
+    const set = h("fieldset", { tabIndex: -1, "data-dimension": dimension.name },
+      h("legend", { dir: "auto" }, dimension.instructions),
+      dimension.options.map((one, i) => option(one.key, String(i + 1).padStart(wide, "0"), described(one))),
+      option("", "c", "cannot tell"), h("p", { className: "soft judge" }));
+    set.addEventListener("change", (event) => choose(place, event.target.value || null));
+    set.addEventListener("focusin", () => activate(place));
+    return set;
+  }
+
+  function judged(judge) {
+    for (const set of sets()) {
+      const one = judge?.[set.dataset.dimension];
+      set.querySelector(".judge").textContent = !judge ? ""
+        : one?.option ? `The judge: ${one.option} (${percent(one.confidence)} sure)`
+          : `The judge gave no answer${one?.problem ? `: ${one.problem}` : ""}`;
+    }
+  }
+
+  function activate(place) {
+    if (place !== active) digits = "";
+    active = place;
+    sets().forEach((set, i) => {
+      set.classList.toggle("active", i === place);
+      if (i === place) set.setAttribute("aria-current", "step");
+      else set.removeAttribute("aria-current");
+    });
+  }
+
+  function choose(place, option) {
+    const { name } = dimensions[place];
+    const [id, now] = [item.id, performance.now()];
+    const body = { annotator, item: id, dimension: name, option, seconds: (now - since) / 1000 };
+    since = now;
+    answers[name] = option;
+    sets()[place].querySelectorAll("input").forEach((input) => {
+      input.checked = input.value === (option ?? "");
+    });
+    waiting += 1;
+    sent = sent.then(() => ask("answer", body)).finally(() => { waiting -= 1; }).then((found) => {
+      if (item?.id !== id) return;
+      judged(found.judge);
+      $("undo").disabled = false;
+      if (!waiting) say(said, open() < 0 ? "All answers are kept. Enter goes on." : "Kept.");
+    }).catch((error) => {
+      if (item?.id !== id || answers[name] !== option) return;
+      delete answers[name];
+      sets()[place].querySelectorAll("input").forEach((input) => { input.checked = false; });
+      activate(place);
+      say(said, `This answer may be lost, give it again: ${error.message}`, true);
+    });
+  }
+
+  /** To the next open question; from the last one, to the next item. */
+  async function goOn() {
+    if (!item || busy) return;
+    busy = true;
+    try {
+      await sent;
+      if (open() >= 0) {
+        sets()[open()].focus();
+        if (said.className !== "error") say(said, "This question is open.");
+        return;
+      }
+      await tried(said, async () => {
+        const found = await ask("next", { annotator });
+        say(said, "");
+        show(found);
+      });
+    } finally {
+      busy = false;
+    }
+  }
+
+  async function change(name) {
+    if (busy) return;
+    busy = true;
+    await sent;
+    await tried(said, async () => {
+      const found = await ask(name, { annotator });
+      say(said, name === "undo" ? "The last answer is taken back." : "");
+      show(found);
+    });
+    busy = false;
+  }
+
+  function key(event) {
+    if ($("annotate").hidden || $("work").hidden || !item || busy) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.matches("input:not([type=radio]), textarea, select")) return;
+    if (event.key === "Enter" && !event.target.matches("button, a")) goOn();
+    else if (event.key === "u") change("undo");
+    else if (event.key === "c") pick(null);
+    else if (/^[0-9]$/.test(event.key)) digit(event.key);
+    else return;
+    event.preventDefault();
+  }
+
+  function digit(one) {
+    const { options } = dimensions[active];
+    digits += one;
+    if (digits.length < (options.length > 9 ? 2 : 1)) {
+      say(said, `${digits}_ : one more digit`);
+      return;
+    }
+    const option = options[Number(digits) - 1];
+    say(said, option ? "" : `There is no option ${digits}.`, !option);
+    digits = "";
+    if (option) pick(option.key);
+  }
+
+  function pick(option) {
+    choose(active, option);
+    const next = dimensions.findIndex((d, i) => i > active && !(d.name in answers));
+    if (next >= 0) sets()[next].focus();
+    else if (open() >= 0) sets()[open()].focus();
+  }
+
+  function named() {
+    $("name-form").hidden = Boolean(annotator);
+    $("work").hidden = !annotator;
+    $("who").textContent = annotator;
+    if (annotator) change("next");
+    else $("annotator").focus();
+  }
+
+  $("name-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    annotator = $("annotator").value.trim();
+    if (!annotator) return;
+    localStorage.annotator = annotator;
+    named();
+  });
+  $("rename").addEventListener("click", () => { annotator = ""; item = null; named(); });
+  $("undo").addEventListener("click", () => change("undo"));
+  $("next").addEventListener("click", goOn);
+  $("questions").addEventListener("submit", (event) => event.preventDefault());
+  document.addEventListener("keydown", key);
+  return () => { if (!item) named(); };
+}

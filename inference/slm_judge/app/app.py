@@ -1,0 +1,242 @@
+"""`slm-judge app`: the page on which people try a judge, annotate, and settle disagreements."""
+
+import ipaddress
+import signal
+import socket
+import webbrowser
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from slm_judge.errors import DataError, JudgeError, require_extra
+from slm_judge.files import content_hash
+from slm_judge.judge.judge import Judge, LoadOptions
+from slm_judge.progress import progress_bar
+from slm_judge.rubric import Rubric
+from slm_judge.screen import say
+
+from .items import TABLE, Items, draw, read_items
+from .judging import Judges, Named
+from .standing import check_names, export
+from .store import Store, Task
+
+PORT = 7860
+PASSWORD = "SLM_JUDGE_PASSWORD"  # noqa: S105 (the name of a variable)
+STORE = Path("annotations.db")
+_SHORTEST = 8  # of a password
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the page shows, and to whom."""
+
+    model: str | None = None
+    """Hub repository, folder or `.gguf` file; None annotates without a judge."""
+    compare: str | None = None
+    """A second judge beside it, or a base that was not trained."""
+    rubric: Path | None = None
+    """By default the judge's own."""
+    items: str | None = None
+    """Table of the items to annotate; None goes on with those of the store, if there is one."""
+    store: Path | None = None
+    task: Task = field(default_factory=Task)
+    draw: int | None = None
+    """Items of a design."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    review_below: float | None = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    password: str | None = None
+    public: bool = False
+    """Anybody may try the judge: a Space. There are no items then."""
+    browser: bool = True
+    revision: str | None = None
+    options: LoadOptions = field(default_factory=LoadOptions)
+
+
+def serve(settings: Settings, console: Console | None = None) -> None:
+    """Serve the page until it is interrupted.
+
+    Raises:
+        JudgeError: something is missing or contradicts; said before any model is loaded, where
+            that is possible.
+        MissingExtraError: the extra `app` is not installed.
+    """
+    console = console or Console()
+    require_extra("app")
+    import uvicorn
+
+    from .server import Page, application
+
+    check(settings)
+    listening = listen(settings)
+    rubric, judges = load_judges(settings)
+    try:
+        store, notes = prepare(settings, rubric, judges, console)
+    except BaseException:
+        judges.close()
+        raise
+    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    say(console, [*notes, *([f"Answers are kept in {store.path}."] if store else [])])
+    say(console, [f"The page: {address} (Ctrl-C ends it)"], "")
+    if settings.browser and not settings.public:
+        webbrowser.open(address)
+    hosts = ["127.0.0.1", "localhost"] if _is_loopback(settings.host) else ["*"]
+    page = Page(rubric, judges, store, settings.review_below, notes)
+    served = application(page, hosts, settings.password)
+    config = uvicorn.Config(
+        served, log_level="warning", server_header=False, timeout_graceful_shutdown=5
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # uvicorn ends in good order, then passes it on
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def write_answers(settings: Settings, output: Path) -> str:
+    """Write the answers of a store as a table, a row an item and annotator; a line about it.
+
+    Raises:
+        JudgeError: there is no rubric, no store, or no answer.
+    """
+    path = settings.store or STORE
+    if settings.rubric is None or not path.is_file():
+        raise JudgeError("--export needs --rubric, and the --store that the page wrote.")
+    store = Store(path, Rubric.from_file(settings.rubric), settings.task)
+    say(Console(), _about_stale(store))
+    return f"{export(store, output):,} rows: {output}"
+
+
+def check(settings: Settings) -> None:
+    """Refuse what contradicts, before any model is loaded.
+
+    Raises:
+        JudgeError: says what is missing.
+    """
+    if not settings.model and not settings.rubric:
+        raise JudgeError("Name a judge; or, to annotate without one, --rubric and --items.")
+    if not settings.model and not (settings.items or settings.store):
+        raise JudgeError("Without a judge there must be items to annotate: --items.")
+    if settings.compare and not settings.model:
+        raise JudgeError("--compare stands beside a judge: name that too.")
+    if settings.public and (settings.items or settings.store):
+        raise JudgeError("A public page tries a judge out; it has no items.")
+    if settings.store and not settings.items and not settings.store.is_file():
+        raise JudgeError(f"There is no store {settings.store}; --items says what to annotate.")
+    if settings.draw and settings.task.order != "design":
+        raise JudgeError("--draw is the number of items of --order design.")
+    if not settings.public and not _is_loopback(settings.host) and not settings.password:
+        raise JudgeError(
+            f"--host {settings.host} lets other machines in: set a password in the variable "
+            f"{PASSWORD}. It and the texts travel as they are, so put a server with TLS before it."
+        )
+    if settings.password and len(settings.password) < _SHORTEST:
+        raise JudgeError(f"The password in {PASSWORD} needs at least {_SHORTEST} characters.")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The port that was asked for; where nobody asked, the usual one or any that is free."""
+    ports = [PORT, 0] if settings.port is None else [settings.port]
+    for port in ports:
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((settings.host, port))
+            listening.listen()
+            return listening
+        except OSError as error:
+            listening.close()
+            problem = error.strerror
+    raise JudgeError(f"Cannot listen on {settings.host}, port {ports[-1]}: {problem}.")
+
+
+def load_judges(settings: Settings) -> tuple[Rubric, Judges]:
+    """The judges of the page, and the rubric that they and people answer."""
+    rubric = Rubric.from_file(settings.rubric) if settings.rubric else None
+    named: list[Named] = []
+    keyed = settings.items or settings.store
+    for model in (settings.model, settings.compare):
+        if model is None:
+            continue
+        if rubric is None:
+            judge = Judge.from_pretrained(model, settings.revision, **settings.options)
+            rubric = judge.rubric
+        else:
+            from slm_judge.evaluation.zero_shot import load  # also loads bases
+
+            judge = load(model, rubric)
+        name = (
+            model if model.count("/") == 1 and not Path(model).exists() else judge.backend.path.name
+        )
+        name = f"{name} (2)" if name in [one.name for one in named] else name
+        named.append(Named(name, content_hash(judge.backend.path) if keyed else "", judge))
+    assert rubric is not None  # `check` saw to that
+    return rubric, Judges(named, rubric)
+
+
+def prepare(
+    settings: Settings, rubric: Rubric, judges: Judges, console: Console
+) -> tuple[Store | None, list[str]]:
+    """The store with its items, if there are any, and what is to be said about them."""
+    if not settings.items and not settings.store:
+        return None, []
+    check_names(rubric)
+    items = Items()
+    if settings.items:
+        items = read_items(settings.items, rubric, settings.columns, settings.prefix)
+    store = Store(settings.store or STORE, rubric, settings.task)
+    store.add_items(items.states, items.chances)
+    store.add_judged(TABLE, items.judged)
+    notes = [*items.notes, *_about_stale(store)]
+    if judges.named and not items.judged:
+        judges.judge_items(store)
+    if settings.task.order == "design":
+        with progress_bar("items", console=console) as bar:
+            task = bar.add_task("judging items", total=None)
+            judges.wait()
+            bar.update(task, total=1, completed=1)
+        if judges.problem:
+            raise JudgeError(judges.problem)
+        notes.append(_design(store, settings.draw))
+    return store, notes
+
+
+def _about_stale(store: Store) -> list[str]:
+    return [
+        f"The rubric changed: {n} answers about {name} were given to another wording or to other "
+        "options. They are kept and do not count; their items come again."
+        for name, n in store.stale().items()
+    ]
+
+
+def _design(store: Store, size: int | None) -> str:
+    """Draw the items of a design, once a store."""
+    known = store.rows("SELECT COUNT(*) AS n, SUM(drawn) AS drawn FROM item")[0]
+    if known["drawn"]:
+        if size not in (None, known["drawn"]):
+            raise DataError(f"{store.path} has a design of {known['drawn']} items already. A new "
+                            "one needs another --store.")  # fmt: skip
+        return f"The design in {store.path} stands: {known['drawn']} of {known['n']} items."
+    given = store.rows("SELECT id FROM item WHERE chance NOT NULL")
+    if size is None and len(given) == known["n"]:
+        store.draw({}, [row["id"] for row in given])
+        return f"The design is that of the table: {known['n']} items with their probabilities."
+    if size is None:
+        raise DataError("--order design needs --draw, the number of items to draw.")
+    query = """SELECT id, (SELECT MIN(confidence) FROM verdicts WHERE item = i.id) AS sure,
+               (SELECT COUNT(*) FROM verdicts WHERE item = i.id) AS asked FROM item i"""
+    rows = store.rows(query)
+    if not all(row["asked"] for row in rows):
+        raise DataError("--order design draws by the judge's uncertainty: name a judge, or items "
+                        "with its answers.")  # fmt: skip
+    store.draw(*draw({row["id"]: row["sure"] or 0.0 for row in rows}, size))
+    return f"Drawn: {size} of {len(rows)} items, by the judge's uncertainty."

@@ -1,0 +1,243 @@
+"""What the page's server lets in and out, asked over HTTP; and what `slm-judge app` refuses."""
+
+import base64
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import slm_judge.app
+from slm_judge.app.app import Settings, check
+from slm_judge.app.server import LARGEST
+from slm_judge.app.standing import check_names
+from slm_judge.app.store import Judged, Task
+from slm_judge.cli import main
+from slm_judge.errors import JudgeError
+from slm_judge.rubric import Rubric
+from tests.app.conftest import serving
+from tests.app.test_store import ALL, answer
+from tests.conftest import LIMIT
+
+ADA = {"annotator": "Ada"}
+
+
+def fetch(address, body=None, **headers):
+    """Status and content of an answer."""
+    if body is not None and not isinstance(body, bytes):
+        body, headers = json.dumps(body).encode(), {"content-type": "application/json", **headers}
+    request = urllib.request.Request(
+        address, body, {k.replace("_", "-"): v for k, v in headers.items()}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=LIMIT) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_nothing_but_the_page_is_served(make_store, support):
+    store = make_store(1)
+    (store.path.parent / "secret.txt").write_text("secret")
+    with serving(support, store) as address:
+        assert fetch(f"{address}/")[0] == 200
+        for path in ("/server.py", "/store.py", "/annotations.db", f"{store.path}", "/secret.txt", "/../secret.txt",
+                     "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/page.css/../server.py", "/static/page.js"):  # fmt: skip
+            assert fetch(f"{address}{path}")[0] == 404, path
+
+
+def test_a_stranger_s_page_gets_nothing(make_store, support):
+    with serving(support, make_store(1)) as address:
+        assert fetch(f"{address}/api/start", Host="evil.example")[0] == 400
+        body = json.dumps(
+            ADA | {"item": "item 00", "dimension": "topic", "option": "billing", "seconds": 1}
+        ).encode()
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+            status, said = fetch(f"{address}/api/answer", body, content_type=kind)
+            assert (status, "application/json" in said) == (422, True)
+        with urllib.request.urlopen(f"{address}/", timeout=LIMIT) as response:
+            policy = response.headers["content-security-policy"]
+        assert "default-src 'self'" in policy
+        assert "unsafe" not in policy
+
+
+def test_what_is_too_large_or_no_request_is_refused_in_words(make_store, support):
+    store = make_store(1)
+    with serving(support, store) as address:
+        large = fetch(f"{address}/api/next", {"annotator": "A" * (LARGEST + 1)})
+        assert large == (422, '{"error":"This is longer than 8 MiB. Shorten it."}')
+        for body in (b"", b"[]", b"{", b"[" * 100_000, b"\xff"):
+            assert fetch(f"{address}/api/next", body, content_type="application/json")[0] == 422
+        wrong = [
+            {},
+            {"annotator": 3},
+            {"annotator": " "},
+            {"annotator": "None"},
+            {"annotator": "x" * 81},
+        ]
+        assert [fetch(f"{address}/api/next", body)[0] for body in wrong] == [422] * 5
+        answered = ADA | {
+            "item": "item 00",
+            "dimension": "topic",
+            "option": "billing",
+            "seconds": 1,
+        }
+        for change in (
+            {"seconds": -1},
+            {"seconds": None},
+            {"option": "x"},
+            {"item": "x"},
+            {"dimension": 1},
+        ):
+            assert fetch(f"{address}/api/answer", answered | change)[0] == 422
+        assert fetch(f"{address}/api/answer", answered | {"annotator": "\ud800"})[0] == 200
+        assert fetch(f"{address}/report")[0] == 422  # there is no judge to report on
+        assert store.annotators() == ["\ufffd"]
+
+
+def test_where_the_store_cannot_be_written_the_page_says_so(make_store, support):
+    store = make_store(1)
+    body = ADA | {"item": "item 00", "dimension": "topic", "option": "billing", "seconds": 1}
+    with serving(support, store) as address:
+        with store.writing() as db:
+            db.execute("ALTER TABLE answer RENAME TO away")
+        status, said = fetch(f"{address}/api/answer", body)
+        assert (status, "cannot be used: no such table" in said) == (422, True)
+        assert fetch(f"{address}/api/next", ADA)[0] == 422
+
+
+def test_a_password(make_store, support):
+    with serving(support, make_store(1), password="correct horse") as address:
+
+        def knock(password):
+            code = base64.b64encode(f"me:{password}".encode()).decode()
+            return fetch(f"{address}/api/start", Authorization=f"Basic {code}")[0]
+
+        assert [knock("correct horse"), knock("wrong"), knock("")] == [200, 401, 401]
+        assert fetch(f"{address}/")[0] == fetch(f"{address}/export.csv")[0] == 401
+        assert fetch(f"{address}/", Authorization="Basic %")[0] == 401
+
+
+@pytest.mark.parametrize("shown", ["never", "after", "before"])
+def test_the_judge_s_answer_leaves_the_machine_only_when_it_may(make_store, support, shown):
+    store = make_store(1, shown=shown)
+    store.add_judged("judge", {"item 00": Judged({"topic": ("praise", 0.75)})})
+    with serving(support, store) as address:
+        before = fetch(f"{address}/api/next", ADA)[1]
+        answer(store, "item 00", "Ada", urgency="1", topic=None)
+        last = ADA | {"item": "item 00", "dimension": "refund", "option": "true", "seconds": 2.5}
+        after = fetch(f"{address}/api/answer", last)[1]
+        assert ["0.75" in before, "0.75" in after] == {
+            "never": [False, False], "after": [False, True], "before": [True, True]}[shown]  # fmt: skip
+        assert "0.75" not in fetch(f"{address}/api/start")[1]
+
+
+def test_tables_and_figures_to_take_away(make_store, support):
+    """The report as well, which needs a judge and people."""
+    two = support.model_copy(update={"dimensions": support.dimensions[:2]})
+    store = make_store(6, two, overlap=2)
+    for n in range(6):
+        level = n % 4 + 1
+        answer(store, f"item {n:02}", "Ada", urgency=str(level), topic="billing")
+        answer(store, f"item {n:02}", "Bob", urgency=str(level - (n == 3)), topic="billing")
+        said = Judged({"urgency": (str(level), 0.9), "topic": ("billing", 0.8)})
+        store.add_judged("judge", {f"item {n:02}": said})
+    with serving(two, store) as address:
+        status, table = fetch(f"{address}/export.csv")
+        assert (status, table.count("\n")) == (200, 13)
+        assert fetch(f"{address}/export.csv?settled=1")[1] == table
+        figures = {
+            one["dimension"]: one
+            for one in json.loads(fetch(f"{address}/api/standing", {"width": 0.1})[1])["dimensions"]
+        }
+        assert (
+            figures["urgency"]["people"]["estimate"] < figures["urgency"]["judge"]["estimate"] < 1
+        )
+        assert [point["items"] for point in figures["urgency"]["curve"]] == [3, 4, 5, 6]
+        assert figures["urgency"]["more"] > 0
+        assert figures["topic"]["more"] is None
+        assert "cannot be told from chance" in figures["topic"]["notes"][0]
+        assert fetch(f"{address}/api/standing", {"width": 0})[0] == 422
+        status, page = fetch(f"{address}/report")
+        assert status == 200
+        assert "Krippendorff" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({}, "Name a judge"),
+        ({"rubric": Path("r.yaml")}, "there must be items"),
+        ({"model": "m", "host": "0.0.0.0"}, "set a password in the variable SLM_JUDGE_PASSWORD"),
+        ({"model": "m", "host": "0.0.0.0", "password": "short"}, "at least 8 characters"),
+        ({"model": "m", "store": Path("nowhere.db")}, "There is no store nowhere.db"),
+        ({"model": "m", "items": "i.csv", "draw": 3}, "--draw is the number of items"),
+        (
+            {"rubric": Path("r.yaml"), "items": "i.csv", "compare": "m"},
+            "--compare stands beside a judge",
+        ),
+    ],
+)
+def test_what_contradicts_is_refused_before_a_model_is_loaded(settings, complaint):
+    with pytest.raises(JudgeError, match=complaint):
+        check(Settings(**settings))
+    check(Settings("m", host="0.0.0.0", password="long enough"))
+
+
+def test_names_that_the_page_writes_are_refused(support):
+    raw = json.loads(support.to_json()) | {"fields": ["seconds"]}
+    with pytest.raises(JudgeError, match="columns called seconds"):
+        check_names(Rubric.parse(raw, "raw"))
+
+
+def test_answers_as_a_table_from_the_command_line(make_store, tmp_path, monkeypatch, capsys):
+    from tests.conftest import ROOT
+
+    store, output = make_store(1), tmp_path / "long.jsonl"
+    command = [
+        "slm-judge",
+        "app",
+        "--rubric",
+        ROOT / "rubrics/support-messages.yaml",
+        "--store",
+        store.path,
+        "--export",
+        output,
+    ]
+    monkeypatch.setattr("sys.argv", list(map(str, command)))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "Nothing was answered yet" in capsys.readouterr().err.replace("\n", " ")
+    answer(store, "item 00", "Ada")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
+    (row,) = map(json.loads, output.read_text().splitlines())
+    assert {name: row[name] for name in ALL} == ALL
+    assert (row["annotator_id"], row["seconds"], row["judge_shown"]) == ("Ada", 4.5, Task().shown)
+
+
+def luminance(colour):
+    values = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_have_the_contrast_that_wcag_asks_for():
+    """4.5 of text (criterion 1.4.3) and 3 of bars and focus (1.4.11), light and dark."""
+    import re
+
+    css = (Path(slm_judge.app.__file__).parent / "page.css").read_text()
+    themes = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
+    assert len(themes) == 2
+    for theme in themes:
+        found = {name: colour if len(colour) == 7 else "#" + "".join(c * 2 for c in colour[1:])
+                 for name, colour in re.findall(r"--([\w-]+): (#\w+)", theme)}  # fmt: skip
+        light = {name: luminance(colour) for name, colour in found.items()}
+        pairs = [(a, b, 4.5) for a in ("ink", "soft", "warn", "main") for b in ("page", "card")]
+        pairs += [("on-main", "main", 4.5), ("bar", "page", 3), ("second", "page", 3)]
+        for a, b, least in pairs:
+            high, low = sorted([light[a], light[b]], reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= least, (a, b)
