@@ -173,11 +173,20 @@ def baselines(
 
 
 @app.command()
-def export(run: RunFolder) -> None:
+def export(
+    run: RunFolder,
+    lora: Annotated[
+        bool,
+        typer.Option("--lora", help="Instead: base and adapter as two GGUF files (gguf-lora/)."),
+    ] = False,
+) -> None:
     """Merge the adapter and write the bitsandbytes and GGUF artefacts."""
     from .run import Run
 
-    _stage("export.export", "export").export(Run.find(run))
+    if lora:
+        _stage("export.lora", "export").export_lora(Run.find(run))
+    else:
+        _stage("export.export", "export").export(Run.find(run))
 
 
 @app.command()
@@ -345,12 +354,15 @@ def push(
         bool, typer.Option("--dry-run", help="Print repositories, files and sizes; push nothing.")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Also publish the annotated items, as a dataset.")
+    ] = False,
 ) -> None:
-    """Push a verified run to the Hub: four repositories, one commit each."""
+    """Push a verified run to the Hub: four repositories, one commit each, and a collection."""
     from .run import Run
 
     _stage("export.push", "export").push(
-        Run.find(run), user=user, private=private, revision=revision, dry_run=dry_run
+        Run.find(run), user=user, private=private, revision=revision, dry_run=dry_run, data=data
     )
 
 
@@ -372,6 +384,9 @@ def annotate(
         str | None, typer.Option(help="Branch, tag or commit of the model.")
     ] = None,
     quantization: Annotated[str | None, typer.Option(help="GGUF file to use, e.g. Q8_0.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="GGUF adapter that makes a judge of the model, a base.")
+    ] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="field=column, where the data's name differs.")
     ] = None,
@@ -441,6 +456,7 @@ def annotate(
         "revision": revision,
         "backend": backend,
         "quantization": quantization,
+        "adapter": str(Path(adapter).resolve()) if adapter and Path(adapter).exists() else adapter,
         "max_memory": max_memory,
         "n_threads": threads,
         "exact": exact,

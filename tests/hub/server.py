@@ -136,6 +136,7 @@ class LoopbackHub:
             `SilenceError`, or say how much of the right answer to send before the connection is cut:
             "none" or "half".
         stored: digests of the files that were uploaded, in order.
+        collections: slug -> collection.
     """
 
     def __init__(self, root: Path, tokens: dict[str, str]) -> None:
@@ -143,6 +144,7 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
         self.fail: Callable[[str, str], str | None] | None = None
         self.stored: list[str] = []
+        self.collections: dict[str, dict[str, Any]] = {}
         self.lock = threading.Lock()
         hub = self
 
@@ -175,6 +177,9 @@ _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
+    ("POST", r"/api/collections", "new_collection"),
+    ("GET", r"/api/collections/([^/]+/[^/]+)", "collection"),
+    ("POST", r"/api/collections/([^/]+/[^/]+)/items", "collect"),
     ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
     ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
     ("POST", r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)", "paths_info"),
@@ -316,6 +321,37 @@ class _Handler(BaseHTTPRequestHandler):
         private = request.get("private") or request.get("visibility") == "private"
         repo.create({"owner": owner, "private": bool(private), "gated": False})
         self._json(answer)
+
+    def _new_collection(self) -> None:
+        asked, there = json.loads(self.body), self.server_hub.collections
+        if asked["namespace"] != self._writer():
+            raise HubError(403, "", "You don't have the rights to create a collection there.")
+        identity = hashlib.sha1(asked["title"].encode()).hexdigest()[:24]
+        slug = f"{asked['namespace']}/{asked['title'].lower()}-{identity}"
+        if slug in there:
+            self._json({"error": "This collection exists already", "slug": slug}, 409)
+            return
+        there[slug] = {
+            "slug": slug, "title": asked["title"], "owner": {"name": asked["namespace"]}, "items": [],
+            "lastUpdated": "2026-01-01T00:00:00.000Z", "position": 0, "private": asked["private"],
+            "theme": "blue", "upvotes": 0,
+        }  # fmt: skip
+        self._json(there[slug])
+
+    def _collection(self, slug: str) -> None:
+        if slug not in self.server_hub.collections:
+            raise HubError(404, "", "There is no such collection.")
+        self._json(self.server_hub.collections[slug])
+
+    def _collect(self, slug: str) -> None:
+        item, collection = json.loads(self.body)["item"], self.server_hub.collections[slug]
+        self._repo(item["type"], item["id"], write=True)
+        if any(item["id"] == other["id"] for other in collection["items"]):
+            raise HubError(409, "", "The item is in the collection already.")
+        number = len(collection["items"])
+        added = {"_id": f"{number:024}", "position": number, "repoType": item["type"]}
+        collection["items"].append(item | added)
+        self._json(collection)
 
     def _validate_yaml(self) -> None:
         content = json.loads(self.body)["content"]

@@ -57,6 +57,7 @@ class TransformersBackend:
         """
         require("torch", "transformers")
         self.model, self.contract, self.path = model.eval(), contract, path
+        self.files = [path]
         config = model.config.get_text_config()
         if (attention := config._attn_implementation) != "sdpa":
             raise ModelError(
