@@ -367,6 +367,25 @@ def push(
 
 
 @app.command()
+def job(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, whose local data are sent too.")],
+    flavor: Annotated[str, typer.Option(help="Machine (hf jobs hardware), e.g. a10g-large.")],
+    timeout: Annotated[str, typer.Option(help="When the Hub ends it, e.g. 90m or 8h.")] = "8h",
+    user: Annotated[
+        str | None, typer.Option(help="User or organisation; by default who is logged in.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Push the judge into private repositories.")
+    ] = False,
+) -> None:
+    """Train, export, verify and push on a machine that the Hub lends (which it bills)."""
+    from .recipe import Recipe
+
+    stage = importlib.import_module("slm_judge.export.job")  # needs no extra here
+    stage.job(Recipe.from_file(recipe), flavor, timeout, user, private)
+
+
+@app.command()
 def annotate(
     data: Annotated[
         str,

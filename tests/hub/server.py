@@ -8,12 +8,16 @@ with ETags and range requests.
 
 import hashlib
 import json
+import os
 import re
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from base64 import b64decode
 from collections.abc import Callable
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -125,6 +129,49 @@ def is_lfs(path: str, size: int) -> bool:
     return path.endswith(LFS_SUFFIXES) or size >= LFS_MIN_SIZE
 
 
+class Job:
+    """What was asked for, and the process that does it in an empty folder.
+
+    For `uv run` stands a script on the path that leaves out what uv would install.
+    """
+
+    def __init__(self, hub: "LoopbackHub", owner: str, spec: dict[str, Any]) -> None:
+        self.identity, self.owner, self.spec = f"{len(hub.jobs):024x}", owner, spec
+        self.folder = Path(tempfile.mkdtemp(dir=hub.root))
+        shim = self.folder / "bin" / "uv"
+        shim.parent.mkdir()
+        shim.write_text(
+            f'#!/bin/sh\n[ "$1 $2 $3 $4" = "run --with huggingface_hub python" ] && shift 3\n'
+            f'shift 1\nexec "{sys.executable}" "$@"\n'
+        )
+        shim.chmod(0o755)
+        kept = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "PYTHONPATH")}
+        environment = kept | spec["environment"] | spec["secrets"]
+        environment["PATH"] = f"{shim.parent}:{environment['PATH']}"
+        environment["HF_HOME"] = str(self.folder / "hf")
+        self.process = subprocess.Popen(
+            spec["command"], cwd=self.folder, env=environment, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.said: list[str] = []
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout
+        self.said.extend(iter(self.process.stdout.readline, ""))
+        self.process.wait()
+
+    def info(self) -> dict[str, Any]:
+        code = None if self.listener.is_alive() else self.process.returncode
+        stage = "RUNNING" if code is None else "ERROR" if code else "COMPLETED"
+        owner = {"id": "1", "name": self.owner, "type": "user"}
+        return {
+            "id": self.identity, "owner": owner, "flavor": self.spec["flavor"],
+            "status": {"stage": stage, "message": f"exit code {code}" if code else None},
+        }  # fmt: skip
+
+
 class LoopbackHub:
     """The server; use as a context manager.
 
@@ -137,6 +184,7 @@ class LoopbackHub:
             "none" or "half".
         stored: digests of the files that were uploaded, in order.
         collections: slug -> collection.
+        jobs: identity -> job, a process of this machine.
     """
 
     def __init__(self, root: Path, tokens: dict[str, str]) -> None:
@@ -145,6 +193,7 @@ class LoopbackHub:
         self.fail: Callable[[str, str], str | None] | None = None
         self.stored: list[str] = []
         self.collections: dict[str, dict[str, Any]] = {}
+        self.jobs: dict[str, Job] = {}
         self.lock = threading.Lock()
         hub = self
 
@@ -177,6 +226,9 @@ _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
+    ("POST", r"/api/jobs/([^/]+)", "start_job"),
+    ("GET", r"/api/jobs/([^/]+)/([^/]+)", "job"),
+    ("GET", r"/api/jobs/([^/]+)/([^/]+)/logs", "job_logs"),
     ("POST", r"/api/collections", "new_collection"),
     ("GET", r"/api/collections/([^/]+/[^/]+)", "collection"),
     ("POST", r"/api/collections/([^/]+/[^/]+)/items", "collect"),
@@ -238,7 +290,7 @@ class _Handler(BaseHTTPRequestHandler):
                 match = re.fullmatch(pattern, address.path)
                 if method == self.command and match:
                     groups = [unquote(group) if group else group for group in match.groups()]
-                    with hub.lock:
+                    with nullcontext() if name == "job_logs" else hub.lock:  # those wait
                         getattr(self, f"_{name}")(*groups)
                     return
             raise HubError(404, "NotFound", f"no route for {self.command} {address.path}")
@@ -321,6 +373,32 @@ class _Handler(BaseHTTPRequestHandler):
         private = request.get("private") or request.get("visibility") == "private"
         repo.create({"owner": owner, "private": bool(private), "gated": False})
         self._json(answer)
+
+    def _start_job(self, owner: str) -> None:
+        if owner != self._writer():
+            raise HubError(403, "", "You don't have the rights to start a job there.")
+        job = Job(self.server_hub, owner, json.loads(self.body))
+        self.server_hub.jobs[job.identity] = job
+        self._json(job.info())
+
+    def _job(self, owner: str, identity: str) -> None:
+        self._json(self.server_hub.jobs[identity].info())
+
+    def _job_logs(self, owner: str, identity: str) -> None:
+        job = self.server_hub.jobs[identity]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.close_connection = alive = True
+        sent = 0
+        while alive or sent < len(job.said):
+            alive = job.listener.is_alive()
+            for line in job.said[sent:]:
+                event = json.dumps({"timestamp": "2026-01-01T00:00:00.000Z", "data": line})
+                self.wfile.write(f"data: {event}\n\n".encode())
+                sent += 1
+            self.wfile.write(b": keep-alive\n\n")
+            job.listener.join(0.2)
 
     def _new_collection(self) -> None:
         asked, there = json.loads(self.body), self.server_hub.collections
