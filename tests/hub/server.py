@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ import threading
 import time
 from base64 import b64decode
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ class Job:
         environment["PATH"] = f"{shim.parent}:{environment['PATH']}"
         environment["HF_HOME"] = str(self.folder / "hf")
         self.process = subprocess.Popen(
-            spec["command"], cwd=self.folder, env=environment, text=True,
+            spec["command"], cwd=self.folder, env=environment, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.said: list[str] = []
@@ -160,7 +161,11 @@ class Job:
     def _listen(self) -> None:
         assert self.process.stdout
         self.said.extend(iter(self.process.stdout.readline, ""))
-        self.process.wait()
+        self.process.wait(60)
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def info(self) -> dict[str, Any]:
         code = None if self.listener.is_alive() else self.process.returncode
@@ -211,6 +216,8 @@ class LoopbackHub:
     def __exit__(self, *exception: object) -> None:
         self.server.shutdown()
         self.server.server_close()
+        for job in self.jobs.values():
+            job.end()
 
     def repo(self, name: str, kind: str = "model") -> Repo:
         """A repository, whether or not it exists."""

@@ -67,10 +67,11 @@ def test_what_cannot_be_sent_is_refused_before_anything_is(logged_in, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_trains_and_pushes_and_goes_on_where_it_ended(logged_in, tmp_path, monkeypatch):
+def test_a_job_trains_and_pushes_and_goes_on_where_it_ended(logged_in, tmp_path):
     loose = VerifyConfig(min_agreement=0, min_alpha_between=-1, max_alpha_loss=2)
     exports = ExportConfig(dtype="float32", gguf=["Q8_0"])
-    recipe = small_recipe(tmp_path / "run", name="jobbed", verify=loose, export=exports)
+    changes = {"verify": loose, "export": exports, "training": {"epochs": 1}}
+    recipe = small_recipe(tmp_path / "run", name="jobbed", **changes)
     said, error = told(recipe, "cpu-basic", "1h", private=True)
     assert error is None, said
     assert logged_in.repo("me/jobbed").meta["private"]
