@@ -106,3 +106,9 @@ def test_transformers_serve_alone_knows_26_labels(judges):
         status, said = ask(url, {"text": "Thanks!"}, questions)
     assert status == 422
     assert "at most 26 options" in str(said)
+    folder = judges["support-messages"] / "merged"
+    with (
+        Judge.from_pretrained(folder, device="cpu") as judge,
+        transformers_serve(folder) as url,
+    ):
+        assert largest_difference(judge, url, TEXTS[:2], whole=False) < 0.01
