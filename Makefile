@@ -10,6 +10,9 @@ RUN ?= $(RECIPE)
 HUB_USER ?=
 # Further options of `slm-judge push`, e.g. PUSH="--private --dry-run".
 PUSH ?=
+# A machine of the Hub that does it all, e.g. JOB=a10g-large (`slm-judge job`), and its options.
+JOB ?=
+JOB_OPTIONS ?=
 # Further options for pip, e.g. the index of PyTorch's CPU builds.
 PIP_OPTIONS ?=
 
@@ -51,7 +54,7 @@ demo: $(READY) ## The whole job on the shipped sample: train, export, verify, an
 	$(BIN)/slm-judge baselines recipes/smollm2.yaml --zero-shot smollm2
 
 train: $(READY) ## Fine-tune a judge: make train RECIPE=recipes/mine.yaml (goes on where it stopped)
-	$(BIN)/slm-judge train $(RECIPE) --resume
+	$(BIN)/slm-judge $(if $(JOB),job $(RECIPE) --flavor $(JOB) $(if $(HUB_USER),--user $(HUB_USER)) $(JOB_OPTIONS),train $(RECIPE) --resume)
 
 export: $(READY) ## Merge, bitsandbytes 4-bit and GGUF files of a run
 	$(BIN)/slm-judge export $(RUN)
@@ -59,8 +62,8 @@ export: $(READY) ## Merge, bitsandbytes 4-bit and GGUF files of a run
 verify: export ## Run the exported files on held-out items
 	$(BIN)/slm-judge verify $(RUN)
 
-push: verify ## Push a run to the Hub: make train push RECIPE=recipes/mine.yaml HUB_USER=me
-	$(BIN)/slm-judge push $(RUN) $(if $(HUB_USER),--user $(HUB_USER)) $(PUSH)
+push: $(if $(JOB),$(READY),verify) ## Push a run to the Hub: make train push RECIPE=recipes/mine.yaml HUB_USER=me (JOB=a10g-large: on the Hub)
+	$(if $(JOB),@echo "With JOB, make train has pushed the judge.",$(BIN)/slm-judge push $(RUN) $(if $(HUB_USER),--user $(HUB_USER)) $(PUSH))
 
 lint: $(READY) ## Check style, types, and which room of the house imports which
 	$(BIN)/ruff check .

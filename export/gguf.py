@@ -20,7 +20,13 @@ from rich.filesize import decimal
 
 from slm_judge.artefact.calibration import as_json
 from slm_judge.artefact.judge_files import QUESTION_TYPES, Contract
-from slm_judge.backends.gguf import CALIBRATION_KEY, RUBRIC_KEY, TEMPLATE_NAME, VERSION_KEY
+from slm_judge.backends.gguf import (
+    BASE_KEY,
+    CALIBRATION_KEY,
+    RUBRIC_KEY,
+    TEMPLATE_NAME,
+    VERSION_KEY,
+)
 from slm_judge.errors import JudgeError, ModelError, require
 from slm_judge.files import TEMPORARY, atomic_file
 from slm_judge.offline.llama_source import CONVERTER, llama_cpp_source
@@ -33,6 +39,9 @@ from .importance import Importance, in_gguf
 MOVED = {"Q4_0": Q4_0}
 """Quantizations before which the weights are moved; the others choose their scales by rules of
 their own, which would undo it."""
+WEIGHED = "IQ"
+"""Start of the names of quantizations that round by what inputs count. K-quants lose by it on
+judges, where their blocks do not fit the model's width at the latest (docs/results.md)."""
 
 
 def export_gguf(run: Run, console: Console, unrounded: Unrounded | None = None) -> None:
@@ -52,8 +61,12 @@ def export_gguf(run: Run, console: Console, unrounded: Unrounded | None = None) 
             with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
                 save_moved(run, Path(moved), grid, console, unrounded=unrounded)
                 _export_types(run, Path(moved), [name])
-    if others := [name for name in quantizations if name not in MOVED]:
-        _export_types(run, merged, others, importance(run, unrounded or Unrounded()))
+    others = [name for name in quantizations if name not in MOVED]
+    weighed = [name for name in others if name.startswith(WEIGHED)]
+    if weighed:
+        _export_types(run, merged, weighed, importance(run, unrounded or Unrounded()))
+    if plain := [name for name in others if name not in weighed]:
+        _export_types(run, merged, plain)
 
 
 def _export_types(
@@ -69,14 +82,23 @@ def _export_types(
                 quantize(judge, path, name, counts)
 
 
-def convert(folder: Path, output: Path, dtype: str, name: str) -> Path:
-    """Convert a transformers folder with llama.cpp's own converter.
+def convert(
+    folder: Path,
+    output: Path,
+    dtype: str,
+    name: str,
+    converter: str = CONVERTER,
+    options: Sequence[str] = (),
+) -> Path:
+    """Convert a folder of transformers or PEFT with llama.cpp's own converter.
 
     Args:
-        folder: weights and tokenizer.
+        folder: weights, and the tokenizer of a whole model.
         output: the GGUF file to write.
         dtype: "f32", "f16" or "bf16".
         name: of the model, written into the file.
+        converter: which one.
+        options: further ones of an adapter's, which writes no name.
 
     Raises:
         ModelError: the folder brings code of its own, or the converter failed; its last words are
@@ -87,8 +109,9 @@ def convert(folder: Path, output: Path, dtype: str, name: str) -> Path:
     _refuse_code(folder)
     source = llama_cpp_source()
     command = [
-        *(sys.executable, "-P", "-B", str(source / CONVERTER), str(folder.resolve())),
-        *("--outfile", str(output.resolve()), "--outtype", dtype, "--model-name", name),
+        *(sys.executable, "-P", "-B", str(source / converter), str(folder.resolve())),
+        *("--outfile", str(output.resolve()), "--outtype", dtype),
+        *(options or ("--model-name", name)),
     ]
     result = subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, check=False, cwd=source, env=_environment(source)
@@ -127,8 +150,8 @@ def _environment(source: Path) -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
 
 
-def add_keys(source: Path, output: Path, contract: Contract) -> Path:
-    """Copy a GGUF file and add the keys that make it a judge."""
+def add_keys(source: Path, output: Path, contract: Contract | None, base: str = "") -> Path:
+    """Copy a GGUF file and add the keys that make it a judge, and which base it is or needs."""
     gguf = require("gguf", "export")
     from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
@@ -136,18 +159,18 @@ def add_keys(source: Path, output: Path, contract: Contract) -> Path:
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(output, arch=architecture, endianess=reader.endianess)
     text, number = gguf.GGUFValueType.STRING, gguf.GGUFValueType.FLOAT32
-    keys: dict[str, Any] = {
-        f"{architecture}.decision.type": MetadataDetails(text, "nimble"),
-        f"tokenizer.chat_template.{TEMPLATE_NAME}": MetadataDetails(
-            text, contract.systemone_template
-        ),
-        RUBRIC_KEY: MetadataDetails(text, contract.rubric.to_json()),
-        CALIBRATION_KEY: MetadataDetails(text, as_json(contract.calibrations)),
-        VERSION_KEY: MetadataDetails(text, __version__),
-    }
-    for kind in QUESTION_TYPES:
-        key = f"{architecture}.decision.temperature.{kind}"
-        keys[key] = MetadataDetails(number, contract.temperature(kind))
+    texts, numbers = {VERSION_KEY: __version__} | ({BASE_KEY: base} if base else {}), {}
+    if contract:
+        texts |= {
+            f"{architecture}.decision.type": "nimble",
+            f"tokenizer.chat_template.{TEMPLATE_NAME}": contract.systemone_template,
+            RUBRIC_KEY: contract.rubric.to_json(),
+            CALIBRATION_KEY: as_json(contract.calibrations),
+        }
+        prefix = f"{architecture}.decision.temperature"
+        numbers = {f"{prefix}.{kind}": contract.temperature(kind) for kind in QUESTION_TYPES}
+    keys = {key: MetadataDetails(text, value) for key, value in texts.items()}
+    keys |= {key: MetadataDetails(number, value) for key, value in numbers.items()}
     with redirect_stderr(StringIO()):  # for its progress bar; what goes wrong is raised
         copy_with_new_metadata(reader, writer, keys, remove_metadata=[])
     return output

@@ -1,6 +1,6 @@
-"""`slm-judge push`: four repositories on the Hub, one commit each, only what was verified.
+"""`slm-judge push`: four repositories on the Hub and their collection, only what was verified.
 
-And, where it is asked for, a Space in which people try the judge.
+And, where they are asked for, the annotated items, and a Space in which people try the judge.
 """
 
 import json
@@ -8,14 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from rich.console import Console
 from rich.filesize import decimal
-from slm_judge.model_card.card import render_card, repository_names
+from slm_judge.model_card.card import (
+    data_name,
+    evaluation_results,
+    render_card,
+    render_data_card,
+    repository_names,
+)
 from slm_judge.model_card.page import FIGURES, NUMBERS
 
+from slm_judge.artefact.base import Base
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
 from slm_judge.hub import hub_errors, repeated
@@ -24,12 +31,13 @@ from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
 from .artefacts import artefacts, parts
+from .dataset import annotated_items
 from .gguf import contents
 from .settings import training_facts
 from .space import space_files
 from .verify import REPORT, read_report
 
-CARD = "README.md"
+CARD, RESULTS = "README.md", ".eval_results/slm-judge.yaml"
 _FINISH = "\nPush again to finish; what is there already is not uploaded twice."
 
 
@@ -40,8 +48,7 @@ class Repository:
     name: str
     files: dict[str, Path | bytes]
     """Path in the repository -> local file, or content."""
-    kind: str = "model"
-    """Or "space"."""
+    kind: Literal["model", "dataset", "space"] = "model"
 
     def sizes(self) -> dict[str, int]:
         """Path in the repository -> bytes."""
@@ -85,9 +92,10 @@ def left_out(run: Run) -> list[Path]:
     return sorted(path for path in found if path.name != CARD)
 
 
-def plan(run: Run, user: str, report: Mapping[str, Any]) -> list[Repository]:
-    """The four repositories of a verified run."""
+def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> list[Repository]:
+    """The four repositories of a verified run, and before them that of its `data` if asked for."""
     recipe, facts = run.recipe(), training_facts(run.adapter)
+    facts["base_commit"] = Base.load(run.adapter).revision
     evaluation = json.loads((run.report / NUMBERS).read_text(encoding="utf-8"))
     rubric = run.rubric()
     drawn = ("alpha", "reliability", "risk-coverage", "confusion-*")
@@ -101,12 +109,20 @@ def plan(run: Run, user: str, report: Mapping[str, Any]) -> list[Repository]:
         "GGUF": [run.gguf_file(name) for name in recipe.export.gguf],
     }
     holds = {name: contents(run.gguf_file(name)) for name in recipe.export.gguf}
-    repositories = []
-    for kind, name in repository_names(user, recipe.name).items():
+    repositories, names = [], repository_names(user, recipe.name)
+    if data:
+        facts["published_data"] = data_name(user, recipe.name)
+        tables, counts = annotated_items(run)
+        card = render_data_card(recipe, rubric, counts, names[""])
+        repository = Repository(facts["published_data"], {**tables, CARD: card.encode()}, "dataset")
+        repositories.append(repository)
+    for kind, name in names.items():
         card = render_card(kind, user, recipe, rubric, facts, report, evaluation, holds)
         files: dict[str, Path | bytes] = {path.name: path for path in sources[kind]}
         files |= {CARD: card.encode(), **figures}
         files[REPORT] = run.report / REPORT
+        if results := evaluation_results(kind, recipe, facts, evaluation):
+            files[RESULTS] = results.encode()
         repositories.append(Repository(name, files))
     return repositories
 
@@ -117,6 +133,7 @@ def push(
     private: bool = False,
     revision: str | None = None,
     dry_run: bool = False,
+    data: bool = False,
     console: Console | None = None,
     space: bool = False,
 ) -> list[str]:
@@ -128,6 +145,7 @@ def push(
         private: create the repositories as private ones.
         revision: branch to push to, created where it is missing; by default `main`.
         dry_run: only print what would be pushed.
+        data: also publish the annotated items, as a dataset.
         console: where progress is written.
         space: also make a Space, in which people try the judge.
 
@@ -140,7 +158,7 @@ def push(
             the run.
     """
     with run.alone():
-        return _push(run, user, private, revision, dry_run, console or Console(), space)
+        return _push(run, user, private, revision, dry_run, data, console or Console(), space)
 
 
 def _push(
@@ -149,6 +167,7 @@ def _push(
     private: bool,
     revision: str | None,
     dry_run: bool,
+    data: bool,
     console: Console,
     space: bool,
 ) -> list[str]:
@@ -161,7 +180,7 @@ def _push(
     if not (owner := user or ("me" if dry_run else "")):
         with hub_errors("Your account", kind=JudgeError):
             owner = str(repeated(api.whoami, told)["name"])
-    repositories = plan(run, owner, report)
+    repositories = plan(run, owner, report, data)
     if space:
         recipe = run.recipe()
         repositories.append(
@@ -176,7 +195,29 @@ def _push(
             work = partial(_push_one, api, repository, private, revision)
             commits.append(repeated(work, told))
         say(console, [f"{repository.name}: {commits[-1]}"], "pushed ")
+    title = run.recipe().name
+    try:
+        with hub_errors(f"The collection {title}", kind=JudgeError):
+            collect = partial(_collect, api, owner, title, repositories, private)
+            say(console, [repeated(collect, told)], "collection ")
+    except JudgeError as error:  # e.g. of a token for repositories alone
+        said = "All repositories are pushed, but they are not in a collection of the Hub: "
+        say(console, [f"{said}{error}"])
     return commits
+
+
+def _collect(
+    api: HfApi, owner: str, title: str, repositories: list[Repository], private: bool
+) -> str:
+    """Put the repositories into a collection of that title, which is made where there is none."""
+    collection = api.create_collection(title, namespace=owner, private=private, exists_ok=True)
+    there = {item.item_id for item in collection.items}
+    for repository in repositories:
+        if repository.name not in there:
+            api.add_collection_item(
+                collection.slug, repository.name, repository.kind, exists_ok=True
+            )
+    return str(collection.url)
 
 
 def _push_one(api: HfApi, repository: Repository, private: bool, revision: str | None) -> str:
@@ -193,8 +234,8 @@ def _push_one(api: HfApi, repository: Repository, private: bool, revision: str |
         repository.name,
         operations,
         commit_message="Upload a judge with slm-judge",
-        revision=revision,
         repo_type=kind,
+        revision=revision,
     )
     return str(commit.commit_url)
 

@@ -4,13 +4,20 @@ What the `card` of a recipe says is Markdown, since whoever publishes the card w
 All else that comes from files (labels, instructions, groups, names) is shown as it stands there.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import (
+    DatasetCardData,
+    EvalResult,
+    EvalResultEntry,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
@@ -30,17 +37,25 @@ _KINDS = {
     "GGUF": ("quantized", "gguf", "the judge as GGUF files, for llama.cpp"),
 }
 
-# In `report.json` -> type and name for the Hub.
+# In `report.json` -> type and name for the Hub. All three are of pairs: of the judge and each
+# annotator of an item, so that an item with five annotators counts five times.
 _METRICS = {
-    "alpha": ("krippendorff_alpha", "Krippendorff's alpha"),
-    "accuracy": ("accuracy", "Accuracy"),
-    "macro_f1": ("f1", "Macro F1"),
+    "alpha": ("krippendorff_alpha", "Krippendorff's alpha, judge with each annotator"),
+    "accuracy": ("accuracy", "Accuracy over pairs of judge and annotator"),
+    "macro_f1": ("f1", "Macro F1 over pairs of judge and annotator"),
 }
+DATA = "data"
+"""Kind of the repository with the annotated items, where somebody asks to publish them."""
 
 
 def repository_names(user: str, name: str) -> dict[str, str]:
     """Kind of artefact -> its repository on the Hub."""
     return {kind: f"{user}/{name}{'-' + kind if kind else ''}" for kind in _KINDS}
+
+
+def data_name(user: str, name: str) -> str:
+    """The repository of a judge's annotated items."""
+    return f"{user}/{name}-{DATA}"
 
 
 def render_card(
@@ -60,7 +75,8 @@ def render_card(
         user: user or organisation on the Hub.
         recipe: of the run.
         rubric: of the judge.
-        facts: `training.json` of the adapter.
+        facts: `training.json` of the adapter; and `base_commit`, and `published_data`, the
+            repository of its annotated items, where there are any.
         report: `verify.json` of the run.
         evaluation: `report.json` of the run.
         holds: name of a quantization -> what its GGUF file holds.
@@ -104,21 +120,86 @@ def render_card(
             yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(), "yaml"
         ),
     )
-    metadata = _metadata(kind, names, recipe, evaluation)
+    metadata = _metadata(kind, names, recipe, _dataset(recipe, facts), evaluation)
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
-def _metadata(
-    kind: str, names: Mapping[str, str], recipe: Recipe, evaluation: Mapping[str, Any]
-) -> ModelCardData:
-    relation, library, _ = _KINDS[kind]
-    quantized = relation == "quantized"
+def render_data_card(recipe: Recipe, rubric: Rubric, counts: Mapping[str, int], judge: str) -> str:
+    """The README.md of the annotated items of a judge, whose repository is `judge`."""
+    data = DatasetCardData(
+        license=recipe.card.data_license,
+        language=recipe.card.language or None,
+        task_categories=["text-classification"],
+        tags=["slm-judge"],
+        pretty_name=f"{recipe.name}: annotated items",
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": f"{name}.jsonl"} for name in counts],
+            }
+        ],
+    )
+    split = ", ".join(f"{count} {name}" for name, count in counts.items())
+    columns = [f"| {escape(name)} | a text of the item |" for name in rubric.fields]
+    columns += [
+        f"| {escape(d.name)} | {d.type}: {escape(d.instructions)} |" for d in rubric.dimensions
+    ]
+    about = recipe.card.data_description or "What the judge was trained, chosen and measured on."
+    return f"""---
+{data.to_yaml()}
+---
+
+# {escape(recipe.name)}: annotated items
+
+{about}
+
+The split with which [{escape(judge)}]({_HUB}/{quote(judge)}) was made: {split} items, a row
+an annotation. Annotators, and groups of items that stay in one split, have numbers, not names.
+
+| column | |
+| --- | --- |
+| item_id | the item |
+| annotator_id | the annotator, where the data named one |
+| group | items that belong together |
+{chr(10).join(columns)}
+"""
+
+
+def evaluation_results(
+    kind: str, recipe: Recipe, facts: Mapping[str, Any], evaluation: Mapping[str, Any]
+) -> str | None:
+    """`.eval_results/*.yaml`, which the Hub reads in place of the metadata's `model-index`.
+
+    None where the held-out items are no dataset on the Hub.
+    """
+    if not (dataset := _dataset(recipe, facts)):
+        return None
+    entries = [
+        EvalResultEntry(
+            dataset_id=dataset,
+            task_id=f"{result.task_name}-{result.metric_type}",
+            value=result.metric_value,
+            notes=f"{result.metric_name}; {result.dataset_name}",
+        )
+        for result in _results(kind, recipe, dataset, evaluation)
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+
+
+def _dataset(recipe: Recipe, facts: Mapping[str, Any]) -> str | None:
+    """The dataset of the items on the Hub, if there is one."""
+    if published := facts.get("published_data"):
+        return str(published)
+    return re.split("[@#]", recipe.data.train)[0] if _is_repo(recipe.data.train) else None
+
+
+def _results(
+    kind: str, recipe: Recipe, source: str, evaluation: Mapping[str, Any]
+) -> list[EvalResult]:
     main = {"": "merged", "lora": "adapter", "bnb-4bit": "bnb-4bit"}.get(
         kind, recipe.export.gguf[0]
     )
-    data = recipe.data.train if _is_repo(recipe.data.train) else None
-    source = (data or recipe.name).partition("@")[0]
-    results = [
+    return [
         EvalResult(
             task_type="text-classification",
             task_name=name,
@@ -134,17 +215,28 @@ def _metadata(
         if dimension["systems"]  # no annotations, no figures
         and (found := dimension["systems"][main][metric])["estimate"] is not None
     ]
+
+
+def _metadata(
+    kind: str,
+    names: Mapping[str, str],
+    recipe: Recipe,
+    dataset: str | None,
+    evaluation: Mapping[str, Any],
+) -> ModelCardData:
+    relation, library, _ = _KINDS[kind]
+    quantized = relation == "quantized"
     return ModelCardData(
         base_model=names[""] if quantized else _base_repo(recipe.base),
         base_model_relation=relation if quantized or _base_repo(recipe.base) else None,
         library_name=library,
         pipeline_tag="text-classification",
-        tags=TAGS,
+        tags=[*TAGS, *(["lora"] if relation == "adapter" else [])],
         license=recipe.card.license,
         language=recipe.card.language or None,
-        datasets=[source] if data else None,
+        datasets=[dataset] if dataset else None,
         model_name=names[kind].partition("/")[2],
-        eval_results=results,
+        eval_results=_results(kind, recipe, dataset or recipe.name, evaluation),
     )
 
 

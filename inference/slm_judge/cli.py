@@ -198,11 +198,20 @@ def curve(
 
 
 @app.command()
-def export(run: RunFolder) -> None:
+def export(
+    run: RunFolder,
+    lora: Annotated[
+        bool,
+        typer.Option("--lora", help="Instead: base and adapter as two GGUF files (gguf-lora/)."),
+    ] = False,
+) -> None:
     """Merge the adapter and write the bitsandbytes and GGUF artefacts."""
     from .run import Run
 
-    _stage("export.export", "export").export(Run.find(run))
+    if lora:
+        _stage("export.lora", "export").export_lora(Run.find(run))
+    else:
+        _stage("export.export", "export").export(Run.find(run))
 
 
 @app.command()
@@ -475,16 +484,44 @@ def push(
         bool, typer.Option("--dry-run", help="Print repositories, files and sizes; push nothing.")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Also publish the annotated items, as a dataset.")
+    ] = False,
     space: Annotated[
         bool, typer.Option("--space", help="Also make USER/NAME-demo, where people try the judge.")
     ] = False,
 ) -> None:
-    """Push a verified run to the Hub: four repositories, one commit each."""
+    """Push a verified run to the Hub: four repositories, one commit each, and a collection."""
     from .run import Run
 
     _stage("export.push", "export").push(
-        Run.find(run), user=user, private=private, revision=revision, dry_run=dry_run, space=space
+        Run.find(run),
+        user=user,
+        private=private,
+        revision=revision,
+        dry_run=dry_run,
+        data=data,
+        space=space,
     )
+
+
+@app.command()
+def job(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, whose local data are sent too.")],
+    flavor: Annotated[str, typer.Option(help="Machine (hf jobs hardware), e.g. a10g-large.")],
+    timeout: Annotated[str, typer.Option(help="When the Hub ends it, e.g. 90m or 8h.")] = "8h",
+    user: Annotated[
+        str | None, typer.Option(help="User or organisation; by default who is logged in.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Push the judge into private repositories.")
+    ] = False,
+) -> None:
+    """Train, export, verify and push on a machine that the Hub lends (which it bills)."""
+    from .recipe import Recipe
+
+    stage = importlib.import_module("slm_judge.export.job")  # needs no extra here
+    stage.job(Recipe.from_file(recipe), flavor, timeout, user, private)
 
 
 @app.command()
@@ -505,6 +542,9 @@ def annotate(
         str | None, typer.Option(help="Branch, tag or commit of the model.")
     ] = None,
     quantization: Annotated[str | None, typer.Option(help="GGUF file to use, e.g. Q8_0.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="GGUF adapter that makes a judge of the model, a base.")
+    ] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="field=column, where the data's name differs.")
     ] = None,
@@ -574,6 +614,7 @@ def annotate(
         "revision": revision,
         "backend": backend,
         "quantization": quantization,
+        "adapter": str(Path(adapter).resolve()) if adapter and Path(adapter).exists() else adapter,
         "max_memory": max_memory,
         "n_threads": threads,
         "exact": exact,

@@ -118,6 +118,11 @@ class Run:
         return self.folder / "gguf"
 
     @property
+    def lora(self) -> Path:
+        """The base and the adapter as GGUF files of their own (`export --lora`)."""
+        return self.folder / "gguf-lora"
+
+    @property
     def report(self) -> Path:
         """What was measured."""
         return self.folder / "report"
@@ -144,6 +149,11 @@ class Run:
     def gguf_file(self, quantization: str) -> Path:
         """The GGUF file of a quantization."""
         return self.gguf / f"{self.recipe().name}-{quantization}.gguf"
+
+    def lora_file(self, quantization: str = "") -> Path:
+        """The GGUF file of the adapter, or that of its base in a quantization."""
+        name = f"base-{quantization}" if quantization else f"{self.recipe().name}-lora"
+        return self.lora / f"{name}.gguf"
 
     def recipe(self) -> Recipe:
         """The recipe that made the run.

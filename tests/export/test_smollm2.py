@@ -26,6 +26,7 @@ from slm_judge.export.export import export
 from slm_judge.export.gguf import contents
 from slm_judge.training.train import train
 
+from benchmarks.serving import largest_difference, llama_server
 from benchmarks.texts import draw
 from slm_judge import Judge
 from slm_judge.artefact.base import load_tokenizer, locate_base
@@ -83,6 +84,14 @@ def heard(smol):
 def test_all_artefacts_read_the_same_tokens(heard):
     for name, one in heard.items():
         assert one.prompts == heard["adapter"].prompts, name
+
+
+def test_llama_server_answers_as_the_judge_does(smol):
+    path = smol.gguf_file("Q8_0")
+    with Judge.from_pretrained(path, trust=True) as judge, llama_server(path) as url:
+        assert (
+            largest_difference(judge, url, ["<|im_start|>\u202e 1234 é"]) < judge.backend.near_tie
+        )
 
 
 @pytest.mark.parametrize(("name", "most"), [("merged", 1e-3), ("BF16", 0.02), ("Q8_0", 0.08)])

@@ -8,12 +8,17 @@ with ETags and range requests.
 
 import hashlib
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from base64 import b64decode
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -125,6 +130,53 @@ def is_lfs(path: str, size: int) -> bool:
     return path.endswith(LFS_SUFFIXES) or size >= LFS_MIN_SIZE
 
 
+class Job:
+    """What was asked for, and the process that does it in an empty folder.
+
+    For `uv run` stands a script on the path that leaves out what uv would install.
+    """
+
+    def __init__(self, hub: "LoopbackHub", owner: str, spec: dict[str, Any]) -> None:
+        self.identity, self.owner, self.spec = f"{len(hub.jobs):024x}", owner, spec
+        self.folder = Path(tempfile.mkdtemp(dir=hub.root))
+        shim = self.folder / "bin" / "uv"
+        shim.parent.mkdir()
+        shim.write_text(
+            f'#!/bin/sh\n[ "$1 $2 $3 $4" = "run --with huggingface_hub python" ] && shift 3\n'
+            f'shift 1\nexec "{sys.executable}" "$@"\n'
+        )
+        shim.chmod(0o755)
+        kept = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "PYTHONPATH")}
+        environment = kept | spec["environment"] | spec["secrets"]
+        environment["PATH"] = f"{shim.parent}:{environment['PATH']}"
+        environment["HF_HOME"] = str(self.folder / "hf")
+        self.process = subprocess.Popen(
+            spec["command"], cwd=self.folder, env=environment, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.said: list[str] = []
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout
+        self.said.extend(iter(self.process.stdout.readline, ""))
+        self.process.wait(60)
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def info(self) -> dict[str, Any]:
+        code = None if self.listener.is_alive() else self.process.returncode
+        stage = "RUNNING" if code is None else "ERROR" if code else "COMPLETED"
+        owner = {"id": "1", "name": self.owner, "type": "user"}
+        return {
+            "id": self.identity, "owner": owner, "flavor": self.spec["flavor"],
+            "status": {"stage": stage, "message": f"exit code {code}" if code else None},
+        }  # fmt: skip
+
+
 class LoopbackHub:
     """The server; use as a context manager.
 
@@ -136,6 +188,8 @@ class LoopbackHub:
             `SilenceError`, or say how much of the right answer to send before the connection is cut:
             "none" or "half".
         stored: digests of the files that were uploaded, in order.
+        collections: slug -> collection.
+        jobs: identity -> job, a process of this machine.
     """
 
     def __init__(self, root: Path, tokens: dict[str, str]) -> None:
@@ -143,6 +197,8 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
         self.fail: Callable[[str, str], str | None] | None = None
         self.stored: list[str] = []
+        self.collections: dict[str, dict[str, Any]] = {}
+        self.jobs: dict[str, Job] = {}
         self.lock = threading.Lock()
         hub = self
 
@@ -160,6 +216,8 @@ class LoopbackHub:
     def __exit__(self, *exception: object) -> None:
         self.server.shutdown()
         self.server.server_close()
+        for job in self.jobs.values():
+            job.end()
 
     def repo(self, name: str, kind: str = "model") -> Repo:
         """A repository, whether or not it exists."""
@@ -175,6 +233,12 @@ _ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
+    ("POST", r"/api/jobs/([^/]+)", "start_job"),
+    ("GET", r"/api/jobs/([^/]+)/([^/]+)", "job"),
+    ("GET", r"/api/jobs/([^/]+)/([^/]+)/logs", "job_logs"),
+    ("POST", r"/api/collections", "new_collection"),
+    ("GET", r"/api/collections/([^/]+/[^/]+)", "collection"),
+    ("POST", r"/api/collections/([^/]+/[^/]+)/items", "collect"),
     ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
     ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
     ("POST", r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/paths-info/([^/]+)", "paths_info"),
@@ -233,7 +297,7 @@ class _Handler(BaseHTTPRequestHandler):
                 match = re.fullmatch(pattern, address.path)
                 if method == self.command and match:
                     groups = [unquote(group) if group else group for group in match.groups()]
-                    with hub.lock:
+                    with nullcontext() if name == "job_logs" else hub.lock:  # those wait
                         getattr(self, f"_{name}")(*groups)
                     return
             raise HubError(404, "NotFound", f"no route for {self.command} {address.path}")
@@ -318,6 +382,63 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(400, "", "A Space needs an sdk.")
         repo.create({"owner": owner, "private": bool(private), "gated": False})
         self._json(answer)
+
+    def _start_job(self, owner: str) -> None:
+        if owner != self._writer():
+            raise HubError(403, "", "You don't have the rights to start a job there.")
+        job = Job(self.server_hub, owner, json.loads(self.body))
+        self.server_hub.jobs[job.identity] = job
+        self._json(job.info())
+
+    def _job(self, owner: str, identity: str) -> None:
+        self._json(self.server_hub.jobs[identity].info())
+
+    def _job_logs(self, owner: str, identity: str) -> None:
+        job = self.server_hub.jobs[identity]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.close_connection = alive = True
+        sent = 0
+        while alive or sent < len(job.said):
+            alive = job.listener.is_alive()
+            for line in job.said[sent:]:
+                event = json.dumps({"timestamp": "2026-01-01T00:00:00.000Z", "data": line})
+                self.wfile.write(f"data: {event}\n\n".encode())
+                sent += 1
+            self.wfile.write(b": keep-alive\n\n")
+            job.listener.join(0.2)
+
+    def _new_collection(self) -> None:
+        asked, there = json.loads(self.body), self.server_hub.collections
+        if asked["namespace"] != self._writer():
+            raise HubError(403, "", "You don't have the rights to create a collection there.")
+        identity = hashlib.sha1(asked["title"].encode()).hexdigest()[:24]
+        slug = f"{asked['namespace']}/{asked['title'].lower()}-{identity}"
+        if slug in there:
+            self._json({"error": "This collection exists already", "slug": slug}, 409)
+            return
+        there[slug] = {
+            "slug": slug, "title": asked["title"], "owner": {"name": asked["namespace"]}, "items": [],
+            "lastUpdated": "2026-01-01T00:00:00.000Z", "position": 0, "private": asked["private"],
+            "theme": "blue", "upvotes": 0,
+        }  # fmt: skip
+        self._json(there[slug])
+
+    def _collection(self, slug: str) -> None:
+        if slug not in self.server_hub.collections:
+            raise HubError(404, "", "There is no such collection.")
+        self._json(self.server_hub.collections[slug])
+
+    def _collect(self, slug: str) -> None:
+        item, collection = json.loads(self.body)["item"], self.server_hub.collections[slug]
+        self._repo(item["type"], item["id"], write=True)
+        if any(item["id"] == other["id"] for other in collection["items"]):
+            raise HubError(409, "", "The item is in the collection already.")
+        number = len(collection["items"])
+        added = {"_id": f"{number:024}", "position": number, "repoType": item["type"]}
+        collection["items"].append(item | added)
+        self._json(collection)
 
     def _validate_yaml(self) -> None:
         content = json.loads(self.body)["content"]

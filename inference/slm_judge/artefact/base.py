@@ -181,7 +181,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     Raises:
         ModelError: it cannot be loaded, or is no plain LoRA adapter.
     """
-    peft = require("peft", "train")
+    peft = require("peft", "transformers")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{folder} has no {ADAPTER_WEIGHTS}; no other format is read.")
     with loading(folder):

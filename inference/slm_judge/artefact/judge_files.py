@@ -109,6 +109,9 @@ class Contract:
             "noul_options": ["false", "true"],
             # The template escapes control tokens itself, the same way for every reader.
             "sanitize_control_tokens": False,
+            # `transformers serve --decision-config` reads this file alone, and without a template
+            # would ask in other words than those of training, silently.
+            "chat_template": self.decision_template,
             "slm_judge_version": __version__,
         }
         write_text(folder / RUBRIC_FILE, self.rubric.model_dump_json(indent=2) + "\n")

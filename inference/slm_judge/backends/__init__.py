@@ -35,6 +35,8 @@ class Backend(Protocol):
     name: str
     path: Path
     """The file or folder of the judge."""
+    files: list[Path]
+    """All that its answers depend on: `path`, and a base beside it."""
     contract: Contract
 
     @property

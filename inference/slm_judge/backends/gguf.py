@@ -4,7 +4,7 @@ import ctypes
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from . import Logits, Reader
 
 RUBRIC_KEY, VERSION_KEY = "slm_judge.rubric", "slm_judge.version"
 CALIBRATION_KEY = "slm_judge.calibration"
+BASE_KEY = "slm_judge.base"  # which base a file is, or which one an adapter was trained on
 TEMPLATE_NAME = "systemone"
 
 
@@ -63,6 +64,7 @@ class GgufBackend:
         n_sequences: int = 32,
         n_threads: int | None = None,
         flash_attention: bool = True,
+        adapter: Path | None = None,
     ) -> None:
         """Load a judge.
 
@@ -76,32 +78,42 @@ class GgufBackend:
             n_sequences: rows decoded together at most (see docs/annotation.md for the choice).
             n_threads: by default all cores.
             flash_attention: of llama.cpp.
+            adapter: a GGUF LoRA with a judge's keys, which makes a judge of `path`, its base.
 
         Raises:
             ModelError: the file is not a GGUF, it is not a judge, or the memory is too small.
         """
         llama = require("llama_cpp", "gguf")
-        self._llama, self.path = llama, path
+        self._llama, self.path = llama, adapter or path  # of what is the judge's own
         self._context: Any = None
         self._model: Any = None
+        self._adapter: Any = None
         quiet(llama)
-        if not path.is_file():
-            raise ModelError(f"There is no file {path}.")
+        self.files = [path, adapter] if adapter else [path]
+        if missing := [file for file in self.files if not file.is_file()]:
+            raise ModelError(f"There is no file {missing[0]}.")
         self._n_sequences, self._n_threads = n_sequences, n_threads or os.cpu_count() or 1
         self._flash_attention, self.near_tie = flash_attention, _NEAR_TIE
         try:
-            self._load(max_memory)
+            self._load(path, adapter, max_memory)
         except BaseException:
             self.close()
             raise
 
-    def _load(self, max_memory: float | None) -> None:
-        llama, path = self._llama, self.path
+    def _load(self, path: Path, adapter: Path | None, max_memory: float | None) -> None:
+        llama = self._llama
         self._model = llama.llama_model_load_from_file(
             os.fsencode(path), llama.llama_model_default_params()
         )
         if not self._model:
             raise ModelError(f"{path} is not a GGUF file that llama.cpp can load{_reason()}.")
+        if adapter:
+            self._adapter = llama.llama_adapter_lora_init(self._model, os.fsencode(adapter))
+            if not self._adapter:
+                raise ModelError(f"{adapter} is not an adapter (LoRA) of {path}{_reason()}.")
+            ours, theirs = self._judge_metadata(BASE_KEY), self._metadata(BASE_KEY)
+            if ours and theirs and ours != theirs:  # llama.cpp looks at shapes alone
+                raise ModelError(f"{adapter} was trained on the base {ours}; {path} is {theirs}.")
         self._vocab = llama.llama_model_get_vocab(self._model)
         self._n_vocab = llama.llama_vocab_n_tokens(self._vocab)
         labels = single_token_labels(lambda text: self._tokenize(text, special=False))
@@ -151,10 +163,20 @@ class GgufBackend:
     # --- what the file says ---
 
     def _metadata(self, key: str) -> str | None:
-        llama, size = self._llama, 1024
+        """Of the base or of the whole judge."""
+        return self._value(self._llama.llama_model_meta_val_str, self._model, key)
+
+    def _judge_metadata(self, key: str) -> str | None:
+        """Of the adapter, where there is one: its base may be a judge of its own."""
+        if self._adapter:
+            return self._value(self._llama.llama_adapter_meta_val_str, self._adapter, key)
+        return self._metadata(key)
+
+    def _value(self, read: Callable[..., int], owner: Any, key: str) -> str | None:
+        size = 1024
         while True:
             buffer = ctypes.create_string_buffer(size)
-            length = llama.llama_model_meta_val_str(self._model, key.encode(), buffer, size)
+            length = read(owner, key.encode(), buffer, size)
             if length < size:
                 break
             size = length + 1
@@ -164,24 +186,23 @@ class GgufBackend:
             raise ModelError(f"{self.path}: {key} is not UTF-8: {error}") from error
 
     def _read_contract(self, labels: tuple[str, ...]) -> Contract:
-        template = self._llama.llama_model_chat_template(self._model, TEMPLATE_NAME.encode())
-        rubric = self._metadata(RUBRIC_KEY)
+        template_key = f"tokenizer.chat_template.{TEMPLATE_NAME}"
+        template, rubric = self._judge_metadata(template_key), self._judge_metadata(RUBRIC_KEY)
         if not template or not rubric:
             raise ModelError(
-                f"{self.path} has no {RUBRIC_KEY} or tokenizer.chat_template.{TEMPLATE_NAME}: it "
-                "is a language model, not a judge. Make one with `slm-judge export`."
+                f"{self.path} has no {RUBRIC_KEY} or {template_key}: it is a language model, not a "
+                "judge. Make one with `slm-judge export`."
             )
         parsed = Rubric.from_json(rubric, f"{self.path}: {RUBRIC_KEY}")
         check_label_count(parsed, labels)
-        text = template.decode("utf-8", "replace")
-        compile_template(text, f"{self.path}: tokenizer.chat_template.{TEMPLATE_NAME}")
+        compile_template(template, f"{self.path}: {template_key}")
         prefix = f"{self._metadata('general.architecture')}.decision.temperature"
-        found = {kind: self._metadata(f"{prefix}.{kind}") for kind in QUESTION_TYPES}
+        found = {kind: self._judge_metadata(f"{prefix}.{kind}") for kind in QUESTION_TYPES}
         given = {kind: text for kind, text in found.items() if text is not None}
         temperatures = read_temperatures(given, f"{self.path}: {prefix}")
-        own = self._metadata(CALIBRATION_KEY) or "{}"
+        own = self._judge_metadata(CALIBRATION_KEY) or "{}"
         calibrations = read_calibrations(own, parsed, f"{self.path}: {CALIBRATION_KEY}")
-        return Contract(parsed, "", text, labels, temperatures, calibrations)
+        return Contract(parsed, "", template, labels, temperatures, calibrations)
 
     def _tokenize(self, text: str, special: bool = True) -> list[int]:
         data = text.encode()
@@ -214,6 +235,9 @@ class GgufBackend:
             raise ModelError(
                 f"Out of memory for a context of {n_ctx} tokens{_reason()}. {_LESS_MEMORY}"
             )
+        if self._adapter:
+            adapters = (llama.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+            llama.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0))
         self._n_ctx = n_ctx
         self._memory = llama.llama_get_memory(self._context)
         self._decode([_Part(0, 0, self._prefix, [])])
@@ -322,8 +346,8 @@ class GgufBackend:
             self._llama.llama_free(self._context)
             self._context = None
         if self._model:
-            self._llama.llama_model_free(self._model)
-            self._model = None
+            self._llama.llama_model_free(self._model)  # and its adapter
+            self._model = self._adapter = None
 
     def __del__(self) -> None:
         if getattr(self, "_model", None):

@@ -14,31 +14,40 @@ from . import check_finite
 from .gguf import GgufBackend
 
 
-def check_gguf(path: Path, max_memory: float | None = None, n_threads: int | None = None) -> None:
-    """Load a judge in a child and let it answer, unless this very file has passed before.
+def check_gguf(
+    path: Path,
+    max_memory: float | None = None,
+    n_threads: int | None = None,
+    adapter: Path | None = None,
+) -> None:
+    """Load a judge in a child and let it answer, unless these very files have passed before.
 
     Args:
         path: the `.gguf` file.
         max_memory: see `GgufBackend`.
         n_threads: see `GgufBackend`.
+        adapter: see `GgufBackend`.
 
     Raises:
         ModelError: it cannot be loaded, or the child did not survive it.
     """
     require("llama_cpp", "gguf")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{path} is not a GGUF file that llama.cpp can load.")
-    passed = cache_folder() / "passed" / _identity(path)
+    files = [path, adapter] if adapter else [path]
+    for one in files:
+        with one.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(f"{one} is not a GGUF file that llama.cpp can load.")
+    passed = cache_folder() / "passed" / "-".join(map(_identity, files))
     if passed.exists():
         return
-    request = {"path": str(path), "max_memory": max_memory, "n_threads": n_threads}
+    request = {"path": path, "max_memory": max_memory, "n_threads": n_threads, "adapter": adapter}
     seconds = 120 + path.stat().st_size / 10e6
     try:
         ask_child("backends.probe", request, seconds)
     except ModelError as error:
         said = str(error)
-        raise ModelError(said if str(path) in said else f"{path}: {said}") from None
+        named = any(str(one) in said for one in files)
+        raise ModelError(said if named else f"{path}: {said}") from None
     except ChildDied as death:
         raise ModelError(
             f"{path} stops llama.cpp, or the memory is too small for it: {death}. Download or "
@@ -56,8 +65,9 @@ def _identity(path: Path) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _try(path: str, max_memory: float | None, n_threads: int | None) -> str:
-    backend = GgufBackend(Path(path), max_memory, n_threads=n_threads)
+def _try(path: str, max_memory: float | None, n_threads: int | None, adapter: str | None) -> str:
+    given = Path(adapter) if adapter else None
+    backend = GgufBackend(Path(path), max_memory, n_threads=n_threads, adapter=given)
     fields = backend.contract.rubric.fields
     prompts = backend.reader.encode([dict.fromkeys(fields, text) for text in ("a", "Zebra 1.")])
     for _, logits in backend.run(prompts):

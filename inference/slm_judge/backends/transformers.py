@@ -58,6 +58,7 @@ class TransformersBackend:
         """
         require("torch", "transformers")
         self.model, self.contract, self.path = model.eval(), contract, path
+        self.files = [path]
         config = model.config.get_text_config()
         if (attention := config._attn_implementation) != "sdpa":
             raise ModelError(
@@ -287,7 +288,7 @@ def _load_model(folder: Path, device: str | None, dtype: str | None) -> Any:
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if (folder / ADAPTER_CONFIG).exists():
-        require("peft", "train")
+        require("peft", "transformers")
         base = Base.load(folder)
         dtype = base.dtype if dtype == "auto" else dtype
         return load_adapter(load_base(base, device, dtype), folder)

@@ -22,6 +22,8 @@ class LoadOptions(TypedDict, total=False):
 
     quantization: str | None
     """Which GGUF file of several, e.g. "Q8_0"; by default Q4_K_M."""
+    adapter: str | Path | None
+    """llama.cpp only: a GGUF LoRA (`slm-judge export --lora`) that makes a judge of the base."""
     device: str | None
     """transformers only, e.g. "cuda"; by default a GPU where there is one."""
     dtype: str | None
@@ -60,11 +62,11 @@ class Judge:
         """Load a judge.
 
         Args:
-            model: Hub repository `user/name`, folder, or `.gguf` file.
+            model: Hub repository `user/name`, folder, or `.gguf` file; with `adapter`, its base.
             revision: branch, tag or commit of the repository.
             backend: "gguf" (llama.cpp), "transformers", or "auto": what the files are for.
-            options: `LoadOptions`: quantization, device, dtype, tokens_per_pack, n_threads,
-                max_memory, exact, trust.
+            options: `LoadOptions`: quantization, adapter, device, dtype, tokens_per_pack,
+                n_threads, max_memory, exact, trust.
 
         Raises:
             ModelError: there is no such judge or option, or it cannot be loaded.
@@ -81,15 +83,21 @@ class Judge:
         found = "gguf" if path.is_file() else "transformers"
         if backend not in ("auto", found):
             raise ModelError(f"{model} is a judge for the {found} backend, not for {backend}.")
-        exact = options.get("exact", False)
+        given, exact = options.get("adapter"), options.get("exact", False)
+        adapter = locate(given, None, None) if given else None
+        if adapter and (found != "gguf" or not adapter.is_file()):
+            raise ModelError(
+                f"adapter= is for two GGUF files, a base and its adapter; {model} and {given} are "
+                "not. A folder with an adapter is a judge by itself: load that."
+            )
         if found == "gguf":
             from slm_judge.backends.gguf import GgufBackend
             from slm_judge.backends.probe import check_gguf
 
             threads, memory = options.get("n_threads"), options.get("max_memory")
             if not options.get("trust"):
-                check_gguf(path, memory, threads)
-            return cls(GgufBackend(path, memory, n_threads=threads), exact)
+                check_gguf(path, memory, threads, adapter)
+            return cls(GgufBackend(path, memory, n_threads=threads, adapter=adapter), exact)
         from slm_judge.backends.transformers import TransformersBackend
 
         loaded = TransformersBackend.load(

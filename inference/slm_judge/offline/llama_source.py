@@ -1,7 +1,7 @@
 """The llama.cpp sources that match the installed llama-cpp-python.
 
-They carry what no wheel does: `convert_hf_to_gguf.py` (export) and the real Qwen2 vocabulary
-(the offline base). The converter is run, so that each use checks every file of it against a
+They carry what no wheel does: the converters (export) and the real Qwen2 vocabulary
+(the offline base). The converters are run, so that each use checks every file of them against a
 digest that is in this module, or in the folder's name where the release is newer than the module.
 """
 
@@ -24,12 +24,12 @@ from .package_index import download
 
 _PACKAGE = "llama-cpp-python"
 _SOURCES = "vendor/llama.cpp"
-CONVERTER = "convert_hf_to_gguf.py"
+CONVERTER, LORA_CONVERTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 # What is used of them, here and by the tests; all else is not unpacked.
 _PARTS = tuple(
     f"{_SOURCES}/{part}/"
     for part in (
-        *(CONVERTER, "conversion", "gguf-py", "models/ggml-vocab-qwen2.gguf"),
+        *(CONVERTER, LORA_CONVERTER, "conversion", "gguf-py", "models/ggml-vocab-qwen2.gguf"),
         *("common", "vendor", "ggml/include"),
     )
 )
@@ -37,7 +37,7 @@ _PARTS = tuple(
 _KNOWN = {
     "0.3.36": (
         "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
-        "5820cbf1a32a3a41329cfed7ca8d9e6101b233f175a1827578b6524d2ebdd0db",
+        "824e0df9b3e21582d819fc12003c2fe7914efe0299a1eaa5a81d78e536e5c8cc",
     ),
 }
 _LARGEST = 2 << 30  # bytes of all files in a source distribution

@@ -1,0 +1,165 @@
+"""`slm-judge job`: train, export, verify and push on a machine that the Hub lends."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from importlib.metadata import requires
+from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import LocalTokenNotFoundError
+from packaging.requirements import Requirement
+from rich.console import Console
+
+from slm_judge.errors import JudgeError
+from slm_judge.hub import hub_errors, repeated
+from slm_judge.recipe import Recipe
+from slm_judge.rubric import Rubric
+from slm_judge.screen import say
+from slm_judge.version import __version__
+
+IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
+"""Has uv, and the compiler that llama.cpp needs."""
+SCRIPT, RECIPE = "job.py", "recipe.json"
+_ROOMS = ("", ".training", ".export", ".model_card")
+_SHIPPED = {".py", ".jinja", ".md", ".txt", ".typed"}
+_DATA = ("train", "validation", "test", "gold")
+_BODY = f'''"""Of `slm-judge job` {__version__}: REPOSITORY COMMIT, and what `on_hub` takes."""
+
+import os
+import sys
+
+from huggingface_hub import snapshot_download
+
+folder = snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir="slm-judge-job")
+os.chdir(folder)
+os.environ["PYTHONPATH"] = os.path.join(folder, "package")
+command = [sys.executable, "-m", "slm_judge.export.on_hub", sys.argv[1], *sys.argv[3:]]
+os.execv(sys.executable, command)
+'''
+# The repository is private, so that uv cannot fetch the script by itself.
+_FETCH = (
+    "import os, sys; from huggingface_hub import hf_hub_download as fetch; "
+    f"script = fetch(sys.argv[1], {SCRIPT!r}, revision=sys.argv[2]); "
+    "os.execvp('uv', ['uv', 'run', script, *sys.argv[1:]])"
+)
+
+
+def job(
+    recipe: Recipe,
+    flavor: str,
+    timeout: str,
+    user: str | None = None,
+    private: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Run a recipe on the Hub, and show what is said there until it ends.
+
+    What the job needs goes into a private repository, `NAME-job`, where it also keeps its run: the
+    same command goes on where a job ended.
+
+    Args:
+        recipe: whose data, if they are files, are sent too.
+        flavor: of the machine, e.g. "a10g-large".
+        timeout: after which the Hub ends the job, e.g. "8h".
+        user: user or organisation who pays, and gets the judge; by default whoever is logged in.
+        private: push the judge into private repositories.
+        console: where is written what the job says.
+
+    Raises:
+        JudgeError: the recipe names what cannot be sent, the Hub refused, or the job failed.
+    """
+    console, api, files = console or Console(), HfApi(), bundle(recipe)
+    with hub_errors("Your account", kind=JudgeError):
+        if not (token := get_token()):
+            raise LocalTokenNotFoundError
+        owner = user or str(repeated(api.whoami)["name"])
+    repo = f"{owner}/{recipe.name}-job"
+    operations = [CommitOperationAdd(path, source) for path, source in files.items()]
+    with hub_errors(repo, kind=JudgeError):
+        repeated(partial(api.create_repo, repo, private=True, exist_ok=True))
+        if not api.model_info(repo).private:
+            raise JudgeError(f"{repo} is public. Make it private, or delete it: it gets your data.")
+        message = "What slm-judge job needs"
+        work = partial(api.create_commit, repo, operations, commit_message=message)
+        commit = repeated(work).oid
+        started = api.run_job(
+            image=IMAGE,
+            command=[*["uv", "run", "--with", "huggingface_hub", "python", "-c"], _FETCH,
+                     repo, commit, owner, *(["--private"] if private else [])],
+            secrets={"HF_TOKEN": token},
+            flavor=flavor,
+            timeout=timeout,
+            namespace=owner,
+        )  # fmt: skip
+    say(console, [f"{started.url}; it ends by itself, also if this command does not wait."], "")
+    goes_on = f" The job goes on: `hf jobs logs {started.id}`."
+    with hub_errors(f"Job {started.id}", kind=JudgeError, advice=goes_on):
+        for line in api.fetch_job_logs(job_id=started.id, namespace=owner, follow=True):
+            say(console, [line.rstrip().replace(token, "(token)")], "")
+        status = api.inspect_job(job_id=started.id, namespace=owner).status
+    if status.stage != "COMPLETED":
+        raise JudgeError(
+            f"Job {started.id} ended: {status.stage} {status.message or ''}. What it had finished "
+            f"is kept in {repo}; the same command goes on from there."
+        )
+
+
+def bundle(recipe: Recipe) -> dict[str, Path | bytes]:
+    """Path in the repository -> what the job needs: script, recipe, rubric, data, slm-judge itself.
+
+    Raises:
+        JudgeError: the recipe names a folder of this machine.
+    """
+    rubric, files, data = Rubric.from_file(recipe.rubric), dict[str, Path | bytes](), {}
+    for key in _DATA:
+        location = getattr(recipe.data, key)
+        if location and Path(location).is_file():
+            data[key] = f"data/{key}-{Path(location).name}"
+            files[data[key]] = Path(location)
+        elif location and Path(location).is_dir():
+            raise JudgeError(
+                f"data.{key} is a folder, {location}; a job takes a file or a dataset."
+            )
+    if Path(recipe.base).is_dir():
+        raise JudgeError(f"The base is a folder, {recipe.base}; a job needs one of the Hub.")
+    sent = recipe.model_copy(
+        update={
+            "rubric": "rubric.json",
+            "output": None,
+            "data": recipe.data.model_copy(update=data),
+        }
+    )
+    files |= {
+        RECIPE: sent.model_dump_json(indent=2).encode(),
+        "rubric.json": rubric.to_json().encode(),
+    }
+    wanted = sorted(set(requirements("train", "export")))
+    header = json.dumps(wanted, indent=0).replace("\n", "\n# ")
+    head = f'# /// script\n# requires-python = ">=3.11"\n# dependencies = {header}\n# ///\n'
+    return {SCRIPT: (head + _BODY).encode(), **files, **dict(_package())}
+
+
+def _package() -> Iterator[tuple[str, Path]]:
+    for room in _ROOMS:
+        spec = find_spec(f"slm_judge{room}")
+        assert spec
+        for folder in map(Path, spec.submodule_search_locations or ()):
+            for file in folder.rglob("*"):
+                if file.suffix in _SHIPPED and file.is_file():
+                    inside = file.relative_to(folder).as_posix()
+                    yield f"package/slm_judge{room.replace('.', '/')}/{inside}", file
+
+
+def requirements(*extras: str) -> Iterator[str]:
+    """What slm-judge with some of its extras needs, as its metadata say."""
+    for line in requires("slm-judge") or ():
+        found, of = Requirement(line), ("", *extras)
+        if found.marker and not any(found.marker.evaluate({"extra": extra}) for extra in of):
+            continue
+        if found.name == "slm-judge":
+            yield from requirements(*found.extras)
+        else:
+            found.marker = None
+            yield str(found)

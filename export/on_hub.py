@@ -1,0 +1,68 @@
+"""What `slm-judge job` runs on the machine of the Hub; the working folder has the recipe."""
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from slm_judge.files import TEMPORARY
+from slm_judge.recipe import Recipe
+
+from .job import RECIPE
+
+BRANCH, EVERY = "run", 300.0
+"""Of the private repository, where the run is kept; and seconds between two looks at it."""
+
+
+def main(repo: str, owner: str, *push: str) -> None:
+    """Train, export, verify and push; what is done is kept in `repo`, and taken up from there."""
+    api, run, done = HfApi(), Recipe.from_file(RECIPE).run_folder, Event()
+    api.create_branch(repo, branch=BRANCH, exist_ok=True)
+    snapshot_download(repo, revision=BRANCH, local_dir=Path(), allow_patterns=f"{run}/*")
+    keeper = Thread(target=_keep_on, args=(api, repo, run, done))
+    keeper.start()
+    try:
+        for stage in (
+            ("train", RECIPE, "--resume"),
+            ("export", str(run)),
+            ("verify", str(run)),
+            ("push", str(run), "--user", owner, *push),
+        ):
+            print("$ slm-judge", *stage, flush=True)  # of the log
+            command = [sys.executable, "-m", "slm_judge", *stage]
+            if code := subprocess.run(command, check=False).returncode:  # noqa: S603
+                sys.exit(code)
+    finally:
+        done.set()
+        keeper.join()
+        _keep(api, repo, run)
+
+
+def _keep_on(api: HfApi, repo: str, run: Path, done: Event) -> None:
+    while not done.wait(float(os.environ.get("SLM_JUDGE_JOB_EVERY", EVERY))):
+        _keep(api, repo, run)
+
+
+def _keep(api: HfApi, repo: str, run: Path) -> None:
+    """What changes or vanishes meanwhile is kept the next time; training checks what it finds."""
+    kept = ["recipe.json", "rubric.json", "base.json", "data/*", "checkpoints/*", "adapter/*"]
+    with suppress(OSError, ValueError, HfHubHTTPError):
+        api.upload_folder(
+            repo_id=repo,
+            revision=BRANCH,
+            folder_path=run,
+            path_in_repo=run.as_posix(),
+            allow_patterns=kept,
+            ignore_patterns=f"*{TEMPORARY}*",
+            delete_patterns="*",
+            commit_message="The run as far as it is",
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

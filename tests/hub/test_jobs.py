@@ -1,0 +1,84 @@
+"""`slm-judge job`: on the loopback Hub, whose jobs are processes of this machine."""
+
+import io
+import json
+import re
+
+import pytest
+import yaml
+from rich.console import Console
+from slm_judge.export.job import SCRIPT, bundle, job, requirements
+from slm_judge.export.on_hub import BRANCH
+
+from slm_judge import Judge
+from slm_judge.errors import JudgeError
+from slm_judge.recipe import ExportConfig, Recipe, VerifyConfig
+from tests.conftest import ROOT, small_recipe
+
+TOKEN = "hf_loopback"
+
+
+def told(*arguments, **options):
+    """What the job says, and how it ends."""
+    console, error = Console(file=io.StringIO(), width=200), None
+    try:
+        job(*arguments, **options, console=console)
+    except JudgeError as caught:
+        error = str(caught)
+    return console.file.getvalue(), error
+
+
+def test_the_script_says_what_it_needs(tmp_path):
+    script = bundle(Recipe.from_file(ROOT / "recipes/tiny.yaml"))[SCRIPT].decode()
+    (head,) = re.findall(r"(?m)^# /// script\n((?:# .*\n)+?)# ///$", script)
+    needs = re.search(r"dependencies = (\[.*?\])", head.replace("\n# ", "\n"), re.DOTALL)[1]
+    names = {re.match(r"[\w-]+", need)[0] for need in json.loads(needs)}
+    assert {"torch", "trl", "peft", "llama-cpp-python", "krippendorff", "pydantic"} <= names
+    assert not names & {"slm-judge", "pytest", "ray", "openpyxl"}
+    assert not any(";" in need for need in requirements("train", "export"))
+
+
+def test_a_job_that_fails_says_why_and_sends_no_more_than_it_needs(logged_in, tmp_path):
+    """The base is not there, which only the machine of the job finds out."""
+    recipe = small_recipe(tmp_path / "run", base="me/no-base", name="failing")
+    said, error = told(recipe, "cpu-basic", "5m")
+    assert "There is no repository me/no-base on the Hub" in " ".join(said.split())
+    assert "ended: ERROR exit code 2. What it had finished is kept in me/failing-job" in error
+    (asked,) = logged_in.jobs.values()
+    assert (asked.spec["flavor"], asked.spec["timeoutSeconds"]) == ("cpu-basic", 300)
+    assert asked.spec["secrets"] == {"HF_TOKEN": TOKEN}
+    assert TOKEN not in said + error + str(asked.spec["command"])
+    repo = logged_in.repo("me/failing-job")
+    assert repo.meta["private"]
+    files = repo.history()[0]["files"]
+    assert {"job.py", "recipe.json", "rubric.json", "package/slm_judge/training/train.py",
+            "package/slm_judge/model_card/card.md.jinja"} <= files.keys()  # fmt: skip
+    sent = yaml.safe_load(repo.blob(files["recipe.json"]).read_text())
+    assert sent["data"]["train"] == "data/train-support-messages.csv"
+    assert str(ROOT) not in json.dumps(sent)
+    assert files[sent["data"]["train"]]
+
+
+def test_what_cannot_be_sent_is_refused_before_anything_is(logged_in, tmp_path):
+    logged_in.requests.clear()
+    recipe = small_recipe(tmp_path / "run", base=str(tmp_path))
+    assert "The base is a folder" in told(recipe, "cpu-basic", "5m")[1]
+    assert logged_in.requests == []
+
+
+@pytest.mark.slow
+def test_a_job_trains_and_pushes_and_goes_on_where_it_ended(logged_in, tmp_path):
+    loose = VerifyConfig(min_agreement=0, min_alpha_between=-1, max_alpha_loss=2)
+    exports = ExportConfig(dtype="float32", gguf=["Q8_0"])
+    changes = {"verify": loose, "export": exports, "training": {"epochs": 1}}
+    recipe = small_recipe(tmp_path / "run", name="jobbed", **changes)
+    said, error = told(recipe, "cpu-basic", "1h", private=True)
+    assert error is None, said
+    assert logged_in.repo("me/jobbed").meta["private"]
+    with Judge.from_pretrained("me/jobbed-GGUF", quantization="Q8_0") as judge:
+        assert judge.annotate(["hello"])[0].labels.keys() == {"urgency", "topic", "refund"}
+    kept = logged_in.repo("me/jobbed-job").history(BRANCH)[0]["files"]
+    assert "runs/jobbed/adapter/adapter_model.safetensors" in kept
+    again, error = told(recipe, "cpu-basic", "1h", private=True)
+    assert error is None, again
+    assert "is trained already" in again
