@@ -130,8 +130,9 @@ def _report(
     }
     report = finite(report)
     report["notes"] = [
-        f"{name} has no annotations among the {len(items)} test items: nothing is said about how "
-        "the artefacts agree with annotators, only with each other."
+        f"{name} has no annotations among the {len(items)} test items, or none where the adapter "
+        "gives an answer: nothing is said about how the artefacts agree with annotators, only with "
+        "each other."
         for name, dimension in report["dimensions"].items()
         if not dimension["annotations"]
     ]
@@ -156,7 +157,9 @@ def _part_report(
     judged = {artefact: part.labels(one.labels(name)).tolist() for artefact, one in heard.items()}
     groups = [item.group for item in items]
     report: dict[str, Any] = {
-        "annotations": sum(map(len, votes)),
+        "annotations": sum(
+            len(row) for row, label in zip(votes, judged[ADAPTER], strict=True) if label >= 0
+        ),
         "annotators_alpha": annotators_alpha(votes, dimension),
         "majority": against_annotators(majority, votes, dimension),
         "artefacts": {
