@@ -26,6 +26,7 @@ from slm_judge.export.gguf import MOVED, add_keys, convert, quantize
 from slm_judge.export.gptq import NF4, Grid, Unrounded, importance, save_moved
 
 from slm_judge import Judge
+from slm_judge.agreement.parts import parts
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.files import write_json
@@ -116,7 +117,7 @@ def measure(run: Run, items: list[Item], arguments: argparse.Namespace) -> Itera
                 }
                 row["dimensions"][dimension.name] = {
                     "alpha": against_annotators(both[name], votes, dimension)["alpha"],
-                    "equal": between(dimension, reference, heard)["agreement"],
+                    "equal": between(parts(dimension)[0], reference, heard)["agreement"],
                     "change": losses(both, votes, dimension, 0.01)[name],
                 }
             yield row

@@ -23,6 +23,7 @@ from slm_judge.agreement.calibration import (
     guaranteed_threshold,
     threshold_sequence,
 )
+from slm_judge.agreement.parts import parts
 from slm_judge.data.predictions import Answers
 from slm_judge.recipe import VerifyConfig
 from slm_judge.rubric import Dimension, Rubric
@@ -164,7 +165,7 @@ def decided(
         votes, adapter, other = drawn_labels(world, changed, n, np.random.default_rng(1 + run))
         judged = {ADAPTER: adapter.tolist(), "other": other.tolist()}
         loss = losses(judged, votes, asked, 0.05)["other"]
-        alike, row = between(asked, heard(adapter), heard(other)), []
+        alike, row = between(parts(asked)[0], heard(adapter), heard(other)), []
         for margin in margins:
             checked = checks("d", "other", alike, loss, n, VerifyConfig(max_alpha_loss=margin))
             verdicts = [check.verdict for check in checked]

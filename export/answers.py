@@ -158,6 +158,8 @@ def between(
     one, two = (part.labels(heard.labels(source)).tolist() for heard in (first, second))
     pairs = [[label] * (label >= 0) for label in one]
     alphas = _alphas(two, pairs, dimension, bootstrap := Bootstrap(len(two), groups=groups))
+    if max(*one, *two) < 0:  # neither ever gave an answer
+        alphas = np.ones_like(alphas)
     alpha = percentile_interval(alphas, CONFIDENCE, units=bootstrap.units)
     alpha = lower_limit(alpha, alphas, change_cost(np.array(two), pairs, dimension))
     same = (np.array(one) == np.array(two)).astype(float)

@@ -131,8 +131,9 @@ def _report(
     }
     report = finite(report)
     report["notes"] = [
-        f"{name} has no annotations among the {len(items)} test items: nothing is said about how "
-        "the artefacts agree with annotators, only with each other."
+        f"{name} has no annotations among the {len(items)} test items, or none where the adapter "
+        "gives an answer: nothing is said about how the artefacts agree with annotators, only with "
+        "each other."
         for name, dimension in report["dimensions"].items()
         if not dimension["annotations"]
     ]
@@ -160,7 +161,9 @@ def _part_report(
     # Systems are compared with annotators on the items where these are, as on the page.
     compared = [row if both else [] for row, both in zip(votes, shared, strict=True)]
     report: dict[str, Any] = {
-        "annotations": sum(map(len, votes)),
+        "annotations": sum(
+            len(row) for row, label in zip(votes, judged[ADAPTER], strict=True) if label >= 0
+        ),
         "annotators_alpha": annotators_alpha(votes, dimension),
         "annotated": sum(map(bool, votes)),
         "compared": sum(map(bool, compared)),

@@ -13,6 +13,7 @@ from slm_judge.export.verify import _dimension_report, agreement_table, failures
 from benchmarks.guarantees import decided, dimension, drawn_labels, heard, true_loss
 from slm_judge.agreement.bootstrap import Interval
 from slm_judge.agreement.compare import independent_items, items_to_decide, share_interval
+from slm_judge.agreement.parts import parts
 from slm_judge.data.item import Item, sample_rows
 from slm_judge.recipe import VerifyConfig
 
@@ -136,7 +137,7 @@ def test_few_items_show_nothing_however_alike_all_is():
     loss = losses(judged, votes, dimension(), 0.05)["other"]
     assert loss["verdict"] == "not decided"
     assert loss["high"] == loss["estimate"] == 0
-    alike = between(dimension(), heard(adapter), heard(adapter))
+    alike = between(parts(dimension())[0], heard(adapter), heard(adapter))
     assert alike["agreement_interval"]["low"] < 0.9
     # An adapter that says one thing alone shows nothing of what can be lost.
     constant = {ADAPTER: [0] * 90, "other": [0] * 90}
@@ -186,7 +187,7 @@ def test_rare_options_are_not_refused_for_alpha_between_artefacts(n):
         rng = np.random.default_rng(run)
         adapter = (rng.random(n) < 0.02).astype(int)
         other = np.where(rng.random(n) < 0.01, 1 - adapter, adapter)
-        alike = between(dimension(), heard(adapter), heard(other))
+        alike = between(parts(dimension())[0], heard(adapter), heard(other))
         low += alike["alpha"] < 0.8
         report = report_with()
         report["dimensions"]["d"]["between"]["adapter / Q4_K_M"] = alike
@@ -197,7 +198,9 @@ def test_rare_options_are_not_refused_for_alpha_between_artefacts(n):
 def test_an_artefact_that_lost_an_option_is_refused():
     """All but one in ten labels are equal, since the option is rare; alpha tells."""
     adapter = np.arange(500) % 12 == 0
-    alike = between(dimension(), heard(adapter.astype(int)), heard(np.zeros(500, dtype=int)))
+    alike = between(
+        parts(dimension())[0], heard(adapter.astype(int)), heard(np.zeros(500, dtype=int))
+    )
     assert 0.9 < alike["agreement"] < NEARLY_ALL
     report = report_with()
     report["dimensions"]["d"]["between"]["adapter / Q4_K_M"] = alike

@@ -50,7 +50,8 @@ def trained(tmp_path_factory):
         row["about"] = [name for name in named if name in about["options"]]
     write_text(folder / "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     recipe = small_recipe(folder / "run", export=ExportConfig(dtype="float32", gguf=["BF16"]))
-    data = recipe.data.model_copy(update={"train": str(folder / "train.jsonl"), "gold": None})
+    changes = {"limit": 48, "test_share": 0.04, "validation_share": 0.04, "gold": None}
+    data = recipe.data.model_copy(update={"train": str(folder / "train.jsonl"), **changes})
     recipe = recipe.model_copy(update={"data": data, "rubric": str(folder / "rubric.yaml")})
     run = train(recipe)
     export(run)

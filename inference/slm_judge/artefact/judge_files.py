@@ -166,13 +166,15 @@ def calibration_notes(contract: Contract) -> list[str]:
             "(training.class_balance), while probabilities and confidence are of their real "
             "frequencies, so that a label need not be the most probable option."
         )
-    if one := [d.name for d, one in found if one.threshold not in (None, 0.5)]:
+    chosen = [d.name for d, one in found if one.threshold not in (None, 0.5)]
+    if chosen:
         notes.append(
-            f"{', '.join(one)}: chosen where their probability is above a threshold that was set "
-            "on the validation items; transformers' own pipeline and llama-server choose above 0.5."
+            f"{', '.join(chosen)}: chosen where their probability is above a threshold that was "
+            "set on the validation items; transformers' own pipeline and llama-server, which know "
+            "one temperature a question type, choose above 0.5."
         )
     own = [d.name for d, o in found if o.shift or o.temperature != contract.temperature(d.asked_as)]
-    if own:
+    if own := [name for name in own if name not in chosen]:
         notes.append(
             f"{', '.join(own)}: transformers' own pipeline and llama-server, which know one "
             "temperature a question type, give the same labels with other probabilities."
