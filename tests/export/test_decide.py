@@ -8,7 +8,7 @@ import pytest
 from slm_judge.export.answers import between, losses
 from slm_judge.export.artefacts import ADAPTER
 from slm_judge.export.decide import NEARLY_ALL
-from slm_judge.export.verify import _dimension_report, agreement_table, failures, undecided
+from slm_judge.export.verify import _part_report, agreement_table, failures, undecided
 
 from benchmarks.guarantees import decided, dimension, drawn_labels, heard, true_loss
 from slm_judge.agreement.bootstrap import Interval
@@ -93,7 +93,7 @@ def test_items_that_are_alike_are_worth_fewer():
     assert (independent_items(np.ones(9), ["a"] * 9), independent_items(np.ones(0), [])) == (1, 0)
     labels = np.where(same, 0, 1)
     alike = [
-        between(dimension(), heard(np.zeros(200, dtype=int)), heard(labels), groups)
+        between(parts(dimension())[0], heard(np.zeros(200, dtype=int)), heard(labels), groups)
         for groups in (None, talk)
     ]
     items, groups = (one["agreement_interval"] for one in alike)
@@ -117,7 +117,7 @@ def test_artefacts_are_compared_with_annotators_on_the_same_items():
     ]
     items = [Item(str(i), {"text": "t"}, {"d": vote}, str(i)) for i, vote in enumerate(votes)]
     said = {ADAPTER: heard(labels), "Q8_0": heard(labels)}
-    found = _dimension_report(dimension(), items, items, said, None, 0.05)
+    found = _part_report(parts(dimension())[0], items, items, said, None, 0.05)
     assert (found["annotated"], found["compared"]) == (100, 50)
     assert found["annotators_alpha"] == found["artefacts"]["Q8_0"]["alpha"] == 1
     assert found["loss"]["Q8_0"]["items"] == 100
@@ -126,7 +126,7 @@ def test_artefacts_are_compared_with_annotators_on_the_same_items():
     )
     assert "d, 50 items with several annotations" in rows
     alone = [Item(one.item_id, one.state, {"d": {"a": 1}}, one.group) for one in items]
-    found = _dimension_report(dimension(), alone, items, said, None, 0.05)
+    found = _part_report(parts(dimension())[0], alone, items, said, None, 0.05)
     assert (found["annotated"], found["compared"]) == (100, 100)
 
 
