@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class AnnotateOptions:
     """Field of the rubric -> column of the table, where they differ."""
     prefix: str = ""
     """Put before the names of the new columns: `<dimension>`, `<dimension>_confidence` for each
-    dimension, and `outcome`."""
+    dimension, `<dimension>_expected` for sliders, and `outcome`."""
     on_empty: Policy = "skip"
     """A row that lacks a field or its text."""
     on_too_long: LengthPolicy = "skip"
@@ -99,6 +100,8 @@ class PieceAnnotator:
         for dimension in rubric.dimensions:
             self.added[f"{prefix}{dimension.name}"] = label_type(dimension)
             self.added[f"{prefix}{dimension.name}_confidence"] = pa.float64()
+            if dimension.span:
+                self.added[f"{prefix}{dimension.name}_expected"] = pa.float64()
         self.outcome = f"{prefix}outcome"
         self.added[self.outcome] = pa.string()
         self.probability = f"{prefix}{REVIEW_PROBABILITY}" if options.review_share else ""
@@ -202,6 +205,9 @@ class PieceAnnotator:
                 if self.added[f"{self.options.prefix}{dimension.name}"] == pa.string():
                     label = str(label)  # of a rubric that mixes numbers and words
                 cells += [label, round(answer.confidence[dimension.name], self._digits)]
+                if dimension.span:
+                    digits = self._digits - math.ceil(math.log10(dimension.span))
+                    cells.append(round(answer.expected(dimension.name), digits))
             found[fresh[index]] = (*cells, piece.outcomes[fresh[index]])
         self.computed += len(fresh)
         nothing = (None,) * (len(self.added) - 1)

@@ -12,7 +12,7 @@ from slm_judge.agreement.alpha import Floats
 from slm_judge.agreement.estimate import CorpusEstimate, corpus_means
 from slm_judge.agreement.sample import Sample, Whole
 from slm_judge.data.item import ITEM_ID, Item
-from slm_judge.data.read import read_annotations
+from slm_judge.data.read import Findings, read_annotations
 from slm_judge.data.tables import Rows, names, read_table, require_columns
 from slm_judge.data.text import is_blank, read_name
 from slm_judge.errors import DataError
@@ -272,16 +272,18 @@ class Known:
             return self._labels[column]
         found: dict[str, int] = {}
         left: Counter[str] = Counter()
+        findings = Findings(strict=False)
         for name, row in self.rows.items():
             raw = row.get(column)
-            label = dimension.read(raw)
+            label = None if is_blank(raw) else findings.read(dimension, raw)
             if is_blank(raw):
                 left[str(row.get(f"{prefix}outcome") or "no label")] += 1
             elif label is None:
                 left[f"{raw!r} is not in the rubric"] += 1
             else:
-                found[name] = label[0]
+                found[name] = label
         self._say_left(f"for {column}", left)
+        self.notes += findings.said(self.table.location)
         self._labels[column] = found
         return found
 

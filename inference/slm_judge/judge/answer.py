@@ -24,6 +24,12 @@ class Annotation:
     confidence: dict[str, float]
     """Probability of the label."""
 
+    def expected(self, dimension: str) -> float:
+        """The mean of a score's levels, each weighed by its probability."""
+        shares = {value: share for value, share in self.probabilities[dimension].items()
+                  if not isinstance(value, str)}  # fmt: skip
+        return sum(value * share for value, share in shares.items()) / sum(shares.values())
+
 
 def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Array:
     """Probabilities over the last axis of `logits` divided by `temperature`."""
