@@ -76,7 +76,7 @@ def rubric_check(
     ] = None,
 ) -> None:
     """Validate a rubric and print the prompt that it makes."""
-    from .artefact.preview import preview
+    from .artefact.preview import preview, token_cost
     from .rubric import Rubric
 
     rubric = Rubric.from_file(file)
@@ -86,7 +86,7 @@ def rubric_check(
         for d in rubric.dimensions
     ]
     say(console, lines, "")
-    say(console, rubric.warnings())
+    say(console, [*rubric.warnings(), *token_cost(rubric, base)])
     console.print()
     typer.echo(preview(rubric, base))
 
