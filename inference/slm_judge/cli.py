@@ -72,10 +72,10 @@ def _stage(module: str, extra: str) -> Any:
 def rubric_check(
     file: Annotated[Path, typer.Argument(help="YAML file of a rubric.")],
     base: Annotated[
-        str | None, typer.Option(help="Show the prompt as this base's chat template makes it.")
+        str | None, typer.Option(help="Show the prompt, and count tokens, as this base does.")
     ] = None,
 ) -> None:
-    """Validate a rubric and print the prompt that it makes."""
+    """Validate a rubric, print the prompt that it makes, and say what it costs in tokens."""
     from .artefact.preview import preview, token_cost
     from .rubric import Rubric
 
