@@ -135,7 +135,8 @@ def confusion(name: str, dimension: Report) -> Figure:
     """What the judge said (columns) where annotators said (rows), shares of each row."""
     first = next(iter(dimension["systems"].values()))
     counts = np.array(first["confusion"])
-    options = [_label(option) for option in dimension["options"]]
+    options = [f"option {k}" if "�" in (label := _label(option)) else label
+               for k, option in enumerate(dimension["options"], start=1)]  # fmt: skip
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
     size, longest = min(8.0, 2.6 + 0.42 * len(options)), max(map(len, options))
     upright, room = len(options) > 6 or len(options) * longest > 40, 0.12 * max(0, longest - 6)

@@ -50,7 +50,7 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
     environment = SandboxedEnvironment(
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"interval": _spaced, "number": number, "value": format_value}
+    environment.filters |= {"interval": _spaced, "number": number, "value": _isolated}
     source = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         report=report,
@@ -163,6 +163,11 @@ def _spaced(found: Mapping[str, float | None] | None, digits: int = 2) -> Markup
     estimate, _, rest = interval(found, digits).partition(" ")
     spaced = Markup(' <span class="interval">{}</span>').format(rest)
     return Markup("{}{}").format(estimate, spaced if rest else "")
+
+
+def _isolated(value: object) -> Markup:
+    """An option in a sentence, whichever way its script runs."""
+    return Markup("<bdi>{}</bdi>").format(format_value(value))
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -40,6 +40,29 @@ ItemColumn = Annotated[str, typer.Option(help="Column that names the item.")]
 AnnotatorColumn = Annotated[
     str | None, typer.Option(help="Column that names the annotator, with a row an annotation.")
 ]
+ExportFiles = Annotated[
+    list[str], typer.Argument(help="Export of an annotation tool, or a table of any shape.")
+]
+ExportFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="label-studio, doccano, prodigy, argilla, potato, mturk, qualtrics, google-forms.",
+    ),
+]
+OwnItemColumn = Annotated[str | None, typer.Option(help="Column that names the item.")]
+TextColumns = Annotated[list[str] | None, typer.Option(help="Column of a text of the item.")]
+LabelColumns = Annotated[list[str] | None, typer.Option(help="Column of a question's answers.")]
+NamedColumns = Annotated[
+    str, typer.Option(help="How columns of annotators are named, e.g. '{question}_{annotator}'.")
+]
+Annotators = Annotated[
+    int, typer.Option(help="How many people are behind shares of a label.", min=0)
+]
+ItemTable = Annotated[
+    str | None, typer.Option(help="Table of the texts, where the export names only items.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files.")]
 
 
 def _stage(module: str, extra: str) -> Any:
@@ -52,52 +75,69 @@ def _stage(module: str, extra: str) -> Any:
 def rubric_check(
     file: Annotated[Path, typer.Argument(help="YAML file of a rubric.")],
     base: Annotated[
-        str | None, typer.Option(help="Show the prompt as this base's chat template makes it.")
+        str | None, typer.Option(help="Show the prompt, and count tokens, as this base does.")
     ] = None,
 ) -> None:
-    """Validate a rubric and print the prompt that it makes."""
-    from .artefact.preview import preview
+    """Validate a rubric, print the prompt that it makes, and say what it costs in tokens."""
+    from .artefact.preview import preview, token_cost
     from .rubric import Rubric
 
     rubric = Rubric.from_file(file)
     console = Console()
     say(console, rubric.overview(), "")
-    say(console, rubric.warnings())
+    say(console, [*rubric.warnings(), *token_cost(rubric, base)])
     console.print()
     typer.echo(preview(rubric, base))
 
 
+@rubric_app.command("draft")
+def rubric_draft(
+    files: ExportFiles,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="YAML file to write; else it is printed.")
+    ] = None,
+    format_: ExportFormat = "",
+    item_id: OwnItemColumn = None,
+    annotator: AnnotatorColumn = None,
+    text: TextColumns = None,
+    label: LabelColumns = None,
+    columns: NamedColumns = "",
+    annotators: Annotators = 0,
+    items: ItemTable = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Propose a rubric for a table of annotations, with questions to you as comments."""
+    from .data.importers.roles import Options
+    from .data.importing import draft_rubric
+
+    options = Options(
+        format_, item_id, annotator, text or [], label or [], columns, annotators, items
+    )
+    drafted, lines = draft_rubric(files, options, output, overwrite)
+    if not output:
+        typer.echo(drafted, nl=False)
+    console = Console(stderr=not output)
+    say(console, lines, "" if output else "# ")
+    if output:
+        say(console, [f"Written: {output}. Answer each '# ?' in it, then: slm-judge rubric check."])
+
+
 @app.command("import")
 def import_(
-    files: Annotated[
-        list[str], typer.Argument(help="Export of an annotation tool, or a table of any shape.")
-    ],
+    files: ExportFiles,
     output: Annotated[Path, typer.Option(help="Table to write: .csv, .tsv, .jsonl or .parquet.")],
     rubric: Annotated[
         Path | None, typer.Option(help="Draft of a rubric to write, e.g. draft.yaml.")
     ] = None,
-    format_: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="label-studio, doccano, prodigy, argilla, potato, mturk, qualtrics, google-forms.",
-        ),
-    ] = "",
-    item_id: Annotated[str | None, typer.Option(help="Column that names the item.")] = None,
+    format_: ExportFormat = "",
+    item_id: OwnItemColumn = None,
     annotator: AnnotatorColumn = None,
-    text: Annotated[list[str] | None, typer.Option(help="Column of a text of the item.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Column of a question's answers.")] = None,
-    columns: Annotated[
-        str,
-        typer.Option(help="How columns of annotators are named, e.g. '{question}_{annotator}'."),
-    ] = "",
-    annotators: Annotated[
-        int, typer.Option(help="How many people are behind shares of a label.", min=0)
-    ] = 0,
-    items: Annotated[
-        str | None, typer.Option(help="Table of the texts, where the export names only items.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files.")] = False,
+    text: TextColumns = None,
+    label: LabelColumns = None,
+    columns: NamedColumns = "",
+    annotators: Annotators = 0,
+    items: ItemTable = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a table with a row an annotation, and a draft of a rubric, of people's exports."""
     from .data.importers.roles import Options

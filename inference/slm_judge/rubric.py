@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     PrivateAttr,
     ValidationError,
     ValidationInfo,
@@ -52,6 +53,8 @@ LevelOfMeasurement = Literal["nominal", "ordinal", "interval", "ratio"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?")
+_COMMA = re.compile(r"[+-]?\d+,\d+")
+_BEHIND = (" ", ": ", " - ", " \u2013 ", " = ", ". ", ") ")  # what parts a key from its meaning
 LARGEST = 2**53  # of the levels of a score: up to here floats count whole numbers exactly
 # The server of llama.cpp refuses score questions outside these bounds.
 LLAMA_SERVER_MAX_LEVELS = 10
@@ -193,23 +196,42 @@ class _Dimension(BaseModel):
 
         The exact key counts first; then letter case, the spaces around and between words, and the
         way in which a number or a letter with a mark is written make no difference. Where options
-        differ in nothing else, only the exact key counts.
+        differ in nothing else, only the exact key counts. What the annotators were told about an
+        option means it too, alone or behind its key, as survey tools write it.
 
         Returns:
             The option, and whether the label is exactly its key; None where it means no option.
         """
-        raw = raw.item() if isinstance(raw, np.generic) else raw
-        if isinstance(raw, str):
-            text = raw
-        elif isinstance(raw, Number | datetime.date | datetime.time) and raw == raw:  # not NaN
-            text = format_value(raw)
-        else:
+        text = _plain_text(raw)
+        if text is None:
             return None
         exact, plain = self._lookups
         if text in exact:
             return exact[text], True
-        option = next((plain[form] for form in _forms(text) if form in plain), None)
+        forms = plain_forms(text)
+        option = next((plain[form] for form in forms if form in plain), self._between(forms))
         return None if option is None else (option, False)
+
+    @property
+    def span(self) -> float | None:
+        """Of a slider, how far its range goes; None of any other question."""
+        return None
+
+    def _between(self, forms: list[str | float]) -> int | None:
+        """The option of a number that is none of the keys; only a slider has any."""
+        return None
+
+    def read_as(self, raw: object, option: int) -> str:
+        """How a label that is not exactly the key of its option was read, for people."""
+        return f"{raw!r} as {self.key(option)}"
+
+    def why_not(self, raw: object) -> str:
+        """Why a label means no option, where there is more to say than that it is none; or ""."""
+        forms = plain_forms(_plain_text(raw) or "")
+        same = [key for key in self._lookups[0] if forms[0] in plain_forms(key)]
+        if len(same) > 1:
+            return f"it may be {' or '.join(same)}, which differ in nothing else"
+        return "a decimal comma? Write a point" if _COMMA.fullmatch(str(forms[0])) else ""
 
     def index(self, raw: object) -> int | None:
         """The option of `read`."""
@@ -220,11 +242,17 @@ class _Dimension(BaseModel):
     def _lookups(self) -> tuple[dict[str, int], dict[str | float, int | None]]:
         """Exact key -> option, and plain form -> option, or None where several have the form."""
         exact = {self.key(index): index for index in range(len(self.options))}
-        plain: dict[str | float, int | None] = {}
-        for key, index in exact.items():
-            for form in {f for text in (key, *self.synonyms.get(key, ())) for f in _forms(text)}:
-                plain[form] = None if form in plain else index
-        return exact, plain
+        words = {key: (key, *self.synonyms.get(key, ())) for key in exact}
+        plain = {plain_forms(key)[0]: key for key in exact}
+        for pair in (("false", "true"), ("no", "yes")):  # of a choice, the same words as of a noul
+            for word, means in (
+                zip(pair, Noul.synonyms, strict=True) if plain.keys() == set(pair) else ()
+            ):
+                words[plain[word]] += (means, *Noul.synonyms[means])
+        told = [(key, self.options[index].description) for key, index in exact.items()]
+        behind = {key: (text, f"{key} ({text})", *(f"{key}{mark}{text}" for mark in _BEHIND))
+                  for key, text in told if text}  # fmt: skip
+        return exact, _owned(behind, exact) | _owned(words, exact)
 
     def __copy__(self) -> Self:
         """Without the look-ups: a copy may get other options."""
@@ -238,6 +266,10 @@ class Score(_Dimension):
 
     type: Literal["score"] = "score"
     level_of_measurement: LevelOfMeasurement = "ordinal"
+    range: tuple[FiniteFloat, FiniteFloat] | None = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """Of a slider, e.g. [0, 100]: its numbers are read as the nearest level, of two the higher."""
     _reordered: bool = PrivateAttr(default=False)
 
     @field_validator("options")
@@ -255,6 +287,55 @@ class Score(_Dimension):
         self.options[: self.n_levels] = levels
         self._reordered = self._reordered or given != self.values
         return self
+
+    @model_validator(mode="after")
+    def _within_range(self) -> Self:
+        if self.range and len(self._levels) < 2:
+            raise ValueError(f"{self.name}: needs at least two levels in its range {self.range}")
+        return self
+
+    @property
+    def span(self) -> float | None:
+        """Of a slider, how far its range goes."""
+        return self.range[1] - self.range[0] if self.range else None
+
+    @property
+    def _levels(self) -> dict[int, float]:
+        """The levels in the range, by option."""
+        low, high = self.range or (-LARGEST, LARGEST)
+        return {k: float(value) for k, value in enumerate(self.values[: self.n_levels])
+                if not isinstance(value, str) and low <= value <= high}  # fmt: skip
+
+    def _between(self, forms: list[str | float]) -> int | None:
+        number, levels = forms[-1], self._levels
+        if (
+            isinstance(number, str)
+            or not self.range
+            or not self.range[0] <= number <= self.range[1]
+        ):
+            return None
+        return min(levels, key=lambda k: (abs(levels[k] - number), -k))
+
+    def read_as(self, raw: object, option: int) -> str:
+        """How a label was read; the numbers of a range together."""
+        number = plain_forms(_plain_text(raw) or "")[-1]
+        if isinstance(number, str) or number == self._levels.get(option) or not self.range:
+            return super().read_as(raw, option)
+        return self.rule
+
+    @property
+    def rule(self) -> str:
+        """How a slider reads its numbers, for people."""
+        ends = " to ".join(map(format_value, self.range or ()))
+        return f"numbers from {ends} as the nearest level, of two the higher"
+
+    def why_not(self, raw: object) -> str:
+        """Why a label means no level."""
+        number, levels = plain_forms(_plain_text(raw) or "")[-1], self._levels.values()
+        if self.range or isinstance(number, str) or not min(levels) < number < max(levels):
+            return super().why_not(raw)
+        ends = f"[{format_value(min(levels))}, {format_value(max(levels))}]"
+        return f"with `range: {ends}` in the rubric it would be read as the nearest level"
 
     @property
     def reordered(self) -> bool:
@@ -526,6 +607,9 @@ class Rubric(BaseModel):
                 "not apply; leave these answers out"
             )
         for score in (d for d in self.dimensions if isinstance(d, Score)):
+            if score.range:
+                found.append(f"{score.name}: reads {score.rule}; annotation also writes "
+                             f"{score.name}_expected, the mean level")  # fmt: skip
             if score.reordered:
                 found.append(
                     f"{score.name}: its levels were put in order, from {score.key(0)} to "
@@ -541,8 +625,9 @@ class Rubric(BaseModel):
 
     def _written(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are also columns that we write beside the labels."""
-        made = (f"{d.name}_{kind}" for d in (*self.dimensions, *self.sets)
-                for kind in ("confidence", "probabilities"))  # fmt: skip
+        kinds = ("confidence", "probabilities")
+        made = [f"{d.name}_{kind}" for d in (*self.dimensions, *self.sets) for kind in kinds]
+        made += [f"{d.name}_expected" for d in self.dimensions if d.span]
         return sorted({"item_id", "outcome", *made} & set(names))
 
     def to_json(self) -> str:
@@ -670,7 +755,27 @@ def format_value(value: object) -> str:
     return str(value)
 
 
-def _forms(text: str) -> list[str | float]:
+def _plain_text(raw: object) -> str | None:
+    """A label from outside as a text; None for what is no label."""
+    raw = raw.item() if isinstance(raw, np.generic) else raw
+    if isinstance(raw, str):
+        return raw
+    known = isinstance(raw, Number | datetime.date | datetime.time) and raw == raw  # not NaN
+    return format_value(raw) if known else None
+
+
+def _owned(
+    texts: Mapping[str, Iterable[str]], exact: Mapping[str, int]
+) -> dict[str | float, int | None]:
+    """Plain form of each option's texts -> the option, or None where several have the form."""
+    owned: dict[str | float, int | None] = {}
+    for key, own in texts.items():
+        for form in {form for text in own for form in plain_forms(text)}:
+            owned[form] = None if form in owned else exact[key]
+    return owned
+
+
+def plain_forms(text: str) -> list[str | float]:
     """What a text plainly says, whatever its letter case, spaces and way of writing a number."""
     text = normalise(text).replace("\u2212", "-")
     plain = nfc(" ".join(text.split()).casefold())

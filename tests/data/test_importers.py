@@ -459,6 +459,35 @@ def test_qualtrics_with_a_person_a_row(tmp_path):
     assert read.asked[0].ordered
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_qualtrics_as_tsv_in_utf_16(tmp_path, encoding):
+    """What Qualtrics writes as TSV; other texts than ASCII come through."""
+    rows = [[f"{TEXTS[k % 6]} \u00e9\u4f60 {k}", ("joy", "anger")[k % 2]] for k in range(30)]
+    plain = qualtrics(tmp_path / "q.csv", ["item", "Q1"], ["item", "Which mood?"], rows)
+    with (tmp_path / "q.csv").open(newline="") as file:
+        cells = list(csv.reader(file))
+    export = tmp_path / "q.tsv"
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    with export.open("w", newline="", encoding=encoding) as file:
+        file.write(mark)
+        csv.writer(file, delimiter="\t").writerows(cells)
+    read = read_export([str(export)])
+    assert (said(read, "Q1", "item"), read.asked[0].text) == (
+        said(read_export([plain]), "Q1", "item"), "Which mood?"
+    )  # fmt: skip
+    assert "read as UTF-16" in notes(read)
+    found = []
+    config = DataConfig(
+        train=str(export), item_id="ResponseId", columns={"text": "item", "mood": "Q1"}
+    )
+    splits = load_splits(config, MOOD, 0, found)
+    assert {item.state["text"] for part in splits.values() for item in part} == {r[0] for r in rows}
+    assert any("read as UTF-16" in note for note in found)
+    (tmp_path / "latin.csv").write_bytes("text,mood\ncaf\u00e9,joy\n".encode("latin-1"))
+    with pytest.raises(DataError, match="line 2 is not UTF-8; save it so"):
+        read_table(str(tmp_path / "latin.csv"))
+
+
 def test_google_forms(tmp_path):
     grid = [{"Timestamp": f"1/{k}/2024 10:00:00", "Email Address": f"p{k}@x.org",
              **{f"Which mood? [{text}]": ("joy", "anger")[(k + j) % 2] for j, text in enumerate(TEXTS[:3])}}
@@ -769,7 +798,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         ((tmp_path / "no.csv", "--output", missing), "There is no file"),
         ((file, "--output", file), "is the export itself"),
         ((file, "--output", tmp_path / "o.xlsx"), "the output is .csv"),
-        ((file, "--output", missing, "--rubric", tmp_path / "r.txt"), "--rubric is a YAML file"),
+        ((file, "--output", missing, "--rubric", tmp_path / "r.txt"), "The rubric is a YAML file"),
     ):
         code, out = run(*arguments)
         assert (code, complaint in out) == (2, True), out
@@ -831,6 +860,31 @@ def test_a_table_that_is_read_as_it_is_stays_so(tmp_path):
     )
     assert sum(map(len, load_splits(config, MOOD, 0, found).values())) == 30
     assert not any("read as" in note for note in found)
+
+
+def test_what_a_tool_says_never_counts_is_left_out_whoever_names_the_columns(tmp_path):
+    """A recipe that names MTurk's own columns trains on no rejected assignment."""
+    rows = mturk(*((k % 6, "W1", {"Answer.mood.label": ("joy", "anger")[k % 2], "Input.n": k})
+                   for k in range(30)))  # fmt: skip
+    for k, row in enumerate(rows):
+        row |= {"HITId": f"H{k}", "Input.text": f"{TEXTS[k % 6]} {k}"}
+    rows[3] |= {"AssignmentStatus": "Rejected"}
+    rows[4] |= {"Reject": "careless"}
+    found = []
+    config = DataConfig(
+        train=table(tmp_path / "batch.csv", rows), item_id="HITId", annotator="WorkerId",
+        columns={"text": "Input.text", "mood": "Answer.mood.label"},
+    )  # fmt: skip
+    splits = load_splits(config, MOOD, 0, found)
+    kept = {item.item_id for part in splits.values() for item in part}
+    assert kept == {f"H{k}" for k in range(30)} - {"H3", "H4"}
+    assert any("2 rows are rejected assignments: left out" in note for note in found)
+    assert len(read_export([config.train]).rows) == 28
+    for row in rows:
+        row["AssignmentStatus"] = "Rejected"
+    table(tmp_path / "batch.csv", rows)
+    with pytest.raises(DataError, match="30 rows are rejected assignments"):
+        load_splits(config, MOOD, 0)
 
 
 def test_groups_of_an_export(tmp_path):

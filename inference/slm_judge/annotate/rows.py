@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class AnnotateOptions:
     """Field of the rubric -> column of the table, where they differ."""
     prefix: str = ""
     """Put before the names of the new columns: `<dimension>`, `<dimension>_confidence` for each
-    dimension, and `outcome`."""
+    dimension, `<dimension>_expected` for sliders, and `outcome`."""
     on_empty: Policy = "skip"
     """A row that lacks a field or its text."""
     on_too_long: LengthPolicy = "skip"
@@ -99,6 +100,8 @@ class PieceAnnotator:
         for dimension in rubric.as_written:
             self.added[f"{prefix}{dimension.name}"] = label_type(dimension)
             self.added[f"{prefix}{dimension.name}_confidence"] = pa.float64()
+            if dimension.span:
+                self.added[f"{prefix}{dimension.name}_expected"] = pa.float64()
         self.outcome = f"{prefix}outcome"
         self.added[self.outcome] = pa.string()
         self.probability = f"{prefix}{REVIEW_PROBABILITY}" if options.review_share else ""
@@ -199,7 +202,7 @@ class PieceAnnotator:
                 label = answer.labels[dimension.name]
                 sure = answer.confidence[dimension.name]
                 if label is None or sure is None:  # not asked
-                    cells += [None, None]
+                    cells += [None, None, *([None] if dimension.span else [])]
                     continue
                 if isinstance(label, list):
                     label = [format_value(value) for value in label]
@@ -207,6 +210,9 @@ class PieceAnnotator:
                     # Of a rubric that mixes numbers, or true and false, and words.
                     label = format_value(label) if isinstance(label, bool) else str(label)
                 cells += [label, round(sure, self._digits)]
+                if dimension.span:
+                    digits = self._digits - math.ceil(math.log10(dimension.span))
+                    cells.append(round(answer.expected(dimension), digits))
             found[fresh[index]] = (*cells, piece.outcomes[fresh[index]])
         self.computed += len(fresh)
         nothing = (None,) * (len(self.added) - 1)

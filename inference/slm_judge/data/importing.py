@@ -1,4 +1,6 @@
-"""`slm-judge import`: an export of an annotation tool as a long table and a draft of a rubric."""
+"""`slm-judge import`: an export of an annotation tool as a long table and a draft of a rubric;
+and `slm-judge rubric draft`: the draft alone.
+"""
 
 import json
 from collections.abc import Sequence
@@ -47,22 +49,63 @@ def import_annotations(
         DataError: the export cannot be read, or the output cannot be written.
     """
     check_output(str(output))
-    for path in (output, rubric):
-        if path and any(path.resolve() == Path(location).resolve() for location in locations):
-            raise DataError(f"{path} is the export itself; name another output.")
-        if path and path.exists() and not overwrite:
-            raise DataError(f"{path} is there already; --overwrite replaces it.")
-    if rubric and (rubric.suffix not in (".yaml", ".yml") or rubric == output):
-        raise DataError(f"--rubric is a YAML file, e.g. draft.yaml, got {rubric}.")
+    _check_paths(locations, (output, rubric), rubric, overwrite)
+    if rubric == output:
+        raise DataError("--rubric and --output name the same file.")
     table = read_export(locations, options)
-    text = draft(table, output.name.partition(".")[0])
-    _check(table, text)
+    text = _draft(table, output.name)
     cells = {to_utf8(name): pa.array([_cell(row.get(name)) for row in table.rows], pa.string())
              for name in table.columns}  # fmt: skip
     if rubric:
         write_text(rubric, text)
     write_tables(iter([pa.table(cells)]), output, Overview(list(cells)))
     return summary(table)
+
+
+def draft_rubric(
+    locations: Sequence[str], options: Options, output: Path | None = None, overwrite: bool = False
+) -> tuple[str, list[str]]:
+    """A rubric to begin with, of a table of any shape; written where an output is named.
+
+    Args:
+        locations: files of an export, or a table.
+        options: what the user says about it.
+        output: a YAML file.
+        overwrite: whether it may be replaced.
+
+    Returns:
+        The rubric as YAML, with questions to the user, and what is to be said about the table.
+
+    Raises:
+        DataError: the table cannot be read, or the output cannot be written.
+    """
+    _check_paths(locations, (output,), output, overwrite)
+    table = read_export(locations, options)
+    text = _draft(table, (output or Path(locations[0])).name)
+    if output:
+        write_text(output, text)
+    return text, summary(table)
+
+
+def _draft(table: Long, name: str) -> str:
+    text = draft(table, name.partition(".")[0])
+    _check(table, text)
+    return text
+
+
+def _check_paths(
+    locations: Sequence[str],
+    outputs: Sequence[Path | None],
+    rubric: Path | None,
+    overwrite: bool,
+) -> None:
+    for path in outputs:
+        if path and any(path.resolve() == Path(location).resolve() for location in locations):
+            raise DataError(f"{path} is the export itself; name another output.")
+        if path and path.exists() and not overwrite:
+            raise DataError(f"{path} is there already; --overwrite replaces it.")
+    if rubric and rubric.suffix not in (".yaml", ".yml"):
+        raise DataError(f"The rubric is a YAML file, e.g. draft.yaml, got {rubric}.")
 
 
 def _check(table: Long, text: str) -> None:

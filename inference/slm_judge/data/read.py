@@ -18,12 +18,12 @@ from slm_judge.rubric import Dimension, Multi, Rubric
 
 from .applies import drop_unasked
 from .importers.opening import is_only_importable
-from .importers.read import FORMATS, as_rows, read_export, tool_of
+from .importers.read import FORMATS, as_rows, countable, read_export, tool_of
 from .importers.roles import Options
 from .item import ITEM_ID, Item, unnamed
 from .sets import columns_of, options_of, unfold
 from .tables import IMPORTER, Rows, names, read_table, require_columns
-from .text import is_blank, is_replaced_in, read_name, read_state
+from .text import is_blank, is_replaced_in, read_name, read_state, told
 
 _EXAMPLES = 3
 _MOST_LISTED = 8  # options in a message
@@ -56,16 +56,13 @@ class Findings:
             return None
         option, exact = found
         if not exact:
-            self.read_as[dimension.name][f"{raw!r} as {dimension.key(option)}"] += 1
+            self.read_as[dimension.name][dimension.read_as(raw, option)] += 1
         return option
 
     def said(self, location: str) -> list[str]:
         """Lines for people: what was read as what, and what was left out (lenient)."""
         lines = list(self.notes)
-        for name, found in self.read_as.items():
-            shown = ", ".join(f"{what} ({n} times)" for what, n in found.most_common(_MOST_LISTED))
-            more = ", ..." if len(found) > _MOST_LISTED else ""
-            lines.append(f"{location}: {name}: read {shown}{more}.")
+        lines += [f"{location}: {name}: {told(found)}" for name, found in self.read_as.items()]
         for kind, count in self.counts.items() if not self.strict else ():
             examples = "; ".join(self.problems[kind])
             lines.append(f"{location}: left out {count} x {kind}, e.g. {examples}.")
@@ -306,7 +303,7 @@ class _Reader:
         if option is None:
             self.findings.add(
                 f"labels of {dimension.name} outside the rubric",
-                f"{where}: {raw!r} ({_allowed(dimension)}{_several(dimension, raw)})",
+                f"{where}: {raw!r} ({_allowed(dimension)}{_why(dimension, raw)})",
             )
         return option
 
@@ -317,8 +314,13 @@ def _allowed(dimension: Dimension) -> str:
     return f"the rubric has {shown}{', ...' if len(keys) > _MOST_LISTED else ''}"
 
 
+def _why(dimension: Dimension, raw: object) -> str:
+    """A hint why a cell holds no label, e.g. since it holds several."""
+    why = dimension.why_not(raw)
+    return f"; {why}" if why else _several(dimension, raw)
+
+
 def _several(dimension: Dimension, raw: object) -> str:
-    """A hint where a cell holds several labels."""
     parts = raw if isinstance(raw, list) else []
     if isinstance(raw, str):
         parts = next((raw.split(mark) for mark in ";,|/" if mark in raw), [])
@@ -356,7 +358,7 @@ def open_rows(
     nested = any(isinstance(row.get(name), list | dict) for row in table.rows for name in wanted)
     tool = tool_of(table)
     if not Path(location).is_file() or not (missing or (nested and tool.nested)):
-        return table
+        return countable(table)
     if tool.nested:
         return as_rows(read_export([location]))
     for pattern in ("", "{question}_{annotator}", "{annotator}_{question}"):
@@ -364,7 +366,7 @@ def open_rows(
             imported = as_rows(read_export([location], Options(columns=pattern)))
             if not lacks([*imported.columns, *imported.aliases]):
                 return imported
-    return table
+    return countable(table)
 
 
 def advice(table: Rows, rubric: Rubric) -> str:

@@ -109,7 +109,8 @@ def _items(
 def _unnamed(table: Rows, config: DataConfig, rubric: Rubric) -> list[str]:
     """A hint where nobody said which column names the annotator."""
     columns = Columns(config.item_id, None, config.group, config.columns)
-    likely = [] if config.annotator else likely_annotators(table, columns, rubric)
+    known = config.annotator or table.annotator
+    likely = [] if known else likely_annotators(table, columns, rubric)
     if not likely:
         return []
     return [f"{names(likely)} may name who annotated: data.annotator of the recipe says so."]

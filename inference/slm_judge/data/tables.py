@@ -6,6 +6,7 @@ numbers come back as they came. CSV is read by Python's own `csv` in its strict 
 pyarrow and pandas take a stray quote for part of a text, and say nothing.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -336,6 +338,8 @@ class TableStream:
             DataError: the file cannot be read; the message says where.
         """
         self.notes.clear()
+        if self._kind in ("csv", "json") and self._encoding == "utf-16":
+            self.notes.append(f"{self.location}: read as UTF-16.")
         readers = {"parquet": self._read_parquet, "hub": self._read_hub}
         with self._readable():
             if reader := readers.get(str(self._kind)):
@@ -355,7 +359,7 @@ class TableStream:
                 raise
             where = ""
             if isinstance(error, UnicodeDecodeError) and (line := self._undecodable_line()):
-                where = f"line {line} is not UTF-8: "
+                where = f"line {line} is not UTF-8; save it so (Excel: CSV UTF-8): "
             raise DataError(
                 f"{self.location} cannot be read as {self._kind}: {where}{error}"
             ) from error
@@ -368,10 +372,19 @@ class TableStream:
     # --- text files ---
 
     def _text(self, newline: str) -> Any:
-        return io.TextIOWrapper(self._open(), encoding="utf-8-sig", newline=newline)
+        return io.TextIOWrapper(self._open(), encoding=self._encoding, newline=newline)
+
+    @cached_property
+    def _encoding(self) -> str:
+        """UTF-16 where the file begins with its mark, as TSV of Qualtrics and Excel does."""
+        with self._open() as file:
+            start = file.read(2)
+        return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
     def _undecodable_line(self) -> int | None:
         """The first line that is not UTF-8, before whatever else is wrong."""
+        if self._encoding == "utf-16":
+            return None
         with suppress(*_BROKEN), self._open() as file:
             for number, line in enumerate(file, start=1):
                 try:

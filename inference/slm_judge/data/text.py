@@ -14,6 +14,7 @@ MOST_CHARACTERS = 1_000_000
 """Of a field. Tokenizers take a few seconds for such a text, and no model here reads as much; a
 longer one is too long, for training as for annotation, without a look at it."""
 TOO_LONG = "too long"
+_MOST_TOLD = 8  # of the ways in which labels are written
 State = str | Mapping[str, Any]
 
 _PLAIN = (str, bool, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
@@ -31,6 +32,13 @@ def read_name(value: object) -> str:
     if isinstance(value, str):
         return value.strip()
     return "" if is_blank(value) else format_value(value)
+
+
+def told(read_as: Mapping[str, int]) -> str:
+    """What was read as what, the most frequent first: `read 'Joy' as joy (3 times), ...`."""
+    often = sorted(read_as.items(), key=lambda pair: -pair[1])
+    shown = ", ".join(f"{what} ({n} times)" for what, n in often[:_MOST_TOLD])
+    return f"read {shown}{', ...' if len(often) > _MOST_TOLD else ''}."
 
 
 def read_text(value: object) -> tuple[str, str]:

@@ -105,7 +105,8 @@ def baselines(
         splits = load_splits(recipe.data, rubric, recipe.training.seed, notes)
     train, test = splits["train"], splits["test"]
     systems: dict[str, Mapping[str, Sequence[int | None]]] = {
-        name: labels_of(location, rubric, test) for name, location in (predictions or {}).items()
+        name: labels_of(location, rubric, test, notes)
+        for name, location in (predictions or {}).items()
     }
     answered: dict[str, dict[str, list[int | None]]] = {}
     if server:
@@ -281,8 +282,10 @@ def _nearest_neighbours(known: Any, answered: _Answered, new: Any) -> Shares:
     return found
 
 
-def labels_of(location: str, rubric: Rubric, items: Sequence[Item]) -> dict[str, list[int]]:
-    """Option indices that a system gave to all of the items.
+def labels_of(
+    location: str, rubric: Rubric, items: Sequence[Item], notes: list[str]
+) -> dict[str, list[int]]:
+    """Option indices that a system gave to all of the items; `notes` takes how they were read.
 
     Raises:
         DataError: it lacks some of them.
@@ -290,6 +293,7 @@ def labels_of(location: str, rubric: Rubric, items: Sequence[Item]) -> dict[str,
     found = read_predictions(location, rubric, [item.item_id for item in items])
     if len(found.rows) < len(items):
         raise DataError(f"All {len(items)} test items are needed. {' '.join(found.notes)}")
+    notes += found.notes
     return {name: answers.labels.tolist() for name, answers in found.answers.items()}
 
 

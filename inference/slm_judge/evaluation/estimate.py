@@ -284,17 +284,19 @@ class Known:
             return self._labels[column]
         found: dict[str, int] = {}
         left: Counter[str] = Counter()
+        findings = Findings(strict=False)
         for name, row in self.rows.items():
             raw = row.get(column)
-            label = dimension.read(raw)
+            label = None if is_blank(raw) else findings.read(dimension, raw)
             if is_blank(raw):
                 why = str(row.get(f"{prefix}outcome") or "no label")
                 left["not asked" if dimension.ask_if and why in LABELLED else why] += 1
             elif label is None:
                 left[f"{raw!r} is not in the rubric"] += 1
             else:
-                found[name] = label[0]
+                found[name] = label
         self._say_left(f"for {column}", left)
+        self.notes += findings.said(self.table.location)
         self._labels[column] = found
         return found
 

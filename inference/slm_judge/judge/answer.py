@@ -31,6 +31,12 @@ class Annotation:
     """Probability of the label, None where there is none; of a `multi`, the product of those of
     its options being chosen or not."""
 
+    def expected(self, dimension: Dimension | Multi) -> float:
+        """The mean of a score's levels, each weighed by its probability given that one holds."""
+        given = self.probabilities[dimension.name]
+        shares = {value: given[value] for value in dimension.values[: dimension.n_levels]}
+        return sum(float(value) * share for value, share in shares.items()) / sum(shares.values())
+
 
 def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Array:
     """Probabilities over the last axis of `logits` divided by `temperature`."""

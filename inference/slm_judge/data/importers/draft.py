@@ -33,6 +33,8 @@ def _dimension(asked: Asked) -> list[str]:
     lines = [f"  - name: {asked.name}", f"    type: {asked.kind}"]
     if asked.ordered and asked.kind == "choice":
         lines.append("    level_of_measurement: ordinal")
+    if asked.range:
+        lines += ["    level_of_measurement: interval", f"    range: {[*asked.range]}"]
     for doubt in asked.doubts:
         lines += [f"    # {'?' if not i else ' '} {part}" for i, part in enumerate(_wrapped(doubt))]
     if asked.text.strip():
@@ -49,7 +51,8 @@ def _dimension(asked: Asked) -> list[str]:
         key = option if asked.kind == "score" else _scalar(option)
         behind = f" {_scalar(meaning)}" if meaning else ""
         code = f", {asked.codes[option]} in the export" if option in asked.codes else ""
-        lines.append(f"      {key}:{behind}  # {asked.counts[option]:,} times{code}")
+        times = "" if asked.range else f"  # {asked.counts[option]:,} times{code}"
+        lines.append(f"      {key}:{behind}{times}")
     return lines
 
 

@@ -19,8 +19,8 @@ ANNOTATOR_ID = "annotator_id"
 """Column of the long table that names the annotator."""
 
 Row = dict[str, Any]
-_YES = {"1", "true", "yes", "y", "t", "x", "on", "checked", "selected", "✓"}
-_NO = {"0", "false", "no", "n", "f", "off", "unchecked", "not selected", ""}
+_YES = {"1", "1.0", "true", "yes", "y", "t", "x", "on", "checked", "selected", "✓"}
+_NO = {"0", "0.0", "false", "no", "n", "f", "off", "unchecked", "not selected", ""}
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The long table: a row an annotation, a plain value an answer; and what each question is."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -7,19 +8,20 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from slm_judge.data.item import ITEM_ID
-from slm_judge.data.text import is_blank, read_name, read_text
+from slm_judge.data.text import is_blank, read_name, read_text, told
 from slm_judge.errors import DataError
-from slm_judge.rubric import LARGEST
+from slm_judge.rubric import LARGEST, plain_forms
 
 from .export import ANNOTATOR_ID, LINE, Export, Question, Row, clean_name, is_ticked, parts
 
 Kind = Literal["score", "choice", "noul"]
 _NO_ANSWERS = "annotations without an answer"
 _MOST_OPTIONS = 60
-_MOST_LEVELS = 21
+_MOST_LEVELS, _MOST_UNEVEN, _BINS = 21, 11, 10  # levels; those that are no halves; of a slider
 _SPLITS = (r"\s*[;|,]\s*", r"\s*[;|]\s*")
 _NO_ANSWER = {"-9", "-66", "-77", "-88", "-99", "-999", "-9999", "99", "999"}
-_WRITTEN = re.compile(r"item_id|annotator_id|outcome|.*_(confidence|probabilities)")
+_NOTHING = {"n/a", "n.a.", "na", "nan", "null", "missing", "no answer", "-", ".", "?"}
+_WRITTEN = re.compile(r"item_id|annotator_id|outcome|.*_(confidence|probabilities|expected)")
 _SCALES = [scale.split("<") for scale in (
     "never<rarely<seldom<occasionally<sometimes<often<usually<very often<always",
     "strongly disagree<disagree<somewhat disagree<slightly disagree<neither agree nor disagree"
@@ -50,6 +52,8 @@ class Asked:
     codes: dict[str, str] = field(default_factory=dict)
     """Option -> the number that stands for it in the export."""
     doubts: list[str] = field(default_factory=list)
+    range: tuple[int, int] | None = None
+    """Of a slider."""
 
 
 @dataclass
@@ -78,6 +82,7 @@ def lengthen(export: Export) -> Long:
     assert export.answers
     _split_lists(export)
     _usable(export)
+    _respell(export)
     _first_of_each(export)
     texts, taken = _text_names(export)
     rows: list[Row] = [{} for _ in export.rows]
@@ -160,6 +165,31 @@ def _first_of_each(export: Export) -> None:
             "later annotations of the same item by the same annotator (the first counts)"
         ] += not new
     export.rows = kept
+
+
+def _respell(export: Export) -> None:
+    """Answers that differ in letter case, spaces or the way of writing a number, in one way.
+
+    That is the tool's, else the one that people wrote most often.
+    """
+    for column in export.answers or ():
+        question, counts = export.question(column), Counter(export.values(column))
+        if _is_typed_in(
+            len({plain_forms(value)[-1] for value in counts}), counts.total(), question
+        ):
+            continue
+        usual: dict[str | float, str] = {}
+        for value in [*question.options, *(value for value, _ in counts.most_common())]:
+            usual.setdefault(plain_forms(value)[-1], value)
+        spelled = {value: usual[plain_forms(value)[-1]] for value in counts}
+        changed = {f"{v!r} as {one}": counts[v] for v, one in spelled.items() if v != one}
+        if not changed:
+            continue
+        for row in export.rows:
+            found = list(dict.fromkeys(spelled[part] for part in parts(row.get(column))))
+            row[column] = found if isinstance(row.get(column), list) else next(iter(found), None)
+        export.notes.append(f"{column}: {told(changed)}")
+        question.doubts.append(f"R{told(changed)[1:]} Are they the same?")
 
 
 # --- questions with several answers ---
@@ -262,7 +292,8 @@ def _single(
         export.left_out[f"{code} in {column}, read as no answer"] += counts[code]
         doubts.append(f"{code} ({counts[code]} times) was read as no answer. Was it one?")
         del counts[code]
-    if len(counts) < 2 or _is_typed_in(len(counts), counts.total(), question):
+    typed = _is_typed_in(len(counts), counts.total(), question) and not _is_slider(counts)
+    if len(counts) < 2 or typed:
         _leave_out(export, column, f"{len(counts)} different answers")
         return None
     name = _name(column, taken)
@@ -278,6 +309,8 @@ def _single(
     asked.counts = Counter()
     for value, times in counts.items():
         asked.counts[meant[value]] += times
+    if changed := {f"{v!r} as {meant[v]}": n for v, n in counts.items() if v != meant[v]}:
+        export.notes.append(f"{column}: {told(changed)}")
     for row, value in zip(rows, answers, strict=True):
         row[name] = meant.get(value)
     return asked
@@ -307,12 +340,14 @@ def _codes_of_no_answer(counts: Counter[str], question: Question) -> list[str]:
     codes = [value for value in counts if value in _NO_ANSWER and value not in question.options]
     others = [number for value, number in numbers.items() if value not in codes]
     left = [number for number in others if number is not None]
-    if len(left) < len(others):  # words
+    words = [value for value in counts if numbers[value] is None]
+    if words and (len(left) < 2 or not {word.casefold() for word in words} <= _NOTHING):
         return [code for code in codes if code.startswith("-")]
     if len(left) < 2:
         return []
     low, high = min(left), max(left)
-    return [code for code in codes if not low - 2 <= (numbers[code] or 0) <= max(high + 2, 20)]
+    far = [code for code in codes if not low - 2 <= (numbers[code] or 0) <= max(high + 2, 20)]
+    return words + far
 
 
 def _labelled(name: str, column: str, question: Question, counts: Counter[str]) -> Asked:
@@ -338,7 +373,7 @@ def _is_missing(value: str, meaning: str) -> bool:
 
 
 def _guessed(name: str, column: str, question: Question, counts: Counter[str]) -> Asked:
-    if question.flag or {value.casefold() for value in counts} <= _TWO:
+    if question.flag or {plain_forms(value)[-1] for value in counts} <= _TWO:
         doubt = [] if question.flag else _doubt_two(counts)
         return Asked(name, column, "noul", {}, counts, question.text, doubts=doubt)
     numbers = {value: number for value in counts
@@ -356,24 +391,34 @@ def _guessed(name: str, column: str, question: Question, counts: Counter[str]) -
     return Asked(name, column, "choice", options, counts, question.text, bool(scale), doubts=doubts)
 
 
-_TWO = {"0", "1", "true", "false", "yes", "no", "y", "n", "t", "f"}
+_TWO = {0.0, 1.0, "true", "false", "yes", "no", "y", "n", "t", "f"}
 
 
 def _doubt_two(counts: Counter[str]) -> list[str]:
     seen = " and ".join(f"{value} ({counts[value]:,} times)" for value in sorted(counts))
     return [f"Guessed: true or false (noul), from {seen}. Does 1 or yes mean true here?"
-            ] if counts.keys() & {"0", "1"} else []  # fmt: skip
+            ] if {plain_forms(value)[-1] for value in counts} & {0.0, 1.0} else []  # fmt: skip
+
+
+def _is_slider(counts: Counter[str]) -> bool:
+    """Whether answers are numbers of which too many differ to be levels."""
+    numbers = {_number(value) for value in counts}
+    halves = all(number is not None and (2 * number).is_integer() for number in numbers)
+    return None not in numbers and len(numbers) > (_MOST_LEVELS if halves else _MOST_UNEVEN)
 
 
 def _levels(name: str, column: str, question: Question, counts: Counter[str]) -> Asked:
-    """Numbers: levels from the lowest to the highest, with whole ones that nobody chose."""
+    """Numbers: levels from the lowest to the highest, with those in between that nobody chose."""
     levels = sorted({float(value) for value in counts})
-    whole = all(level.is_integer() for level in levels)
+    if _is_slider(counts):
+        return _slider(Asked(name, column, "score", {}, counts, question.text, True), levels)
     doubts = [f"Guessed: ordered levels (score), {read_name(levels[0])} the lowest and "
               f"{read_name(levels[-1])} the highest. Right, or the other way round, or no order "
               "(choice)? What does each mean?"]  # fmt: skip
-    if whole and levels[-1] - levels[0] < _MOST_LEVELS:
-        span = [float(level) for level in range(int(levels[0]), int(levels[-1]) + 1)]
+    step = 1.0 if all(level.is_integer() for level in levels) else 0.5
+    n_steps = (levels[-1] - levels[0]) / step
+    if n_steps < _MOST_LEVELS and all((level / step).is_integer() for level in levels):
+        span = [levels[0] + step * k for k in range(int(n_steps) + 1)]
         if missing := [read_name(level) for level in span if level not in levels]:
             doubts.append(f"Nobody chose {', '.join(missing)}: are they levels?")
         levels = span
@@ -383,6 +428,22 @@ def _levels(name: str, column: str, question: Question, counts: Counter[str]) ->
                 if _number(value) is not None}  # fmt: skip
     options = {read_name(level): meanings.get(read_name(level), "") for level in levels}
     return Asked(name, column, "score", options, counts, question.text, True, doubts=doubts)
+
+
+def _slider(asked: Asked, numbers: Sequence[float]) -> Asked:
+    """Whole levels where the range has a few, else the middles of ten bins of equal width."""
+    ends = ((0, 1), (0, 100), (-100, 100), (math.floor(numbers[0]), math.ceil(numbers[-1])))
+    low, high = next(pair for pair in (ends[3:] if 1 < ends[3][1] - ends[3][0] <= _BINS else ends)
+                     if pair[0] <= numbers[0] and numbers[-1] <= pair[1])  # fmt: skip
+    if 1 < high - low <= _BINS:
+        levels = [float(level) for level in range(low, high + 1)]
+    else:
+        levels = [round(low + (high - low) * (k + 0.5) / _BINS, 9) for k in range(_BINS)]
+    asked.doubts.append(
+        f"Guessed: a slider from {low} to {high}, {len(numbers)} different numbers. The nearest of "
+        f"{len(levels)} levels is learned, and the mean level is told. Are these its ends?"
+    )
+    return replace(asked, options={read_name(level): "" for level in levels}, range=(low, high))
 
 
 def _scale(options: Sequence[str]) -> list[str]:

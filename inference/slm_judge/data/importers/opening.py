@@ -71,8 +71,6 @@ def _open(path: Path, location: str, export: Export) -> None:
             except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
                 raise DataError(f"{location} cannot be read as zip: {error}") from error
             _open_folder(Path(folder), location, export)
-    elif not path.is_file() and file_format(path) is None:
-        raise DataError(f"There is no file {location}.")
     elif suffix == ".json":
         export.rows += _marked(_json(path, location), path)
     elif suffix in EXCEL:
@@ -81,7 +79,7 @@ def _open(path: Path, location: str, export: Export) -> None:
         export.rows += _marked(_statistics(path, location, export), path)
     elif suffix == ".xls":
         raise DataError(f"{location} is of Excel before 2007: save it as .xlsx.")
-    elif file_format(path) is None:
+    elif file_format(path) is None and path.is_file():
         raise DataError(
             f"{location} is of no kind that can be imported: .csv, .tsv, .jsonl, .parquet, .json, "
             ".xlsx, .dta, .sav, .zip, or a folder of Potato."

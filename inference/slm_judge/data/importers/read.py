@@ -2,17 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slm_judge.data.item import ITEM_ID
 from slm_judge.data.tables import Rows
 from slm_judge.errors import DataError
 
-from .export import ANNOTATOR_ID, LINE, Export, counted
+from .export import ANNOTATOR_ID, LINE, Export, Row, counted
 from .long import Long, lengthen
 from .opening import open_export
 from .roles import Options, assign
-from .surveys import google_forms, mturk, qualtrics
+from .surveys import google_forms, is_preview, is_rejected, mturk, qualtrics
 from .tools import argilla, doccano, label_studio, potato, prodigy
 from .wide import unfold
 
@@ -31,6 +31,8 @@ class Format:
     read: Callable[[Export], None]
     nested: bool = True
     """Whether rows hold more than plain cells; else columns may be annotators, ticks or shares."""
+    left_out: tuple[str, Callable[[Row], bool]] = ("", lambda row: False)
+    """Rows that never count, whoever names the columns: what they are, and whether one is it."""
 
 
 def _has(*columns: str) -> Callable[[Export], bool]:
@@ -94,10 +96,12 @@ FORMATS = {
     ),
     "doccano": Format("doccano", "text, and lists of labels or Comments", _is_doccano, doccano),
     "mturk": Format(
-        "Amazon Mechanical Turk", "HITId and WorkerId", _has("HITId", "WorkerId"), mturk, False
+        "Amazon Mechanical Turk", "HITId and WorkerId", _has("HITId", "WorkerId"), mturk, False,
+        ("rejected assignments", is_rejected),
     ),
     "qualtrics": Format(
-        "Qualtrics", "ResponseId and RecordedDate", _is_qualtrics, qualtrics, False
+        "Qualtrics", "ResponseId and RecordedDate", _is_qualtrics, qualtrics, False,
+        ("previews of the survey", is_preview),
     ),
     "google-forms": Format(
         "Google Forms", "a time in the first column",
@@ -128,6 +132,8 @@ def read_export(locations: Sequence[str], options: Options | None = None) -> Lon
     known = FORMATS[export.format]
     how = "as --format says" if options.format else f"by {known.marks}"
     export.notes.insert(0, f"{export.location}: read as {known.title} ({how}).")
+    what, counts_not = known.left_out
+    export.keep(lambda row: not counts_not(row), what)
     try:
         known.read(export)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -148,6 +154,24 @@ def tool_of(table: Rows) -> Format:
     """The tool of which a table looks like an export."""
     export = Export(table.location, table.rows, table.columns)
     return next(known for known in FORMATS.values() if known.is_it(export))
+
+
+def countable(table: Rows) -> Rows:
+    """A table that is read as it is, without the rows that its tool says never count; and a note.
+
+    Raises:
+        DataError: none is left.
+    """
+    what, counts_not = tool_of(table).left_out
+    kept = [k for k, row in enumerate(table.rows) if not counts_not(row)]
+    if len(kept) == len(table.rows):
+        return table
+    note = f"{table.location}: {len(table.rows) - len(kept)} rows are {what}: left out."
+    if not kept:
+        raise DataError(note)
+    lines = [table.lines[k] for k in kept] if table.lines else None
+    rows = [table.rows[k] for k in kept]
+    return replace(table, rows=rows, lines=lines, notes=[*table.notes, note])
 
 
 def as_rows(table: Long) -> Rows:

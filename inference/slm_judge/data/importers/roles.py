@@ -40,6 +40,7 @@ _ABOUT = re.compile(
     r"|gender|sex|age|education|country|ethnicity|race|occupation|native.*",
     re.I,
 )
+_SLIDERS = re.compile(r".*(slider|rating|score|scale|intensity|percent|(\b|_)vas(\b|_)).*", re.I)
 _MOST_OPTIONS = 40
 _WORDS = 2.5  # of a text, on average
 _FILLED = 0.9  # of the rows, where a column is a text of the items
@@ -223,14 +224,15 @@ def _answers(export: Export) -> list[str]:
     taken = {export.item, export.annotator, *(export.texts or ())}
     left = [name for name in export.columns if name not in taken]
     found = [name for name in left
-             if not looks_like_text(export, name)
-             and (name in export.certain or _looks_like_answers(export, name))]  # fmt: skip
+             if not looks_like_text(export, name) and (name in export.certain
+             or _looks_like_answers(export, name) or looks_like_slider(export, name))]  # fmt: skip
     item = str(export.item)
     sizes: dict[str, int] = defaultdict(int)
     for row in export.rows:
         sizes[read_name(row.get(item))] += 1
     if sum(size > 1 for size in sizes.values()) < _SOME:
-        return found
+        return [name for name in found if name in export.certain or _SLIDERS.fullmatch(name)
+                or _looks_like_answers(export, name)]  # fmt: skip
     varying = [name for name in found
                if name in export.certain or _differing(export.rows, item, name)]  # fmt: skip
     same = [name for name in found if name not in varying]
@@ -242,10 +244,23 @@ def _answers(export: Export) -> list[str]:
     return varying or found
 
 
+def looks_like_slider(export: Export, name: str) -> bool:
+    """Whether a column may hold positions of a slider: many numbers up to 100, or down to -100."""
+    different = set(export.values(name))
+    if _is_named_otherwise(name) or not all(map(_is_number, different)):
+        return False
+    numbers = {abs(float(text.replace(",", "."))) for text in different}
+    return len(different) > 10 and max(numbers) <= 100
+
+
+def _is_named_otherwise(name: str) -> bool:
+    return any(named.fullmatch(name) for named in (_ABOUT, _ITEMS, _REMARKS))
+
+
 def _looks_like_answers(export: Export, name: str) -> bool:
     values = export.values(name)
     different = set(values)
-    if _ABOUT.fullmatch(name) or _ITEMS.fullmatch(name) or _REMARKS.fullmatch(name):
+    if _is_named_otherwise(name):
         return False
     if any(isinstance(row.get(name), dict) for row in export.rows):
         return False

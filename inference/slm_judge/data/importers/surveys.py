@@ -14,7 +14,7 @@ from typing import Any
 from slm_judge.data.text import is_blank, read_name
 
 from .export import Export, Question, Row, is_ticked, parts
-from .roles import find_annotator, looks_like_text
+from .roles import find_annotator, looks_like_slider, looks_like_text
 
 _QUALTRICS = {
     "StartDate", "EndDate", "Status", "IPAddress", "Progress", "Duration (in seconds)", "Finished",
@@ -25,12 +25,18 @@ _QUALTRICS = {
 _LONG = 4  # words of a header that is a text
 
 
+def is_rejected(row: Row) -> bool:
+    """Whether an assignment of Mechanical Turk was rejected."""
+    return row.get("AssignmentStatus") == "Rejected" or not is_blank(row.get("Reject"))
+
+
+def is_preview(row: Row) -> bool:
+    """Whether a response to Qualtrics is a preview of the survey."""
+    return read_name(row.get("Status")) in ("Survey Preview", "Survey Test", "1")
+
+
 def mturk(export: Export) -> None:
     """Batch results: `Input.x` are texts, `Answer.y` answers, `WorkerId` the annotator."""
-    export.keep(
-        lambda row: row.get("AssignmentStatus") != "Rejected" and is_blank(row.get("Reject")),
-        "rejected assignments",
-    )
     for row in export.rows:
         _task_answers(row)
     columns = list(dict.fromkeys(key for row in export.rows for key in row if key[:1] != " "))
@@ -65,7 +71,8 @@ def mturk(export: Export) -> None:
 
 def _has_options(export: Export, name: str) -> bool:
     different = set(export.values(name))
-    return 0 < len(different) <= max(10, len(export.rows) / 4)
+    few = 0 < len(different) <= max(10, len(export.rows) / 4)
+    return few or looks_like_slider(export, name)
 
 
 def _task_answers(row: Row) -> None:
@@ -113,8 +120,6 @@ def _numbered(export: Export) -> None:
 
 def qualtrics(export: Export) -> None:
     """Responses, without the second and third header; a person a row, or an item a row."""
-    previews = ("Survey Preview", "Survey Test", "1")
-    export.keep(lambda row: read_name(row.get("Status")) not in previews, "previews of the survey")
     unfinished = sum(is_ticked(row.get("Finished")) is False for row in export.rows
                      if "Finished" in row)  # fmt: skip
     if unfinished:
