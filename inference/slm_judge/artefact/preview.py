@@ -57,11 +57,13 @@ def token_cost(rubric: Rubric, base: str | None = None) -> list[str]:
     empty, other = (_prompt(rubric, tokenizer, text) for text in ("", "-"))
     alike = next(k for k, (a, b) in enumerate(zip(empty, other, strict=False)) if a != b)
     whole, shared = tokens(empty), tokens(empty[:alike])
-    each = {d.name: whole - tokens(_prompt(without(d), tokenizer, "")) for d in rubric.dimensions}
+    several = rubric.dimensions if len(rubric.dimensions) > 1 else []  # there is no prompt of none
+    each = {d.name: whole - tokens(_prompt(without(d), tokenizer, "")) for d in several}
     about = base or f"about, {_BYTES} bytes each; --base counts them"
     lines = [
         f"tokens ({about}): {shared:,} of the rubric, computed once for all "
-        f"rows, and {whole - shared:,} of a row besides its texts; of each question: "
+        f"rows, and {whole - shared:,} of a row besides its texts"
+        + ("; of each question: " if each else "")
         + ", ".join(f"{name} {n:,}" for name, n in each.items())
     ]
     return lines if base is None else [*lines, _share(whole, base)]
