@@ -162,8 +162,11 @@ def between(
         alphas = np.ones_like(alphas)
     alpha = percentile_interval(alphas, CONFIDENCE, units=bootstrap.units)
     alpha = lower_limit(alpha, alphas, change_cost(np.array(two), pairs, dimension))
-    same = (np.array(one) == np.array(two)).astype(float)
-    worth = independent_items(same, range(len(same)) if groups is None else groups)
+    # Where neither has an answer in this part, nothing is equal; unless that is all there is.
+    rows = [row for row, pair in enumerate(zip(one, two, strict=True)) if max(pair) >= 0]
+    rows = rows or [*range(len(one))]
+    same = (np.array(one) == np.array(two)).astype(float)[rows]
+    worth = independent_items(same, rows if groups is None else [groups[row] for row in rows])
     equal = share_interval(same.mean() * worth, worth)
     apart = np.abs(first.probabilities(source) - second.probabilities(source))
     return {

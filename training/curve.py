@@ -28,6 +28,8 @@ from slm_judge.agreement.alpha import (
 )
 from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
 from slm_judge.agreement.learning_curve import outlook
+from slm_judge.agreement.parts import all_parts
+from slm_judge.data.applies import without_unasked
 from slm_judge.data.item import Item, votes_of
 from slm_judge.data.split import load_splits, nested
 from slm_judge.errors import JudgeError
@@ -174,7 +176,13 @@ def _compute(curve: _Curve, size: int, seed: int, console: Console) -> None:
         device = None if training.device == "auto" else training.device
         said = answers_of(run.adapter, rubric, test, f"{size} items", console, device)
         judged = {name: answers.labels.tolist() for name, answers in said.items()}
-        labels = {JUDGE: judged, **fit_systems(part, test, rubric)[0]}
+        fitted = {
+            name: without_unasked(rubric, {d: np.array(given) for d, given in said.items()})
+            for name, said in fit_systems(part, test, rubric)[0].items()
+        }
+        labels = {JUDGE: judged} | {
+            name: {d: given.tolist() for d, given in said.items()} for name, said in fitted.items()
+        }
         result = {"items": len(part), "epochs": epochs, "labels": labels}
         result |= {"seconds": round(time.monotonic() - started, 1), "job": curve.job}
         write_json(curve.path(size, seed), result)
@@ -194,12 +202,14 @@ def _report(curve: _Curve) -> dict[str, Any]:
         len(test), seed=curve.recipe.training.seed, groups=[i.group for i in test]
     )
     dimensions = {}
-    for d in curve.rubric.dimensions:
-        votes, systems = votes_of(test, d.name), {}
+    for part in all_parts(curve.rubric.dimensions):
+        d, source = part.dimension, part.source
+        votes, systems = part.votes_of(votes_of(test, source)), {}
         for system in found[0][0]["labels"]:
-            labels = [[one["labels"][system].get(d.name) for one in row] for row in found]
+            labels = [[one["labels"][system].get(source) for one in row] for row in found]
             if all(map(all, labels)):  # a baseline may not be fitted on few items
-                systems[system] = _alphas(labels, votes, d, bootstrap)
+                own = [[part.labels(one).tolist() for one in row] for row in labels]
+                systems[system] = _alphas(own, votes, d, bootstrap)
         annotators = annotator_coincidences(votes, len(d.options))
         several = sum(len(row) > 1 for row in votes)
         dimensions[d.name] = {

@@ -675,7 +675,7 @@ class Rubric(BaseModel):
                 has the name of another column that we write.
         """
         rubric = cls.parse(read_yaml(path, RubricError), str(path))
-        if taken := rubric._written(dimension.name for dimension in rubric.dimensions):
+        if taken := rubric._written(one.name for one in (*rubric.dimensions, *rubric.sets)):
             raise RubricError(
                 f"{path}: no dimension can be called {' or '.join(taken)}: a column of this name "
                 "is written beside the labels. Choose another name, and map it to the data's "

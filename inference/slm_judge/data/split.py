@@ -152,9 +152,10 @@ def _without_leaks(splits: Mapping[str, list[Item]]) -> dict[str, list[Item]]:
 def _check_variety(items: Sequence[Item], rubric: Rubric, problems: Findings) -> None:
     if not items:
         return
+    members = {name for one in rubric.sets for name in one.members}
     for dimension in rubric.dimensions:
         used = {vote for votes in votes_of(items, dimension.name) for vote in votes}
-        if len(used) < 2:
+        if len(used) < 2 and not (used and dimension.name in members):  # an option nobody chose
             found = f"only {dimension.key(used.pop())}" if used else "no labels at all"
             problems.add("dimensions with fewer than two different labels",
                          f"{dimension.name}: {found}")  # fmt: skip

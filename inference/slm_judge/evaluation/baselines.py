@@ -24,7 +24,7 @@ from slm_judge.agreement.alpha import (
     judge_confusions,
 )
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
-from slm_judge.agreement.parts import all_parts
+from slm_judge.agreement.parts import all_parts, parts
 from slm_judge.agreement.scores import BOUNDS, accuracy, macro_f1
 from slm_judge.agreement.sets import Pairs, annotator_pairs, judge_pairs
 from slm_judge.data.applies import UNKNOWN, without_unasked
@@ -267,7 +267,13 @@ def _tuned_regression(known: Any, answered: _Answered, new: Any, balanced: bool 
                 rest, held = replace(answered, shares=shares[fold != k]), known[fold == k]
                 guessed = _logistic_regression(known[fold != k], rest, held, balanced, c)
                 labels[fold == k] = guessed.argmax(axis=1)
-            alphas[c] = judge_alpha(labels.tolist(), answered.votes, answered.dimension)
+            found = [
+                judge_alpha(
+                    part.labels(labels).tolist(), part.votes_of(answered.votes), part.dimension
+                )
+                for part in parts(answered.dimension)
+            ]
+            alphas[c] = float(np.mean(found))
     best = max(alphas, key=lambda c: np.nan_to_num(alphas[c], nan=-2))
     return _logistic_regression(known, answered, new, balanced, best)
 

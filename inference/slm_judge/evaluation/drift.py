@@ -17,7 +17,8 @@ from slm_judge.annotate.job import annotate_table
 from slm_judge.annotate.rows import STABLE_DIGITS, AnnotateOptions
 from slm_judge.data.item import ITEM_ID, load_split
 from slm_judge.data.predictions import read_predictions
-from slm_judge.data.read import read_annotations
+from slm_judge.data.read import Findings, read_annotations
+from slm_judge.data.sets import unfold
 from slm_judge.data.tables import Rows, read_table, require_columns
 from slm_judge.data.text import is_blank, read_name
 from slm_judge.errors import DataError
@@ -127,6 +128,7 @@ def _held_out(run: Run, rubric: Rubric, artefact: str) -> Answered:
         assert answers.probabilities is not None
         labels[name] = answers.labels.tolist()
         given = answers.probabilities[np.arange(len(kept)), answers.labels]
+        given = np.where(answers.labels < 0, np.nan, given)  # not asked
         sure[name] = given.round(STABLE_DIGITS).tolist()
     found = Answered(labels, sure, [item.votes for item in kept], [])
     found.groups += [item.group if grouped else (OLD, item.item_id) for item in kept]
@@ -136,14 +138,17 @@ def _held_out(run: Run, rubric: Rubric, artefact: str) -> Answered:
 def _new(
     run: Run, rubric: Rubric, new: Source, artefact: str, notes: list[str], show: bool
 ) -> Answered:
-    table, prefix, own = read_table(new.location), new.prefix, [d.name for d in rubric.dimensions]
+    table, prefix, own = read_table(new.location), new.prefix, [d.name for d in rubric.as_written]
+    named = {*own, *(d.name for d in rubric.dimensions)} & {*table.columns}
     if not prefix and any(f"{name}_confidence" not in table.columns for name in own):
-        prefix, people = PREFIX, {*own} & {*table.columns}
+        prefix, people = PREFIX, named
         table = read_table(str(_annotate(run, new, artefact, notes, show)))
     else:
-        people = {*own} & {*table.columns} if prefix else set()
+        people = named if prefix else set()
     wanted = [f"{prefix}{name}{end}" for name in own for end in ("", "_confidence")]
     require_columns(table.columns, [*wanted, *([new.group] if new.group else [])], new.location)
+    # Of a set there is one confidence, of all its options: nothing is compared with theirs.
+    unfold(table, rubric, Findings(strict=False), prefix.__add__)
     item_id = new.item_id if new.item_id in table.columns else None
     rows = _rows(run, rubric, new, table, item_id, notes)
     found = Answered({}, {}, _votes(rubric, new, item_id, bool(people), rows, notes), [])

@@ -144,7 +144,13 @@ def of_files(
     present = [d for d in rubric.dimensions if any(d.name in item.votes for item in found.items)]
     known = rubric.model_copy(update={"dimensions": present})
     names = [item.item_id for item in found.items]
-    read = {n: read_predictions(p, known, names, item_id) for n, p in predictions.items()}
+    needed = {d.name for d in present}  # and what they are asked after
+    for d in reversed(rubric.dimensions):
+        needed |= {*d.ask_if} if d.name in needed else set()
+    wider = rubric.model_copy(
+        update={"dimensions": [d for d in rubric.dimensions if d.name in needed]}
+    )
+    read = {n: read_predictions(p, wider, names, item_id) for n, p in predictions.items()}
     shared = sorted(set.intersection(*(set(one.rows) for one in read.values())))
     if not shared:
         raise DataError("No annotated item has predictions of all systems.")

@@ -13,6 +13,7 @@ from slm_judge.agreement.alpha import alpha_of_coincidences, annotator_coinciden
 from slm_judge.agreement.alt_test import EPSILON
 from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.agreement.compare import MARGIN
+from slm_judge.agreement.parts import Part, all_parts
 from slm_judge.agreement.power import (
     LOSSES,
     Power,
@@ -22,7 +23,7 @@ from slm_judge.agreement.power import (
     n_studies,
     simulate,
 )
-from slm_judge.data.item import Item, is_named, votes_of
+from slm_judge.data.item import Item, is_named
 from slm_judge.errors import DataError
 from slm_judge.progress import progress_bar
 from slm_judge.recipe import DataConfig
@@ -100,19 +101,24 @@ def worlds(
         DataError: it cannot be so, or the pilot does not show enough.
     """
     found = []
-    for dimension in rubric.dimensions:
+    for part in all_parts(rubric.dimensions):
         notes: list[str] = []
-        known = _of_pilot(dimension, pilot, notes) if pilot is not None else Expected()
+        known = _of_pilot(part, pilot, notes) if pilot is not None else Expected()
         given = {key: value for key, value in vars(expected).items() if value is not None}
-        found.append((_world(dimension, replace(known, **given)), notes))
+        found.append((_world(part.dimension, replace(known, **given)), notes))
     return found
 
 
-def _of_pilot(dimension: Dimension, items: Sequence[Item], notes: list[str]) -> Expected:
-    votes = [row for row in votes_of(items, dimension.name) if row]
+def _of_pilot(part: Part, items: Sequence[Item], notes: list[str]) -> Expected:
+    dimension = part.dimension
+    said = [part.votes(item.votes.get(part.source, {})) for item in items]
+    votes = [list(row.values()) for row in said if row]
     if not votes:
         raise DataError(f"The pilot has no label of {dimension.name}: leave it out of the rubric.")
-    v, groups = len(dimension.options), [i.group for i in items if i.votes.get(dimension.name)]
+    v, groups = (
+        len(dimension.options),
+        [item.group for item, row in zip(items, said, strict=True) if row],
+    )
     bootstrap = Bootstrap(len(votes), groups=groups)
     alpha = bootstrap.interval(
         annotator_coincidences(votes, v),
@@ -123,7 +129,7 @@ def _of_pilot(dimension: Dimension, items: Sequence[Item], notes: list[str]) -> 
     if alpha.low > 0:
         notes.append(f"it may be as low as that: see also --alpha {max(alpha.low, 0.01):.2f}.")
     counts = vote_counts(votes, v).sum(axis=0)
-    names = {n for item in items for n in item.votes.get(dimension.name, {}) if is_named(n)}
+    names = {n for row in said for n in row if is_named(n)}
     each = round(counts.sum() / len(votes))
     shares = tuple((counts / counts.sum()).tolist())
     return Expected(each, max(each, len(names)), alpha.estimate if several else None, shares)

@@ -60,9 +60,9 @@ def option_order(
         before, after = np.asarray(given[dimension.name]), reverse[:, k]
         votes = votes_of(items, dimension.name)
         agree = [agreeing_share(labels, votes, n_options) for labels in (before, after)]
-        changes = agree[1] - agree[0]
+        changes = np.where(before < 0, np.nan, agree[1] - agree[0])  # nan: not asked
         found[dimension.name] = {"items": len(items)}
-        same = np.where(before < 0, np.nan, before == after)  # nan: not asked
+        same = np.where(before < 0, np.nan, before == after)
         for name, per_item in (("consistency", same), ("agreement_change", changes)):
             rows = np.flatnonzero(np.isfinite(per_item))
             known = Bootstrap(len(rows), resamples, seed, [groups[row] for row in rows])

@@ -41,6 +41,15 @@ def estimate_model(formula: str, known: "Known", logit: bool) -> dict[str, Corpu
     outcome, terms, used = _parse(formula)
     name, _, option = outcome.partition("=")
     dimensions = [d for d in known.rubric.dimensions if d.name in (*used, name)]
+    if asked := [d.name for d in dimensions if d.ask_if]:
+        raise DataError(
+            f"{formula}: {names(asked)} is only asked of some items (`ask_if`), and which these "
+            "are is the judge's answer as well, so nothing is estimated."
+        )
+    if sets := [one for one in known.rubric.sets if one.name in (*used, name)]:
+        raise DataError(
+            f"{formula}: {sets[0].name} is a set; name its options: {names(sets[0].members)}."
+        )
     own = {d.name for d in dimensions}
     columns = sorted({*used, name} - own)
     there = {*known.table.columns, *known.further}

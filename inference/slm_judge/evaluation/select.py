@@ -104,19 +104,21 @@ def select(
         check_output(place)
         if is_folder(place) or Path(place).exists():
             raise DataError(f"{place} is a folder, or exists already: name another file.")
+    if corpus and Path(corpus) == Path(output):
+        raise DataError(f"{output}: the items to annotate and the corpus need a file each.")
     table, source, column = read_table(pool), pool, f"{choice.prefix}{REVIEW_PROBABILITY}"
     fields = {name: choice.columns.get(name, name) for name in rubric.fields}
     require_columns(table.columns, [choice.item_id, *fields.values()], pool)
     if column in table.columns:
         raise DataError(f"{pool} already has the column {column}: --prefix names it otherwise.")
     known, notes = _annotated(rubric, choice), table.notes
-    if judge and choice.audit < 1:
+    if judge:
         _check_number(choice, *_candidates(table, fields, choice.item_id, known))
         kind = ".jsonl" if file_format(Path(pool)) == "json" else ".parquet"
         source = f"{output}.judged{kind}"
         annotate_table(judge, pool, source, AnnotateOptions(choice.columns, choice.prefix), True)
         table = read_table(source)
-    judged = [f"{choice.prefix}{d.name}_confidence" for d in rubric.dimensions]
+    judged = [f"{choice.prefix}{d.name}_confidence" for d in rubric.as_written]
     judged = judged if choice.audit < 1 and {*judged} <= {*table.columns} else []
     found, left = _candidates(table, fields, choice.item_id, known, judged)
     notes = [*notes, *_check_number(choice, found, left)]
@@ -206,7 +208,8 @@ def _candidates(
             "annotated already, by its name": name in known[0],
             "no text that can be judged": bool(problem),
             "annotated already, by its text": not problem and text_key(state) in known[1],
-            "the judge gave no label": any(is_blank(row.get(column)) for column in judged),
+            "the judge gave no label": bool(judged)
+            and all(is_blank(row.get(column)) for column in judged),
         }
         seen.add(name)
         if why := next((reason for reason, holds in reasons.items() if holds), ""):
@@ -229,18 +232,21 @@ def _check_number(choice: Choice, found: Mapping[int, str], left: Counter[str]) 
 
 
 def _doubt(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Floats:
-    """What the judge's confidence leaves open, mean of the dimensions.
+    """What the judge's confidence leaves open, mean of the dimensions that it was asked about.
 
     Raises:
         DataError: a confidence is no share.
     """
-    try:
-        sure = np.array([[float(row[column]) for column in columns] for row in rows])
-    except (TypeError, ValueError):
-        sure = np.full((1, 1), np.nan)
-    if not ((sure >= 0) & (sure <= 1)).all():
-        raise DataError(f"{', '.join(columns)}: expected shares, from 0 to 1.")
-    doubt: Floats = 1 - sure.mean(axis=1)
+    doubt = np.zeros(len(rows))
+    for k, row in enumerate(rows):
+        cells = [row[column] for column in columns if not is_blank(row[column])]
+        try:
+            sure = [float(cell) for cell in cells]
+        except (TypeError, ValueError):
+            sure = [np.nan]
+        if not all(0 <= one <= 1 for one in sure):
+            raise DataError(f"{', '.join(columns)}: expected shares, from 0 to 1.")
+        doubt[k] = 1 - np.mean(sure)
     return doubt
 
 
