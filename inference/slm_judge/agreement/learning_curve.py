@@ -152,8 +152,8 @@ def _draws(alphas: Floats, means: Floats, seed: int) -> Floats:
 def _said(more: Interval, twice: Interval) -> tuple[str, str]:
     low, high = map(_round, (more.low, more.high))
     gain = (
-        f"Twice as many items: +{twice.estimate:.3f} (95 % interval: +{twice.low:.3f} to "
-        f"+{twice.high:.3f}). "
+        f"If it goes on as so far, twice as many items bring +{twice.estimate:.3f} (95 % "
+        f"interval: +{twice.low:.3f} to +{twice.high:.3f}). "
     )
     if np.isfinite(more.high):
         best = _round(more.estimate)

@@ -14,7 +14,13 @@ import numpy as np
 from slm_judge.rubric import Dimension
 
 from .aggregate import Ratings, level_values
-from .alpha import Floats, alpha_of_coincidences, annotator_coincidences, judge_confusions
+from .alpha import (
+    Floats,
+    alpha_of_coincidences,
+    annotator_coincidences,
+    judge_confusions,
+    vote_counts,
+)
 from .alt_test import FEWEST_ITEMS, Score, alt_test
 from .bootstrap import Bootstrap, Interval, percentile_interval
 from .compare import change_cost, difference
@@ -32,6 +38,7 @@ _TESTED = 40_000  # annotations in all studies whose exact tests, which take lon
 _CHUNK = 10_000_000  # at once, which bounds memory
 _CORPORA = 20  # simulated: their widths hardly vary
 _SIMULATED = (20, 1_000)  # items at which widths are simulated; above, they fall with the root
+_RARE = 20  # items beside those of the commonest option that a simulated study has on average
 
 
 @dataclass(frozen=True)
@@ -129,11 +136,11 @@ def simulate(world: World, n: int, advance: Callable[[], object] = lambda: None)
 
 def items_for_width(world: World, width: float) -> tuple[float, float]:
     """Items with which the interval of alpha would have a width: annotators' (or nan), judge's."""
-    found = []
+    found, enough = [], int(min(_RARE / (1 - max(world.prevalence)), 20_000))
     for which in (0, 1) if world.annotators > 1 else (1,):
-        n = 300
-        for _ in range(2):
-            at = int(np.clip(n, *_SIMULATED))
+        n = max(300, enough)
+        for _ in range(2):  # a study without a rare option would count as wholly precise
+            at = int(np.clip(n, max(_SIMULATED[0], enough), max(_SIMULATED[1], enough)))
             studies = _studies(world, at, _STUDIES[0], losses=())
             parts = (among / 2 if which == 0 else conf[:, 0] for _, _, conf, among in studies)
             wide = float(np.mean([_width(_alphas(part, world), at) for part in parts]))
@@ -213,7 +220,7 @@ def _corpus_widths(world: World, n: int) -> tuple[float, float]:
     found = []
     for _ in range(_CORPORA):
         ratings, judged = world.draw(n, rng)
-        human = (levels[ratings] * (ratings >= 0)[..., None]).sum(axis=1) / world.annotators
+        human = vote_counts(_votes(ratings), len(world.prevalence)) @ levels / world.annotators
         everywhere = np.concatenate([judged, world.options(world.corpus, rng)])
         means = corpus_means(human, levels[everywhere], sample, step)
         kinds = ([one.prediction_powered for one in means], [one.humans_alone for one in means])

@@ -316,10 +316,10 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     """What moved, or that nothing is shown to have."""
     findings = report["findings"]
     moved = [one["told"] for one in findings if one["moved"]]
-    tests = f"{len(findings)} comparisons, in all of which together a false alarm has 5 %"
+    tests = f"{len(findings)} comparisons"
     if not moved:
-        return [f"No drift is shown, by {tests}."]
-    return [f"Drift is shown: {len(moved)} of {tests}.", *moved]
+        return [f"No drift is shown by {tests}; where nothing moves, 5 % of such calls show one."]
+    return [f"Drift is shown in {len(moved)} of {tests}, of which about 5 % may be false.", *moved]
 
 
 def drift_table(report: Mapping[str, Any]) -> Sheet:

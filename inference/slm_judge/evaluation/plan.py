@@ -131,6 +131,8 @@ def _of_pilot(part: Part, items: Sequence[Item], notes: list[str]) -> Expected:
     counts = vote_counts(votes, v).sum(axis=0)
     names = {n for row in said for n in row if is_named(n)}
     each = round(counts.sum() / len(votes))
+    if not names:
+        notes.append(f"the pilot names no annotators: {each} are taken to be all (--pool).")
     shares = tuple((counts / counts.sum()).tolist())
     return Expected(each, max(each, len(names)), alpha.estimate if several else None, shares)
 
@@ -215,6 +217,8 @@ def _notes(world: World, n: int, power: Power) -> list[str]:
             f"have about {n * world.annotators / world.pool:.0f} items, and 30 are needed; that "
             f"takes about {needed} items, or fewer annotators."
         )
+    if n * (1 - max(world.prevalence)) < 10:
+        notes.append("rare options hardly occur in so few items: widths of alpha say little.")
     if power.verified[0] < 0.5:
         notes.append(
             "verify would not even say of a file with the judge's own labels that it is no worse."
@@ -227,7 +231,8 @@ def plan_table(plans: Sequence[Plan], width: float) -> Sheet:
     table = Sheet(
         "What studies like this show, on average",
         ("",),
-        "Simulated. Widths are of 95 % intervals; percentages say in how many studies it is shown. "
+        "Simulated. Widths are of 95 % intervals; percentages say in how many of 20 to 100 "
+        "studies it is shown, so they may be off by up to 20 points. "
         f"Items are those that no judge is trained on: by default a run holds {_TEST_SHARE:.0%} of "
         "its items out. Items that are alike, e.g. of one conversation, show less.",
     )
