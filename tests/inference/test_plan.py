@@ -245,3 +245,21 @@ def test_a_pilot_says_what_to_expect(tmp_path, monkeypatch, capsys):
     assert (code, "--prevalence is numbers with commas" in err) == (2, True)
     code, _, err = run("--type", "scores", "--alpha", 0.5)
     assert (code, "Nothing can be planned for this question" in err) == (2, True)
+
+
+def test_a_rarer_option_needs_more_items():
+    """Studies that never meet the option have no width, and do not make it easy."""
+    needed = []
+    for share in (0.05, 0.002):
+        needed.append(items_for_width(world((1 - share, share)), 0.1)[1])
+    assert needed == sorted(needed)
+
+
+def test_an_option_off_the_scale_is_planned_by_itself():
+    """It has no distance to the levels; whether the question applies is another dimension."""
+    score = {"name": "heat", "type": "score", "instructions": "i", "options": [1, 2, 3],
+             "level_of_measurement": "interval", "not_applicable": ["cannot tell"]}  # fmt: skip
+    rubric = {"name": "r", "instructions": "i", "fields": ["text"], "dimensions": [score]}
+    found = worlds(Rubric.model_validate(rubric), Expected(3, 3, 0.6))
+    assert [one.dimension.name for one, _ in found] == ["heat", "heat_applicable"]
+    assert [len(one.prevalence) for one, _ in found] == [3, 2]

@@ -202,3 +202,24 @@ def test_chances_are_not_overwritten_and_somebody_must_name_the_rubric(pool):
         raise run(pool, "--rubric", str(pool / "rubric.yaml"), "-n", "3").exception
     with pytest.raises(JudgeError, match="--model"):
         raise run(pool).exception
+
+
+def test_questions_that_were_not_asked_leave_an_item_in_the_draw(tmp_path):
+    """Of them the judge has no confidence; one that it has none of at all, it gave no label."""
+    asked = [{"name": "abuse", "type": "noul", "instructions": "i"},
+             {"name": "target", "type": "choice", "instructions": "i", "options": ["a", "b"],
+              "ask_if": {"abuse": True}},
+             {"name": "kind", "type": "multi", "instructions": "i", "options": ["s", "t"]}]  # fmt: skip
+    rubric = Rubric.parse(RUBRIC.model_dump() | {"dimensions": asked}, "here")
+    pool = tmp_path / "pool.csv"
+    with pool.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(
+            ["item_id", "text", "abuse_confidence", "target_confidence", "kind_confidence"]
+        )
+        for k in range(40):
+            sure = ["", "", ""] if k == 0 else [0.9, 0.6 if k < 10 else "", 0.8]
+            rows.writerow([k, f"text {k}", *sure])
+    notes = select(str(pool), str(tmp_path / "next.csv"), rubric, Choice(39, 0.5))
+    assert any("1 rows cannot be drawn: the judge gave no label" in note for note in notes)
+    assert len((tmp_path / "next.csv").read_text().splitlines()) == 40
