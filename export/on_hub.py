@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 
+from slm_judge.errors import JudgeError
 from slm_judge.files import TEMPORARY
+from slm_judge.hub import hub_errors, repeated
 from slm_judge.recipe import Recipe
 
 from .job import RECIPE
@@ -49,19 +51,29 @@ def _keep_on(api: HfApi, repo: str, run: Path, done: Event) -> None:
 
 
 def _keep(api: HfApi, repo: str, run: Path) -> None:
-    """What changes or vanishes meanwhile is kept the next time; training checks what it finds."""
+    """What changes or vanishes meanwhile is kept the next time; training checks what it finds.
+
+    No fault of the Hub ends a job: what it says is written to the log.
+    """
+    if not run.is_dir():  # nothing is done yet
+        return
     kept = ["recipe.json", "rubric.json", "base.json", "data/*", "checkpoints/*", "adapter/*"]
-    with suppress(OSError, ValueError, HfHubHTTPError):
-        api.upload_folder(
-            repo_id=repo,
-            revision=BRANCH,
-            folder_path=run,
-            path_in_repo=run.as_posix(),
-            allow_patterns=kept,
-            ignore_patterns=f"*{TEMPORARY}*",
-            delete_patterns="*",
-            commit_message="The run as far as it is",
-        )
+    work = partial(
+        api.upload_folder,
+        repo_id=repo,
+        revision=BRANCH,
+        folder_path=run,
+        path_in_repo=run.as_posix(),
+        allow_patterns=kept,
+        ignore_patterns=f"*{TEMPORARY}*",
+        delete_patterns="*",
+        commit_message="The run as far as it is",
+    )
+    try:
+        with hub_errors(repo, BRANCH, JudgeError), suppress(FileNotFoundError):
+            repeated(work)
+    except JudgeError as error:
+        print(f"The run is not kept this time: {error}", flush=True)  # of the log
 
 
 if __name__ == "__main__":

@@ -22,18 +22,18 @@ from slm_judge.model_card.card import (
 )
 from slm_judge.model_card.page import FIGURES, NUMBERS
 
-from slm_judge.artefact.base import Base
+from slm_judge.artefact.base import BASE_FILE, Base
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
 from slm_judge.hub import hub_errors, repeated
-from slm_judge.recipe import VerifyConfig
+from slm_judge.recipe import VerifyConfig, public_settings
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
 from .artefacts import artefacts, parts
 from .dataset import annotated_items
 from .gguf import contents
-from .settings import training_facts
+from .settings import FACTS, training_facts
 from .space import space_files
 from .verify import REPORT, read_report
 
@@ -118,13 +118,26 @@ def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> 
         repositories.append(repository)
     for kind, name in names.items():
         card = render_card(kind, user, recipe, rubric, facts, report, evaluation, holds)
-        files: dict[str, Path | bytes] = {path.name: path for path in sources[kind]}
+        files: dict[str, Path | bytes] = {path.name: _public(path) for path in sources[kind]}
         files |= {CARD: card.encode(), **figures}
         files[REPORT] = run.report / REPORT
         if results := evaluation_results(kind, recipe, facts, evaluation):
             files[RESULTS] = results.encode()
         repositories.append(Repository(name, files))
     return repositories
+
+
+def _public(path: Path) -> Path | bytes:
+    """A file of the judge as it may be published: without the folders of this machine."""
+    if path.name not in (BASE_FILE, FACTS):
+        return path
+    settings = json.loads(path.read_bytes())
+    public = public_settings(settings)
+    if public == settings:
+        return path
+    if path.name == BASE_FILE:  # so that no base of ours or of the Hub is taken for that folder
+        public["base"] = f"./{public['base']}"
+    return json.dumps(public, indent=2).encode()
 
 
 def push(
@@ -142,8 +155,9 @@ def push(
     Args:
         run: the run.
         user: user or organisation; by default whoever is logged in.
-        private: create the repositories as private ones.
-        revision: branch to push to, created where it is missing; by default `main`.
+        private: create the repositories as private ones; one that is public already is refused.
+        revision: branch to push to, created where it is missing; by default `main`. A Space is
+            built from `main` alone: its page takes the judge from this branch.
         dry_run: only print what would be pushed.
         data: also publish the annotated items, as a dataset.
         console: where progress is written.
@@ -154,8 +168,8 @@ def push(
 
     Raises:
         VerificationError: the run did not pass `slm-judge verify`.
-        JudgeError: not verified, not logged in, the Hub refused, or another process is at work on
-            the run.
+        JudgeError: not verified, not logged in, public where private was asked for, the Hub
+            refused, or another process is at work on the run.
     """
     with run.alone():
         return _push(run, user, private, revision, dry_run, data, console or Console(), space)
@@ -183,17 +197,18 @@ def _push(
     repositories = plan(run, owner, report, data)
     if space:
         recipe = run.recipe()
-        repositories.append(
-            Repository(f"{owner}/{recipe.name}-demo", space_files(recipe, owner), "space")
-        )
+        files = space_files(recipe, owner, revision)
+        repositories.append(Repository(f"{owner}/{recipe.name}-demo", files, "space"))
     if dry_run:
         plan_table(repositories).show(console)
         return []
+    for repository in repositories:  # all of them before the first gets anything
+        with hub_errors(repository.name, revision, JudgeError, _FINISH):
+            repeated(partial(_make, api, repository, private), told)
     commits = []
     for repository in repositories:
         with hub_errors(repository.name, revision, JudgeError, _FINISH):
-            work = partial(_push_one, api, repository, private, revision)
-            commits.append(repeated(work, told))
+            commits.append(repeated(partial(_push_one, api, repository, revision), told))
         say(console, [f"{repository.name}: {commits[-1]}"], "pushed ")
     title = run.recipe().name
     try:
@@ -220,10 +235,26 @@ def _collect(
     return str(collection.url)
 
 
-def _push_one(api: HfApi, repository: Repository, private: bool, revision: str | None) -> str:
-    """Make what is not there yet; what is there already is neither sent nor committed again."""
-    kind, sdk = repository.kind, "docker" if repository.kind == "space" else None
-    api.create_repo(repository.name, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
+def _make(api: HfApi, repository: Repository, private: bool) -> None:
+    """Make a repository where there is none; one that is there stays as public as it is.
+
+    Raises:
+        JudgeError: it is public, and a private one was asked for.
+    """
+    name, kind = repository.name, repository.kind
+    sdk = "docker" if kind == "space" else None
+    api.create_repo(name, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
+    if private and not api.repo_info(name, repo_type=kind).private:
+        raise JudgeError(
+            f"{name} is public already, which --private does not change. Make it private on the "
+            "Hub, or delete it; nothing was sent to it."
+        )
+
+
+def _push_one(api: HfApi, repository: Repository, revision: str | None) -> str:
+    """Commit the files; what is there already is neither sent nor committed again."""
+    kind = repository.kind
+    revision = None if kind == "space" else revision  # the Hub builds a Space from `main` alone
     if revision:
         api.create_branch(repository.name, branch=revision, exist_ok=True, repo_type=kind)
     operations = [

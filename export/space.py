@@ -1,5 +1,6 @@
 """The Space of a judge: `slm-judge app` in its tab Try, on the GGUF file and a CPU."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
@@ -29,7 +30,7 @@ tags: [slm-judge]
 
 Try [{model}](https://huggingface.co/{model}): paste a text, and see what the judge answers to the
 questions of its rubric. Made by slm-judge {version}; the whole page also annotates:
-`slm-judge app {model} --items texts.csv`.
+`slm-judge app {model}{at} --items texts.csv`.
 
 It runs on a free CPU. A private judge needs the secret `HF_TOKEN` in the settings of the Space.
 """
@@ -52,12 +53,18 @@ from slm_judge.app.app import Settings, serve
 
 options = {{"quantization": {quantization!r}}}
 port = int(os.environ.get("PORT", "{port}"))
-serve(Settings({model!r}, host="0.0.0.0", port=port, public=True, options=options))
+judge = {{"model": {model!r}, "revision": {revision!r}, "options": options}}
+serve(Settings(host="0.0.0.0", port=port, public=True, **judge))
 '''
 
 
-def space_files(recipe: Recipe, user: str) -> dict[str, Path | bytes]:
+def space_files(recipe: Recipe, user: str, revision: str | None = None) -> dict[str, Path | bytes]:
     """What is in the Space of a run's judge: path -> local file, or content.
+
+    Args:
+        recipe: of the run.
+        user: user or organisation that has the judge.
+        revision: branch, tag or commit of the judge; by default `main`.
 
     Raises:
         JudgeError: what the page needs is not installed here, so its versions are not known.
@@ -69,6 +76,7 @@ def space_files(recipe: Recipe, user: str) -> dict[str, Path | bytes]:
     facts = {
         "title": recipe.name, "model": model, "port": PORT, "version": __version__,
         "license": recipe.card.license or "other", "quantization": quantization,
+        "revision": revision, "at": f" --revision {shlex.quote(revision)}" if revision else "",
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
     }  # fmt: skip
     texts = {

@@ -174,7 +174,7 @@ def _train(learner: Learner, console: Console) -> None:
     files = (recipe.rubric, recipe.data.train, recipe.data.validation, recipe.data.test)
     facts = {
         "recipe": public_settings(recipe.model_dump()),
-        "base": asdict(learner.base),
+        "base": public_settings(asdict(learner.base)),
         "targets": learner.targets.method,
         "versions": versions(),
         "sha256": {

@@ -762,7 +762,9 @@ def app_(
     host: Annotated[
         str, typer.Option(help="Address to listen on; others than this machine need a password.")
     ] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="By default 7860, or any that is free.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="By default 7860, or any that is free.", min=0, max=65535)
+    ] = None,
     password: Annotated[
         str | None,
         typer.Option(

@@ -5,20 +5,23 @@ import json
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import slm_judge.app
-from slm_judge.app.app import Settings, check
+from slm_judge.app.app import Settings, check, load_judges
+from slm_judge.app.judging import _shares
 from slm_judge.app.server import LARGEST
 from slm_judge.app.standing import check_names
 from slm_judge.app.store import Judged, Task
 from slm_judge.cli import main
 from slm_judge.errors import JudgeError
+from slm_judge.judge.answer import Annotation
 from slm_judge.rubric import Rubric
 from tests.app.conftest import serving
-from tests.app.test_store import ALL, answer
-from tests.conftest import LIMIT
+from tests.app.test_store import ALL, answer, conditional
+from tests.conftest import LIMIT, ROOT
 
 ADA = {"annotator": "Ada"}
 
@@ -159,9 +162,51 @@ def test_tables_and_figures_to_take_away(make_store, support):
         assert figures["topic"]["more"] is None
         assert "cannot be told from chance" in figures["topic"]["notes"][0]
         assert fetch(f"{address}/api/standing", {"width": 0})[0] == 422
+        assert fetch(f"{address}/api/standing", {"width": 10**400})[0] == 422
         status, page = fetch(f"{address}/report")
         assert status == 200
         assert "Krippendorff" in page
+
+
+def test_questions_that_are_not_always_asked(make_store, support):
+    """The judge's view is not complete then, nor a reason to leave the item out of the report."""
+    rubric = conditional(support)
+    store = make_store(6, rubric, shown="before")
+    for n in range(6):
+        topic = "praise" if n % 2 else "billing"
+        answers = {"urgency": str(n % 4 + 1), "topic": topic, "refund": None if n % 2 else "true"}
+        answer(store, f"item {n:02}", "Ada", **answers)
+        said = {name: (option, 0.9) for name, option in answers.items() if option}
+        store.add_judged("judge", {f"item {n:02}": Judged(said)})
+    with serving(rubric, store) as address:
+        start = json.loads(fetch(f"{address}/api/start")[1])["rubric"]["dimensions"]
+        assert [one["ask_if"] for one in start] == [{}, {}, {"topic": ["billing", "product"]}]
+        note = json.loads(fetch(f"{address}/api/standing", {"width": 0.1})[1])["note"]
+        assert note.startswith("Some answers were given with the judge's in view")
+        assert fetch(f"{address}/report")[0] == 200
+
+
+def test_what_a_judge_is_not_asked_has_no_label(support):
+    said = Annotation({"refund": None}, {"refund": {False: 0.25, True: 0.75}}, {"refund": None})
+    shares = {"label": None, "confidence": None, "probabilities": {"false": 0.25, "true": 0.75}}
+    assert _shares(said) == {"refund": shares}
+
+
+def test_which_files_of_a_judge_are_loaded(support, monkeypatch):
+    """Revision and quantization are those of the judge, not of the one beside it."""
+    from slm_judge.evaluation import zero_shot
+
+    asked = []
+
+    def load(model, rubric, revision=None, **options):
+        asked.append((model, revision, {k: v for k, v in options.items() if v is not None}))
+        return SimpleNamespace(rubric=rubric, backend=SimpleNamespace(path=Path(model)))
+
+    monkeypatch.setattr(zero_shot, "load", load)
+    rubric = ROOT / "rubrics/support-messages.yaml"
+    options = {"quantization": "Q8_0", "n_threads": 2}
+    load_judges(Settings("me/a", "me/b", rubric, revision="v1", options=options))
+    assert asked == [("me/a", "v1", options), ("me/b", None, {"n_threads": 2})]
 
 
 @pytest.mark.parametrize(
@@ -192,8 +237,6 @@ def test_names_that_the_page_writes_are_refused(support):
 
 
 def test_answers_as_a_table_from_the_command_line(make_store, tmp_path, monkeypatch, capsys):
-    from tests.conftest import ROOT
-
     store, output = make_store(1), tmp_path / "long.jsonl"
     command = [
         "slm-judge",

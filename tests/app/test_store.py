@@ -11,8 +11,8 @@ from rich.console import Console
 
 from slm_judge.app.app import Settings, prepare
 from slm_judge.app.items import TABLE, draw, read_items
-from slm_judge.app.judging import Judges
-from slm_judge.app.standing import disagreements, export, long_table
+from slm_judge.app.judging import Judges, Named
+from slm_judge.app.standing import disagreements, export, long_table, votes
 from slm_judge.app.store import Judged, Store, Task
 from slm_judge.data.read import Columns, Findings, read_annotations
 from slm_judge.data.read import read_items as read_strictly
@@ -115,6 +115,46 @@ def test_an_open_item_is_kept_for_a_while(make_store):
     assert store.next_item("Bob") == "item 00"
 
 
+def test_an_item_that_somebody_left_half_answered_comes_to_others(make_store):
+    store = make_store(1)
+    answer(store, "item 00", "Ada", urgency="1")
+    assert store.next_item("Bob") is None  # for a while it is hers
+    with store.writing() as db:
+        db.execute("UPDATE claim SET at = '2020-01-01T00:00:00+00:00'")
+    assert store.next_item("Bob") == "item 00"
+    answer(store, "item 00", "Bob")
+    assert store.next_item("Cy") is None
+    assert store.next_item("Ada") == "item 00"  # she began it
+
+
+def conditional(rubric, **ask_if):
+    """`rubric`, with refunds asked only of some items."""
+    raw = json.loads(rubric.to_json())
+    raw["dimensions"][2]["ask_if"] = ask_if or {"topic": ["billing", "product"]}
+    return Rubric.parse(raw, "conditional")
+
+
+@pytest.mark.parametrize("shown", ["never", "after", "before"])
+def test_a_question_that_does_not_apply_has_no_votes(make_store, support, shown):
+    store = make_store(3, conditional(support), shown=shown, overlap=2)
+    answer(store, "item 00", "Ada", refund="true", urgency="1", topic="praise")
+    answer(store, "item 00", "Bob", refund="false", urgency="1", topic="product")
+    answer(store, "item 00", "Cy", refund="false", urgency="1", topic=None)
+    store.add_judged("judge", {"item 00": Judged({"refund": ("false", 0.9)})})
+    (refund,) = [d for d in store.rubric.dimensions if d.name == "refund"]
+    assert votes(store, refund) == {"item 00": {"Bob": 0, "Cy": 0}}
+    assert disagreements(store, "refund")["total"] == 0
+    answer(store, "item 01", "Ada", urgency="1", topic="praise")
+    assert store.open(store.own("item 01", "Ada")) == []
+    store.answer("item 01", "Ada", "refund", None, 0.0)  # as the page does when it goes on
+    assert store.progress("Ada")["own"] == 2
+    seen = {row["item_id"]: row["judge_seen"] for row in long_table(store)}
+    assert seen["item 01"] == (shown == "before")
+    assert store.undo("Ada") == "item 01"
+    assert store.own("item 01", "Ada") == {"urgency": "1"}
+    assert store.open({"urgency": "1"}) == ["topic", "refund"]
+
+
 def test_orders(make_store):
     store = make_store(8, order="uncertainty")
     store.add_judged(
@@ -168,6 +208,20 @@ def test_a_changed_rubric_is_noticed_question_by_question(make_store, support):
     again = Store(store.path, support, store.task)
     assert again.stale() == {"urgency": 3}
     assert again.own("item 00", "Ada") == ALL
+
+
+def test_a_renamed_question_is_another_one(make_store, support):
+    store = make_store(1)
+    answer(store, "item 00", "Ada")
+    said = Judged({"urgency": ("1", 0.9), "topic": ("praise", 0.9), "refund": ("true", 0.9)})
+    store.add_judged("judge", {"item 00": said})
+    assert store.unjudged("judge") == {}
+    raw = json.loads(support.to_json())
+    raw["dimensions"][2]["name"] = "money_back"
+    renamed = Store(store.path, Rubric.parse(raw, "renamed"), store.task)
+    assert renamed.stale() == {"refund": 1}
+    assert renamed.own("item 00", "Ada") == {"urgency": "3", "topic": "billing"}
+    assert list(renamed.unjudged("judge")) == ["item 00"]
 
 
 def test_what_is_no_store_or_no_answer_is_refused(make_store, tmp_path, support):
@@ -265,6 +319,42 @@ def test_worst_first(make_store):
     assert [round(row["distance"], 3) for row in found] == [1, 0.667, 0.333, 0.222]
 
 
+def test_an_option_that_is_no_level_is_no_step_from_one(make_store, support):
+    raw = json.loads(support.to_json())
+    levels = raw["dimensions"][0]["options"]
+    raw["dimensions"][0]["options"] = [*levels, {"value": "none", "not_applicable": True}]
+    store = make_store(3, Rubric.parse(raw, "off the scale"), overlap=2)
+    for n, pair in enumerate([("3", "none"), ("1", "2"), ("none", "none")]):
+        for who, option in zip(("Ada", "Bob"), pair, strict=True):
+            answer(store, f"item {n:02}", who, urgency=option)
+    found = {row["item"]: row["distance"] for row in disagreements(store, "urgency")["items"]}
+    assert found == {"item 00": 1, "item 01": pytest.approx(1 / 3)}
+
+
+@pytest.mark.parametrize("cell", ['"0,93"', "nan", "93", "-0.1", "inf"])
+def test_a_confidence_that_is_none_is_named(tmp_path, support, cell):
+    table = tmp_path / "judged.csv"
+    table.write_text(f"text,topic,topic_confidence,outcome\na,billing,{cell},annotated\n")
+    with pytest.raises(DataError, match=r"line 2: topic_confidence is .*no probability"):
+        read_items(str(table), support)
+
+
+def test_sets_of_a_table_are_read_as_their_questions(tmp_path):
+    dimension = {"name": "kind", "type": "multi", "instructions": "Which?", "options": ["a", "b"]}
+    raw = {"name": "r", "instructions": "Read.", "fields": ["text"], "dimensions": [dimension]}
+    table = tmp_path / "judged.jsonl"
+    rows = [{"item_id": str(n), "text": f"t{n}", "j_kind": of, "j_kind_confidence": 0.7,
+             "j_outcome": "annotated"} for n, of in enumerate([["b"], [], None])]  # fmt: skip
+    table.write_text("\n".join(map(json.dumps, rows)))
+    found = read_items(str(table), Rubric.parse(raw, "r"), prefix="j_")
+    assert found.notes == []
+    assert [one.labels for one in found.judged.values()] == [
+        {"kind_a": ("false", 0.7), "kind_b": ("true", 0.7)},
+        {"kind_a": ("false", 0.7), "kind_b": ("false", 0.7)},
+        {},
+    ]
+
+
 def test_chances_of_a_design_are_those_with_which_items_are_drawn():
     sure = {
         f"m{n}": one for n, one in enumerate([0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.0, 1.0, 0.95])
@@ -316,3 +406,34 @@ def test_a_design_is_drawn_once_and_its_items_alone_are_annotated(tmp_path, supp
     (tmp_path / "bare.csv").write_text("text\na\nb\n")
     with pytest.raises(DataError, match="name a judge, or items with its answers"):
         start(1, str(tmp_path / "bare.csv"), "b.db")
+    settings = Settings(items=str(table), store=tmp_path / "a.db")
+    with pytest.raises(DataError, match="has a design: go on with --order design"):
+        prepare(settings, support, Judges([], support), Console())
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_a_design_among_items_that_were_drawn_has_the_product_of_both_chances(
+    tmp_path, support, every
+):
+    table = tmp_path / "review.csv"
+    given = {f"m{n}": 0.25 if n % 2 else 0.5 for n in range(20)}
+    rows = [f"{name},text {name},billing,0.6,annotated,{chance if every or name != 'm3' else ''}"
+            for name, chance in given.items()]  # fmt: skip
+    head = "item_id,text,topic,topic_confidence,outcome,review_probability"
+    table.write_text("\n".join([head, *rows]) + "\n")
+    task = Task(order="design")
+    settings = Settings(items=str(table), store=tmp_path / "a.db", task=task, draw=5)
+    if not every:
+        with pytest.raises(DataError, match="Only some items have a review_probability"):
+            prepare(settings, support, Judges([], support), Console())
+        return
+    store, _ = prepare(settings, support, Judges([], support), Console())
+    chances = {row["id"]: row["chance"] for row in store.rows("SELECT id, chance FROM item")}
+    assert chances == pytest.approx({name: chance * 5 / 20 for name, chance in given.items()})
+
+
+def test_whatever_ends_the_judging_is_said(make_store, support):
+    judges = Judges([Named("judge", "key", None)], support)
+    judges.judge_items(make_store(2))  # None has no backend: an AttributeError
+    judges.wait(LIMIT)
+    assert "stopped judging the items: AttributeError" in judges.problem

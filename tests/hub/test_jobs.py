@@ -3,12 +3,14 @@
 import io
 import json
 import re
+import sys
 
 import pytest
 import yaml
+from huggingface_hub import get_session
 from rich.console import Console
 from slm_judge.export.job import SCRIPT, bundle, job, requirements
-from slm_judge.export.on_hub import BRANCH
+from slm_judge.export.on_hub import BRANCH, _keep
 
 from slm_judge import Judge
 from slm_judge.errors import JudgeError
@@ -64,6 +66,31 @@ def test_what_cannot_be_sent_is_refused_before_anything_is(logged_in, tmp_path):
     recipe = small_recipe(tmp_path / "run", base=str(tmp_path))
     assert "The base is a folder" in told(recipe, "cpu-basic", "5m")[1]
     assert logged_in.requests == []
+
+
+@pytest.mark.parametrize("fault", ["ConnectError", "ReadTimeout", "FileNotFoundError"])
+def test_a_fault_of_the_line_does_not_end_a_job(tmp_path, monkeypatch, capsys, fault):
+    library = sys.modules[type(get_session()).__module__.partition(".")[0]]  # httpx, or its heir
+    error = getattr(library, fault, FileNotFoundError)
+
+    class Api:
+        calls = 0
+
+        def upload_folder(self, **given):
+            self.calls += 1
+            raise error("the line is dead")
+
+    api = Api()
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    _keep(api, "me/x-job", tmp_path / "nothing")
+    assert (api.calls, capsys.readouterr().out) == (0, "")
+    _keep(api, "me/x-job", tmp_path)
+    said = capsys.readouterr().out
+    if error is FileNotFoundError:  # what vanished meanwhile
+        assert (api.calls, said) == (1, "")
+    else:
+        assert said.startswith("The run is not kept this time: me/x-job: the Hub cannot be reached")
+        assert (api.calls, said.count("\n")) == (4, 1)
 
 
 @pytest.mark.slow

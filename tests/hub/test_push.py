@@ -14,12 +14,15 @@ from slm_judge.export.push import RESULTS, push
 from slm_judge.export.verify import REPORT, agreement_table, failures, read_report, verify
 
 from slm_judge import Judge
+from slm_judge.artefact.base import Base, load_base
 from slm_judge.data.item import load_split, save_splits
 from slm_judge.data.tables import read_table
 from slm_judge.errors import JudgeError, ModelError, VerificationError
 from slm_judge.files import content_hash, write_text
 from slm_judge.recipe import VerifyConfig
 from slm_judge.run import Run
+from tests.conftest import ROOT
+from tests.hub.conftest import rehashed
 from tests.hub.server import HubError
 
 KINDS = ("", "-lora", "-bnb-4bit", "-GGUF")
@@ -302,7 +305,7 @@ def test_a_push_that_dies_is_finished_by_pushing_again(verified, logged_in, monk
     monkeypatch.setattr(logged_in, "fail", die)
     with pytest.raises(JudgeError, match="Push again to finish"):
         push(named, user="me")
-    assert not logged_in.repo("me/phoenix-GGUF").folder.exists()
+    assert len(logged_in.repo("me/phoenix-GGUF").history()) == 1  # made, and nothing in it
     monkeypatch.setattr(logged_in, "fail", None)
     logged_in.requests.clear()
     push(named, user="me")
@@ -415,6 +418,43 @@ def test_only_what_was_verified_as_it_is_now(mine, logged_in, damage, complaint)
     with pytest.raises(JudgeError, match=complaint):
         push(mine, user="me")
     assert logged_in.requests == []
+
+
+def test_private_is_never_pushed_into_what_is_public(mine, logged_in):
+    names = [f"me/demo{kind}" for kind in KINDS]
+    for name in names:
+        HfApi().create_repo(name, exist_ok=True)
+        logged_in.set_meta(name, private=name != names[-1])
+    logged_in.requests.clear()
+    with pytest.raises(JudgeError, match=f"{names[-1]} is public already, which --private does"):
+        push(mine, user="me", private=True, revision="hidden")
+    assert not [r for r in logged_in.requests if r[0] == "PUT" or "/commit/" in r[1]]
+    logged_in.set_meta(names[-1], private=True)
+    assert len(push(mine, user="me", private=True, revision="hidden")) == len(KINDS)
+    for name in names:
+        logged_in.set_meta(name, private=False)
+
+
+def test_no_folder_of_this_machine_is_published(mine, logged_in, tmp_path):
+    """The base is a folder, with the name of one of ours."""
+    folder = str(tmp_path / "tiny")
+    mine.keep_recipe(mine.recipe().model_copy(update={"base": folder}))
+    for path in (mine.adapter / "base.json", mine.adapter / "training.json"):
+        settings = json.loads(path.read_text())
+        base = settings["base"] if path.name == "training.json" else settings
+        base["base"] = folder
+        write_text(path, json.dumps(settings))
+    push(rehashed(mine), user="me", revision="folders")
+    for kind in KINDS:
+        repo = logged_in.repo(f"me/demo{kind}")
+        for name, digest in repo.history("folders")[0]["files"].items():
+            content = repo.blob(digest).read_bytes()
+            assert str(tmp_path).encode() not in content, (kind, name)
+            assert str(ROOT).encode() not in content, (kind, name)
+    there = Path(hf_hub_download("me/demo-lora", "base.json", revision="folders")).parent
+    assert replace(Base.load(there), base=folder) == Base.load(mine.adapter)
+    with pytest.raises(ModelError, match=r"'\./tiny' is not the name of a Hub repository"):
+        load_base(Base.load(there), "cpu")
 
 
 def test_offline_there_is_no_push(mine, monkeypatch):

@@ -14,6 +14,7 @@ from slm_judge.export.push import push
 from slm_judge.export.space import space_files
 
 from slm_judge import Judge
+from slm_judge.errors import JudgeError
 from tests.app.conftest import free_port, until_served
 from tests.app.test_page import fetch
 from tests.conftest import LIMIT
@@ -44,6 +45,13 @@ def test_push_makes_a_space(light, hub, monkeypatch, capsys):
     assert "\nsdk: docker\napp_port: 7860\nmodels: [other/demo-GGUF]\n" in read["README.md"]
     assert "'other/demo-GGUF'" in read["app.py"]
     assert push(light, user="other", space=True)[-1] == commits[-1]  # nothing is sent again
+    push(light, user="other", space=True, private=False, revision="next")
+    space = hub.repo("other/demo-demo", "space")  # which the Hub builds from main alone
+    assert space.refs().keys() == {"main"}
+    app = space.blob(space.history()[0]["files"]["app.py"]).read_text()
+    assert "'revision': 'next'" in app.replace('"', "'")
+    with pytest.raises(JudgeError, match="other/demo is public already"):
+        push(light, user="other", space=True, private=True)
     capsys.readouterr()
     push(light, user="other", space=True, dry_run=True)
     assert "other/demo-demo" in capsys.readouterr().out
@@ -68,13 +76,15 @@ def install(names, environment: Path) -> None:
 def test_a_space_starts_in_a_fresh_environment_with_what_is_pinned(run, logged_in, tmp_path):
     recipe = run.recipe().model_copy(update={"name": "spaced"})
     HfApi().create_repo("me/spaced-GGUF", exist_ok=True)
+    HfApi().create_branch("me/spaced-GGUF", branch="next", exist_ok=True)
     HfApi().upload_file(
         path_or_fileobj=run.gguf_file("Q4_K_M"),
         repo_id="me/spaced-GGUF",
+        revision="next",  # and there alone
         path_in_repo="spaced-Q4_K_M.gguf",
     )
     folder, environment, log = tmp_path / "space", tmp_path / "env", tmp_path / "log"
-    for name, source in space_files(recipe, "me").items():
+    for name, source in space_files(recipe, "me", "next").items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(source if isinstance(source, bytes) else source.read_bytes())

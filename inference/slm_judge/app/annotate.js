@@ -15,7 +15,27 @@ export function annotate(start) {
   let sent = Promise.resolve();
   let waiting = 0; // answers that were sent, and are not known to be kept
 
-  const open = () => dimensions.findIndex((d) => !(d.name in answers));
+  /** Which questions apply, as `Rubric.asked` has it: "cannot tell" keeps none from being asked. */
+  function applying() {
+    const found = {};
+    for (const { name, ask_if } of dimensions) {
+      found[name] = Object.entries(ask_if).every(([earlier, keys]) => found[earlier]
+        && ((answers[earlier] ?? null) === null || keys.includes(answers[earlier])));
+    }
+    return found;
+  }
+
+  /** The place of the first open question behind `after`, or -1. */
+  function open(after = -1) {
+    const applies = applying();
+    return dimensions.findIndex((d, i) => i > after && applies[d.name] && !(d.name in answers));
+  }
+
+  function hide() {
+    const applies = applying();
+    for (const set of sets()) set.hidden = !applies[set.dataset.dimension];
+  }
+
   const sets = () => [...$("questions").children];
 
   function show(found, focus = true) {
@@ -39,6 +59,7 @@ export function annotate(start) {
     $("item").replaceChildren(h("h2", {}, "Item ", h("bdi", { id: "item-id" }, item.id)),
       ...texts(fields, item.state));
     $("questions").append(...dimensions.map(asked));
+    hide();
     judged(item.judge);
     activate(Math.max(open(), 0));
     if (focus) $("item").focus();
@@ -82,10 +103,10 @@ export function annotate(start) {
     const [id, now] = [item.id, performance.now()];
     const body = { annotator, item: id, dimension: name, option, seconds: (now - since) / 1000 };
     since = now;
+    const before = applying();
     answers[name] = option;
-    sets()[place].querySelectorAll("input").forEach((input) => {
-      input.checked = input.value === (option ?? "");
-    });
+    check(place);
+    reopen(before);
     waiting += 1;
     sent = sent.then(() => ask("answer", body)).finally(() => { waiting -= 1; }).then((found) => {
       if (item?.id !== id) return;
@@ -94,11 +115,41 @@ export function annotate(start) {
       if (!waiting) say(said, open() < 0 ? "All answers are kept. Enter goes on." : "Kept.");
     }).catch((error) => {
       if (item?.id !== id || answers[name] !== option) return;
+      const earlier = applying();
       delete answers[name];
-      sets()[place].querySelectorAll("input").forEach((input) => { input.checked = false; });
+      check(place);
+      reopen(earlier);
       activate(place);
       say(said, `This answer may be lost, give it again: ${error.message}`, true);
     });
+  }
+
+  function check(place) {
+    const { name } = dimensions[place];
+    sets()[place].querySelectorAll("input").forEach((input) => {
+      input.checked = name in answers && input.value === (answers[name] ?? "");
+    });
+  }
+
+  /** Questions that did not apply `before` and now do are open: what `leave` kept is no answer. */
+  function reopen(before) {
+    const applies = applying();
+    dimensions.forEach(({ name }, place) => {
+      if (before[name] || !applies[name] || answers[name] !== null) return;
+      delete answers[name];
+      check(place);
+    });
+    hide();
+  }
+
+  /** Keep for questions that do not apply that they have no answer, so that the item is done. */
+  async function leave() {
+    const [applies, { id }] = [applying(), item];
+    for (const { name } of dimensions) {
+      if (applies[name] || answers[name] === null) continue;
+      await ask("answer", { annotator, item: id, dimension: name, option: null, seconds: 0 });
+      answers[name] = null;
+    }
   }
 
   /** To the next open question; from the last one, to the next item. */
@@ -113,6 +164,7 @@ export function annotate(start) {
         return;
       }
       await tried(said, async () => {
+        await leave();
         const found = await ask("next", { annotator });
         say(said, "");
         show(found);
@@ -161,7 +213,7 @@ export function annotate(start) {
 
   function pick(option) {
     choose(active, option);
-    const next = dimensions.findIndex((d, i) => i > active && !(d.name in answers));
+    const next = open(active);
     if (next >= 0) sets()[next].focus();
     else if (open() >= 0) sets()[open()].focus();
   }

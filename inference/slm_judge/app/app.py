@@ -164,16 +164,19 @@ def load_judges(settings: Settings) -> tuple[Rubric, Judges]:
     rubric = Rubric.from_file(settings.rubric) if settings.rubric else None
     named: list[Named] = []
     keyed = settings.items or settings.store
-    for model in (settings.model, settings.compare):
+    for own, model in ((True, settings.model), (False, settings.compare)):
         if model is None:
             continue
+        revision, options = settings.revision, settings.options
+        if not own:  # it has revisions and files of its own
+            revision, options = None, LoadOptions(n_threads=options.get("n_threads"))
         if rubric is None:
-            judge = Judge.from_pretrained(model, settings.revision, **settings.options)
+            judge = Judge.from_pretrained(model, revision, **options)
             rubric = judge.rubric
         else:
             from slm_judge.evaluation.zero_shot import load  # also loads bases
 
-            judge = load(model, rubric)
+            judge = load(model, rubric, revision, **options)
         name = (
             model if model.count("/") == 1 and not Path(model).exists() else judge.backend.path.name
         )
@@ -194,6 +197,7 @@ def prepare(
     if settings.items:
         items = read_items(settings.items, rubric, settings.columns, settings.prefix)
     store = Store(settings.store or STORE, rubric, settings.task)
+    _check_order(store)
     store.add_items(items.states, items.chances)
     store.add_judged(TABLE, items.judged)
     notes = [*items.notes, *_about_stale(store)]
@@ -212,10 +216,19 @@ def prepare(
 
 def _about_stale(store: Store) -> list[str]:
     return [
-        f"The rubric changed: {n} answers about {name} were given to another wording or to other "
-        "options. They are kept and do not count; their items come again."
+        f"The rubric changed: {n} answers about {name} were given under another name, to another "
+        "wording or to other options. They are kept and do not count; their items come again."
         for name, n in store.stale().items()
     ]
+
+
+def _check_order(store: Store) -> None:
+    """Refuse to give out all items of a store of which some were drawn."""
+    (known,) = store.rows("SELECT COUNT(*) AS n, SUM(drawn) AS drawn FROM item")
+    if store.task.order != "design" and 0 < (known["drawn"] or 0) < known["n"]:
+        raise DataError(
+            f"{store.path} has a design: go on with --order design, or name another --store."
+        )
 
 
 def _design(store: Store, size: int | None) -> str:
@@ -226,9 +239,12 @@ def _design(store: Store, size: int | None) -> str:
             raise DataError(f"{store.path} has a design of {known['drawn']} items already. A new "
                             "one needs another --store.")  # fmt: skip
         return f"The design in {store.path} stands: {known['drawn']} of {known['n']} items."
-    given = store.rows("SELECT id FROM item WHERE chance NOT NULL")
-    if size is None and len(given) == known["n"]:
-        store.draw({}, [row["id"] for row in given])
+    rows = store.rows("SELECT id, chance FROM item WHERE chance NOT NULL")
+    first = {row["id"]: row["chance"] for row in rows}
+    if 0 < len(first) < known["n"]:
+        raise DataError("Only some items have a review_probability; a draw needs all or none.")
+    if size is None and first:
+        store.draw({}, list(first))
         return f"The design is that of the table: {known['n']} items with their probabilities."
     if size is None:
         raise DataError("--order design needs --draw, the number of items to draw.")
@@ -238,5 +254,7 @@ def _design(store: Store, size: int | None) -> str:
     if not all(row["asked"] for row in rows):
         raise DataError("--order design draws by the judge's uncertainty: name a judge, or items "
                         "with its answers.")  # fmt: skip
-    store.draw(*draw({row["id"]: row["sure"] or 0.0 for row in rows}, size))
+    chances, drawn = draw({row["id"]: row["sure"] or 0.0 for row in rows}, size)
+    # Items that were drawn once already are here, and drawn again, with the product of both.
+    store.draw({name: one * first.get(name, 1.0) for name, one in chances.items()}, drawn)
     return f"Drawn: {size} of {len(rows)} items, by the judge's uncertainty."

@@ -7,10 +7,12 @@ from typing import Any
 
 from slm_judge.annotate.rows import LABELLED, REVIEW_PROBABILITY
 from slm_judge.data.item import ITEM_ID
+from slm_judge.data.read import Findings
+from slm_judge.data.sets import unfold
 from slm_judge.data.tables import read_table, require_columns
 from slm_judge.data.text import is_blank, read_name, read_text
 from slm_judge.errors import DataError
-from slm_judge.rubric import Rubric
+from slm_judge.rubric import Dimension, Rubric
 
 from .store import Judged
 
@@ -46,16 +48,18 @@ def read_items(
     Raises:
         DataError: columns are missing, or an item has two texts.
     """
-    table, columns = read_table(location), columns or {}
+    table, columns, findings = read_table(location), columns or {}, Findings(strict=False)
+    unfold(table, rubric, findings, prefix.__add__)
     fields = {name: columns.get(name, name) for name in rubric.fields}
     require_columns(table.columns, list(fields.values()), location)
-    column, found = columns.get(ITEM_ID, ITEM_ID), Items(notes=list(table.notes))
+    column, found = columns.get(ITEM_ID, ITEM_ID), Items()
+    found.notes += [*table.notes, *findings.said(location)]
     numbered = column not in table.columns
     if numbered:
         found.notes.append(f"{location} has no column {column}: its rows are numbered.")
     given = [d for d in rubric.dimensions if f"{prefix}{d.name}" in table.columns]
-    sure = [d for d in given if f"{prefix}{d.name}_confidence" in table.columns]
-    if people := [d.name for d in given if d not in sure]:
+    sure = _confidences(rubric, table.columns, prefix)
+    if people := [d.name for d in given if d.name not in sure]:
         found.notes.append(
             f"{location}: {', '.join(people)} are no judge's answers (there is no column "
             f"{prefix}{people[0]}_confidence): not read."
@@ -70,9 +74,21 @@ def read_items(
         if not is_blank(row.get(f"{prefix}{REVIEW_PROBABILITY}")):
             found.chances[name] = _chance(row[f"{prefix}{REVIEW_PROBABILITY}"], table.where(index))
         if sure:
-            found.judged[name] = _judged(row, sure, prefix)
+            read = [(d, sure[d.name]) for d in given if d.name in sure]
+            found.judged[name] = _judged(row, read, prefix, table.where(index))
     if repeated := len(table.rows) - len(found.states):
         found.notes.append(f"{location}: {repeated} rows repeat an item: shown once.")
+    return found
+
+
+def _confidences(rubric: Rubric, present: Sequence[str], prefix: str) -> dict[str, str]:
+    """Dimension -> the column of its confidence, where there is one; of a set's questions, its."""
+    owner = {member: one.name for one in rubric.sets for member in one.members}
+    found: dict[str, str] = {}
+    for name in (dimension.name for dimension in rubric.dimensions):
+        for source in (name, owner.get(name, name)):
+            if (column := f"{prefix}{source}_confidence") in present:
+                found.setdefault(name, column)
     return found
 
 
@@ -85,23 +101,31 @@ def _text(cell: object, where: str) -> str:
 
 
 def _chance(cell: object, where: str) -> float:
-    try:
-        chance = float(str(cell))
-    except ValueError:
-        chance = float("nan")
-    if not 0 < chance <= 1:
+    if not 0 < (chance := _number(cell)) <= 1:
         raise DataError(f"{where}: {REVIEW_PROBABILITY} is {cell!r}, no probability above 0.")
     return chance
 
 
-def _judged(row: Mapping[str, Any], dimensions: Sequence[Any], prefix: str) -> Judged:
+def _number(cell: object) -> float:
+    try:
+        return float(str(cell))
+    except ValueError:
+        return float("nan")  # which no bound holds
+
+
+def _judged(
+    row: Mapping[str, Any], read: Sequence[tuple[Dimension, str]], prefix: str, where: str
+) -> Judged:
+    """What a judge said in a row; `read` has the dimensions and their columns of confidence."""
     outcome = read_name(row.get(f"{prefix}outcome"))
     found = Judged(problem="" if outcome in LABELLED else outcome)
-    for dimension in dimensions:
+    for dimension, column in read:
         label = dimension.read(row.get(f"{prefix}{dimension.name}"))
-        sure = row.get(f"{prefix}{dimension.name}_confidence")
-        if label and not is_blank(sure):
-            found.labels[dimension.name] = dimension.key(label[0]), float(str(sure))
+        if label is None or is_blank(row.get(column)):
+            continue
+        if not 0 <= (sure := _number(row[column])) <= 1:
+            raise DataError(f"{where}: {column} is {row[column]!r}, no probability from 0 to 1.")
+        found.labels[dimension.name] = dimension.key(label[0]), sure
     return found
 
 

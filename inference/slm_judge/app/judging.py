@@ -88,20 +88,24 @@ class Judges:
         """Judge the store's items in the background; what is done is kept, and not done again."""
 
         def work() -> None:
-            first = self.named[0]
-            todo = list(store.unjudged(first.key).items())
-            for start in range(0, len(todo), _AT_ONCE):
-                if self._stop.is_set():
-                    return
-                part = dict(todo[start : start + _AT_ONCE])
-                try:
-                    store.add_judged(first.key, self.ask(first, part))
-                except JudgeError as error:
-                    self.problem = f"The judge stopped judging the items: {error}"
-                    return
+            try:
+                self._judge_all(store)
+            except Exception as error:
+                # Of any kind: what ends this thread is said nowhere else, and an engine may raise
+                # anything.
+                said = str(error) if isinstance(error, JudgeError) else repr(error)
+                self.problem = f"The judge stopped judging the items: {said}"
 
         self._thread = threading.Thread(target=work, name="judging", daemon=True)
         self._thread.start()
+
+    def _judge_all(self, store: Store) -> None:
+        first = self.named[0]
+        todo = list(store.unjudged(first.key).items())
+        for start in range(0, len(todo), _AT_ONCE):
+            if self._stop.is_set():
+                return
+            store.add_judged(first.key, self.ask(first, dict(todo[start : start + _AT_ONCE])))
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until the background work is done, so many seconds at most."""
@@ -120,12 +124,11 @@ class Judges:
 def _shares(said: Annotation) -> dict[str, Any]:
     return {
         name: {
-            "label": _word(label),
+            "label": None if label is None else _word(label),  # not asked, by its other answers
             "confidence": said.confidence[name],
             "probabilities": {format_value(k): p for k, p in said.probabilities[name].items()},
         }
         for name, label in said.labels.items()
-        if label is not None  # not asked, by the judge's own answers
     }
 
 

@@ -153,7 +153,7 @@ function tryOut(start) {
 function verdict(dimension, answers, start) {
   const found = answers.map((one) => one.dimensions[dimension.name]);
   const differ = new Set(found.map((one) => one.label)).size > 1;
-  const below = (one) => start.review_below !== null
+  const below = (one) => one.label !== null && start.review_below !== null
     && Math.round(100 * one.confidence) / 100 < start.review_below; // as `annotate` compares them
   const rows = dimension.options.map((option) => h("tr", {},
     h("th", { scope: "row" }, described(option)),
@@ -164,8 +164,8 @@ function verdict(dimension, answers, start) {
         percent(one.probabilities[option.key]) + (one.label === option.key ? " ✓" : ""), bar);
     })));
   const heads = answers.map((one, i) => h("th", { scope: "col" },
-    answers.length > 1 ? `${one.judge}: ` : "", h("bdi", {}, found[i].label),
-    ` (${percent(found[i].confidence)} sure)`,
+    answers.length > 1 ? `${one.judge}: ` : "", h("bdi", {}, found[i].label ?? "not asked"),
+    found[i].label === null ? null : ` (${percent(found[i].confidence)} sure)`,
     below(found[i]) ? h("div", { className: "mark" }, "a person should look") : null));
   return h("div", { className: "card", "data-dimension": dimension.name },
     h("table", { className: "shares" },

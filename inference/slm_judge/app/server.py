@@ -8,7 +8,7 @@ import base64
 import json
 import secrets
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from slm_judge.data.text import read_name
 from slm_judge.errors import DataError, JudgeError
-from slm_judge.rubric import Rubric
+from slm_judge.rubric import Dimension, Rubric
 from slm_judge.text import to_utf8
 
 from .judging import Judges
@@ -171,6 +171,7 @@ def _start(page: Page, asked: Mapping[str, Any]) -> Any:
     rubric, store = page.rubric, page.store
     dimensions = [
         {"name": d.name, "type": d.type, "instructions": d.instructions,
+         "ask_if": {name: _keys(rubric.dimension(name), of) for name, of in d.ask_if.items()},
          "options": [{"key": d.key(i), "description": option.description}
                      for i, option in enumerate(d.options)]}
         for d in rubric.dimensions
@@ -184,6 +185,10 @@ def _start(page: Page, asked: Mapping[str, Any]) -> Any:
         "notes": [*page.notes, *filter(None, [page.judges.problem])],
         "task": vars(store.task) if store else None,
     }  # fmt: skip
+
+
+def _keys(dimension: Dimension, values: Sequence[object]) -> list[str]:
+    return [dimension.key(k) for k in map(dimension.index, values) if k is not None]
 
 
 def _examples(page: Page) -> list[dict[str, str]]:
@@ -238,10 +243,10 @@ def _shown(store: Store, annotator: str, item: str | None) -> Any:
     }
 
 
-def _judge(store: Store, item: str, own: Mapping[str, object]) -> Any:
+def _judge(store: Store, item: str, own: Mapping[str, str | None]) -> Any:
     """What the judge said, where the annotator may know it; else it does not leave this machine."""
     shown = store.task.shown
-    if shown == "never" or (shown == "after" and len(own) < len(store.questions)):
+    if shown == "never" or (shown == "after" and store.open(own)):
         return None
     query = "SELECT dimension, option, confidence, problem FROM verdicts WHERE item = ?"
     return {row["dimension"]: dict(row) for row in store.rows(query, item)}
@@ -284,8 +289,8 @@ def _settle(page: Page, asked: Mapping[str, Any]) -> Any:
 
 
 def _standing(page: Page, asked: Mapping[str, Any]) -> Any:
-    width = asked.get("width")
-    return standing(_store(page), float(width) if isinstance(width, int | float) else 0.0)
+    width = asked.get("width")  # perhaps a number that no float holds
+    return standing(_store(page), width if isinstance(width, int | float) else 0.0)
 
 
 def _export(page: Page, asked: Mapping[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """What the answers say: disagreements to settle, agreement as it grows, and tables to take away."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -36,6 +36,7 @@ _POINTS = 8  # of the curve of an alpha
 _FEWEST = 3  # items of its first point
 _KEPT = ("seconds", "answered_at", "rubric", "judge_shown", "judge_seen")
 
+_SWAYED = "Some answers were given with the judge's in view: agreement with it is too high."
 _CHOSEN = (
     "Items were not given out at random: those of which the judge was unsure come first or more "
     "often. On all items, people and judge would agree otherwise, mostly more."
@@ -46,13 +47,29 @@ Votes = dict[str, dict[str, int]]
 
 
 def votes(store: Store, dimension: Dimension) -> Votes:
-    """What people answered; "cannot tell" is no vote."""
+    """What people answered; no vote is "cannot tell", nor an answer to a question that does not
+    apply by the annotator's other answers.
+    """
     found: Votes = {}
+    given = _answered(store) if dimension.ask_if else {}
     query = "SELECT item, annotator, option FROM answers WHERE dimension = ? AND option NOT NULL"
     for row in store.rows(f"{query} ORDER BY id", dimension.name):
+        own = given.get((row["item"], row["annotator"]), {})
+        if dimension.ask_if and not store.rubric.asked(own)[dimension.name]:
+            continue
         option = dimension.index(row["option"])
         assert option is not None
         found.setdefault(row["item"], {})[row["annotator"]] = option
+    return found
+
+
+def _answered(store: Store) -> dict[tuple[str, str], dict[str, int]]:
+    """Item and annotator -> dimension -> option index."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for row in store.rows("SELECT * FROM answers WHERE option NOT NULL"):
+        option = store.rubric.dimension(row["dimension"]).index(row["option"])
+        assert option is not None
+        found.setdefault((row["item"], row["annotator"]), {})[row["dimension"]] = option
     return found
 
 
@@ -126,9 +143,10 @@ def _settlements(store: Store, dimension: str) -> dict[str, dict[str, Any]]:
 
 def _distance(options: Sequence[int], dimension: Dimension, own: int | None) -> float:
     """Of all pairs; of those of one annotator's answer `own`, where there is one."""
-    scale = len(dimension.options) - 1 if dimension.level_of_measurement != "nominal" else 0
+    n, ordered = dimension.n_levels, dimension.level_of_measurement != "nominal"
     pairs = combinations(options, 2) if own is None else [(own, option) for option in options]
-    apart = [abs(a - b) / scale if scale else float(a != b) for a, b in pairs]
+    # Options behind the levels say that none applies: they have no place on the scale.
+    apart = [abs(a - b) / (n - 1) if ordered and max(a, b) < n else float(a != b) for a, b in pairs]
     return sum(apart) / max(len(apart), 1)
 
 
@@ -151,7 +169,9 @@ def standing(store: Store, width: float) -> dict[str, Any]:
     rows = [_of_part(store, part, width) for part in all_parts(store.rubric.dimensions)]
     drawn = store.rows("SELECT 1 FROM item WHERE chance < 1 LIMIT 1")
     chosen = store.task.order == "uncertainty" or drawn
-    found: dict[str, Any] = finite({"dimensions": rows, "note": _CHOSEN if chosen else ""})
+    swayed = store.rows("SELECT 1 FROM answers WHERE seen AND option NOT NULL LIMIT 1")
+    note = " ".join([*([_CHOSEN] if chosen else []), *([_SWAYED] if swayed else [])])
+    found: dict[str, Any] = finite({"dimensions": rows, "note": note})
     return found
 
 
@@ -276,11 +296,12 @@ def report(store: Store, folder: Path) -> Path:
     from slm_judge.model_card import page
 
     said = {name: judged(store, store.rubric.dimension(name)) for name in store.questions}
-    items = sorted(set.intersection(*(set(one) for one in said.values())))
+    items = [item for item in sorted(set().union(*said.values())) if _is_whole(store, said, item)]
     if not items:
         raise DataError("The report compares the judge with people: the judge has judged no item.")
-    lines = [{ITEM_ID: item, **{d.name: d.key(said[d.name][item][0])
-                                for d in store.rubric.dimensions}} for item in items]  # fmt: skip
+    lines = [{ITEM_ID: item, **{d.name: d.key(said[d.name][item][0]) if item in said[d.name]
+                                else None for d in store.rubric.dimensions}}
+             for item in items]  # fmt: skip
     predictions, annotations = folder / "judge.jsonl", folder / "annotations.jsonl"
     write_text(predictions, "".join(json.dumps(line) + "\n" for line in lines))
     export(store, annotations)
@@ -288,3 +309,9 @@ def report(store: Store, folder: Path) -> Path:
                      annotator=ANNOTATOR)  # fmt: skip
     written: Path = page.write(evaluate(found), folder)
     return written
+
+
+def _is_whole(store: Store, said: Mapping[str, Mapping[str, tuple[int, float]]], item: str) -> bool:
+    """Whether the judge answered all that it is asked about an item, by its own answers."""
+    given = {name: of[item][0] for name, of in said.items() if item in of}
+    return all(name in given for name, applies in store.rubric.asked(given).items() if applies)

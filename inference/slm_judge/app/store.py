@@ -75,8 +75,10 @@ def version(rubric: Rubric) -> str:
 
 
 def question(rubric: Rubric, dimension: Dimension) -> str:
-    """What an answer answers: it changes with the wording, the options, or the whole task's."""
-    wording = [rubric.instructions, rubric.fields, dimension.question()]
+    """What an answer answers: it changes with the name, the wording, the options, or the whole
+    task's.
+    """
+    wording = [rubric.instructions, rubric.fields, dimension.name, dimension.question()]
     return _digest(json.dumps(wording, ensure_ascii=False))
 
 
@@ -179,10 +181,11 @@ class Store:
                     db.execute("REPLACE INTO judged VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def unjudged(self, judge: str) -> dict[str, dict[str, str]]:
-        """The items about which `judge` was not asked yet, in the order of annotation."""
+        """The items that `judge` was not asked all about yet, in the order of annotation."""
         query = """SELECT id, state FROM item WHERE id NOT IN (SELECT item FROM verdicts
-                   WHERE judge = ?) ORDER BY place"""
-        return {row["id"]: json.loads(row["state"]) for row in self.rows(query, judge)}
+                   WHERE judge = ? GROUP BY item HAVING COUNT(*) >= ?) ORDER BY place"""
+        found = self.rows(query, judge, len(self.questions))
+        return {row["id"]: json.loads(row["state"]) for row in found}
 
     def draw(self, chances: Mapping[str, float], drawn: Sequence[str]) -> None:
         """Keep a design: the chance of every item, and the items that were drawn."""
@@ -200,7 +203,7 @@ class Store:
         query = f"""
             WITH done AS MATERIALIZED (SELECT item, annotator, COUNT(*) AS n FROM answers
                           GROUP BY item, annotator),
-              taken AS MATERIALIZED (SELECT item, annotator FROM done UNION
+              taken AS MATERIALIZED (SELECT item, annotator FROM done WHERE n >= ?2 UNION
                         SELECT item, annotator FROM claim WHERE at > ?3),
               own AS MATERIALIZED (SELECT item FROM claim WHERE annotator = ?1 UNION
                       SELECT item FROM done WHERE annotator = ?1)
@@ -232,11 +235,10 @@ class Store:
             query = "SELECT revealed FROM claim WHERE item = ? AND annotator = ?"
             known = db.execute(query, (item, annotator)).fetchone()
             seen = self.task.shown == "before" or (known is not None and bool(known["revealed"]))
+            own = self._own(db, item, annotator) | {dimension: option}
+            seen = seen and self.asked(own)[dimension]  # else there is nothing to be swayed in
             self._insert(db, item, annotator, dimension, option, 0, seconds, seen)
-            query = "SELECT COUNT(*) FROM answers WHERE item = ? AND annotator = ?"
-            done: int = db.execute(query, (item, annotator)).fetchone()[0]
-            complete = done == len(self.questions)
-            self._claim(db, item, annotator, complete and self.task.shown != "never")
+            self._claim(db, item, annotator, not self.open(own) and self.task.shown != "never")
 
     def _insert(self, db: sqlite3.Connection, item: str, annotator: str, dimension: str,
                 option: str | None, undone: int, seconds: float, seen: bool) -> None:  # fmt: skip
@@ -258,15 +260,24 @@ class Store:
         )
 
     def undo(self, annotator: str) -> str | None:
-        """Take back the annotator's last answer, which stays in the file; the item, if any."""
+        """Take back the annotator's last answer, which stays in the file; the item, if any.
+
+        What was kept after it, of questions that do not apply, nobody gave: it goes as well.
+        """
         query = "SELECT * FROM answers WHERE annotator = ? ORDER BY id DESC LIMIT 1"
+        item = None
         with self.writing() as db:
-            if not (last := db.execute(query, (annotator,)).fetchone()):
-                return None
-            item = str(last["item"])
-            self._insert(db, item, annotator, last["dimension"], last["option"], 1, 0.0,
-                         bool(last["seen"]))  # fmt: skip
-            self._claim(db, item, annotator)
+            while last := db.execute(query, (annotator,)).fetchone():
+                if item not in (None, last["item"]):
+                    break
+                item = str(last["item"])
+                asked = self.asked(self._own(db, item, annotator))
+                self._insert(db, item, annotator, last["dimension"], last["option"], 1, 0.0,
+                             bool(last["seen"]))  # fmt: skip
+                if last["option"] is not None or asked[last["dimension"]]:
+                    break
+            if item:
+                self._claim(db, item, annotator)
         return item
 
     def settle(self, item: str, dimension: str, option: str | None, comment: str, who: str) -> None:
@@ -305,8 +316,26 @@ class Store:
 
     def own(self, item: str, annotator: str) -> dict[str, str | None]:
         """What an annotator answered about an item: dimension -> option, None for "cannot tell"."""
+        with self._connected(self._views) as db:
+            return self._own(db, item, annotator)
+
+    def _own(self, db: sqlite3.Connection, item: str, annotator: str) -> dict[str, str | None]:
         query = "SELECT dimension, option FROM answers WHERE item = ? AND annotator = ?"
-        return {row["dimension"]: row["option"] for row in self.rows(query, item, annotator)}
+        found = db.execute(query, (item, annotator)).fetchall()
+        return {row["dimension"]: row["option"] for row in found}
+
+    def asked(self, own: Mapping[str, str | None]) -> dict[str, bool]:
+        """Which questions apply, by an annotator's answers to an item: see `Rubric.asked`."""
+        given = {
+            name: option
+            for name, key in own.items()
+            if (option := self.rubric.dimension(name).index(key)) is not None
+        }
+        return self.rubric.asked(given)
+
+    def open(self, own: Mapping[str, str | None]) -> list[str]:
+        """The questions that apply, and have no answer yet."""
+        return [name for name, applies in self.asked(own).items() if applies and name not in own]
 
     def progress(self, annotator: str) -> dict[str, int]:
         """Items that the annotator answered, that enough people answered, and all to annotate."""
@@ -326,9 +355,9 @@ class Store:
         return [row["annotator"] for row in found]
 
     def stale(self) -> dict[str, int]:
-        """Dimension -> answers under another wording or other options, which do not count."""
-        query = "SELECT dimension, COUNT(*) AS n FROM answer WHERE rubric <> ? AND NOT undone"
+        """Dimension -> answers under another wording, name or other options, which do not count."""
         marks = ", ".join("?" * len(self.questions))
-        query += f" AND question NOT IN ({marks}) GROUP BY dimension"
-        found = self.rows(query, self.version, *self.questions.values())
+        query = f"""SELECT dimension, COUNT(*) AS n FROM answer WHERE NOT undone
+                    AND question NOT IN ({marks}) GROUP BY dimension"""
+        found = self.rows(query, *self.questions.values())
         return {row["dimension"]: row["n"] for row in found}

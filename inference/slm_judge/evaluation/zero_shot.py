@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 from rich.console import Console
 
@@ -13,7 +14,7 @@ from slm_judge.backends import memory_errors
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.data.item import Item
 from slm_judge.errors import ModelError, require
-from slm_judge.judge.judge import Judge
+from slm_judge.judge.judge import Judge, LoadOptions
 from slm_judge.progress import progress_bar
 from slm_judge.rubric import Rubric
 
@@ -55,15 +56,24 @@ def zero_shot(
     return found
 
 
-def load(model: str, rubric: Rubric) -> Judge:
+def load(
+    model: str, rubric: Rubric, revision: str | None = None, **options: Unpack[LoadOptions]
+) -> Judge:
     """A judge of `rubric`: that of a judge's files, or an untrained base.
+
+    Args:
+        model: see `zero_shot`.
+        rubric: what is asked.
+        revision: branch, tag or commit of a repository.
+        options: of a judge, as in `Judge.from_pretrained`.
 
     Raises:
         ModelError: see `zero_shot`.
     """
-    path = locate_base(model) if model in OFFLINE else locate(model, None, None)
+    quantization = options.get("quantization")
+    path = locate_base(model) if model in OFFLINE else locate(model, revision, quantization)
     if path.is_file() or (path / DECISION).is_file():
-        judge = Judge.from_pretrained(path)
+        judge = Judge.from_pretrained(path, **options)
         if _asked(judge.rubric) == _asked(rubric) and {*judge.rubric.fields} <= {*rubric.fields}:
             return judge
         judge.close()
