@@ -333,7 +333,7 @@ def test_verify_writes_its_report(run):
     for dimension in report["dimensions"].values():
         loss = dimension["loss"]["merged"]
         assert loss["verdict"] in ("not inferior", "not decided")  # 58 items may be too few
-        assert loss["low"] < 0
+        assert loss["low"] <= 0  # of a judge that always says the same, no change costs anything
         assert loss["estimate"] > -0.02
         assert loss["margin"] == 0.05
         assert 0 < loss["items"] <= report["items"]

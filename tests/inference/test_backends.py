@@ -219,7 +219,7 @@ def test_a_model_with_eager_attention_is_refused(contract, tokenizer, tmp_path):
 
 
 def test_an_unknown_option_is_refused(folder):
-    with pytest.raises(ModelError, match=r"no option d_type, threads; it has quantization, device, dtype"):  # fmt: skip
+    with pytest.raises(ModelError, match=r"no option d_type, threads; it has quantization, adapter, device, dtype"):  # fmt: skip
         Judge.from_pretrained(folder, threads=2, d_type="float32")
     with pytest.raises(ModelError, match="dtype is float32, bfloat16, float16 or auto, not 'f32'"):
         Judge.from_pretrained(folder, dtype="f32")
