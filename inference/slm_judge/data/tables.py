@@ -338,10 +338,10 @@ class TableStream:
             DataError: the file cannot be read; the message says where.
         """
         self.notes.clear()
-        if self._kind in ("csv", "json") and self._encoding == "utf-16":
-            self.notes.append(f"{self.location}: read as UTF-16.")
         readers = {"parquet": self._read_parquet, "hub": self._read_hub}
         with self._readable():
+            if self._kind in ("csv", "json") and self._encoding == "utf-16":
+                self.notes.append(f"{self.location}: read as UTF-16.")
             if reader := readers.get(str(self._kind)):
                 yield from (Piece(table) for table in _of_size(reader(n_rows), n_rows))
             elif self._kind == "csv":
