@@ -78,7 +78,7 @@ format: $(READY) ## Mend what the style checker can mend
 	$(BIN)/ruff format .
 
 test: $(READY) ## The whole suite, 25 to 45 minutes (all but what is marked slow, gpu or network)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(or $(WORKERS),2) --dist loadfile
 
 test-gpu: $(READY) ## What needs a CUDA device
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \

@@ -36,7 +36,8 @@ params, (path, slots, context, threads) = xllamacpp.CommonParams(), sys.argv[1:]
 params.model.path, params.port, params.warmup = path, 0, False
 params.n_parallel, params.n_ctx, params.cpuparams.n_threads = int(slots), int(context), int(threads)
 server = xllamacpp.Server(params)
-print("running on", server.listening_address, flush=True)
+# In one piece, so that a line of the log does not fall between.
+print(f"running on {server.listening_address}\\n", end="", flush=True)
 sys.stdin.read()
 """
 _TRANSFORMERS = """

@@ -207,12 +207,12 @@ def quantize(source: Path, output: Path, name: str, importance: Importance | Non
         ModelError: llama.cpp refused.
     """
     llama = require("llama_cpp", "export")
-    from slm_judge.backends.gguf import quiet
+    from slm_judge.backends.gguf import quiet, usable_cores
 
     quiet(llama)
     params = llama.llama_model_quantize_default_params()
     params.ftype = quantization_type(name)
-    params.nthread = os.cpu_count() or 1
+    params.nthread = usable_cores()
     if importance:
         params.imatrix = _matrix(in_gguf(importance, _architecture(source)))
     status = llama.llama_model_quantize(

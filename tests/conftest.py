@@ -27,6 +27,12 @@ OPT_IN = {
     "network": "needs the real Hugging Face Hub",
 }
 
+# Workers side by side (`pytest -n 2`) and what they start keep to a core each: libraries take as many
+# threads as there are cores, and two programs that do so at once are slower than one after the other.
+_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+if _CORES and (_worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    os.sched_setaffinity(0, {_CORES[int(_worker.removeprefix("gw")) % len(_CORES)]})
+
 # huggingface_hub reads its settings when it is imported, so they are set before anything else.
 _HOME = Path(tempfile.mkdtemp(prefix="slm-judge-tests-"))
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)

@@ -76,7 +76,7 @@ class GgufBackend:
             path: the `.gguf` file.
             max_memory: GiB for the weights and the key-value cache together.
             n_sequences: rows decoded together at most (see docs/annotation.md for the choice).
-            n_threads: by default all cores.
+            n_threads: by default all cores that this process may use.
             flash_attention: of llama.cpp.
             adapter: a GGUF LoRA with a judge's keys, which makes a judge of `path`, its base.
 
@@ -92,7 +92,7 @@ class GgufBackend:
         self.files = [path, adapter] if adapter else [path]
         if missing := [file for file in self.files if not file.is_file()]:
             raise ModelError(f"There is no file {missing[0]}.")
-        self._n_sequences, self._n_threads = n_sequences, n_threads or os.cpu_count() or 1
+        self._n_sequences, self._n_threads = n_sequences, n_threads or usable_cores()
         self._flash_attention, self.near_tie = flash_attention, _NEAR_TIE
         try:
             self._load(path, adapter, max_memory)
@@ -356,6 +356,11 @@ class GgufBackend:
 
 _LOG_CALLBACK: Any = None
 _ERRORS: list[str] = []
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which in a container are often fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def quiet(llama: Any) -> None:
