@@ -64,7 +64,7 @@ def export_gguf(run: Run, console: Console, unrounded: Unrounded | None = None) 
     others = [name for name in quantizations if name not in MOVED]
     weighed = [name for name in others if name.startswith(WEIGHED)]
     if weighed:
-        _export_types(run, merged, weighed, importance(run, unrounded or Unrounded()))
+        _export_types(run, merged, weighed, importance(run))
     if plain := [name for name in others if name not in weighed]:
         _export_types(run, merged, plain)
 

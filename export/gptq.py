@@ -11,7 +11,7 @@ them to the level that was chosen here. (bitsandbytes then keeps the blocks' sca
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +97,11 @@ class Unrounded:
 
     logits: Any = None
     """See `label_logits`."""
-    importance: Importance = field(default_factory=dict)
 
     def learn(self, asked: "_Asked") -> None:
         """Ask a model, where that was not done."""
         if self.logits is None:
-            with listening(asked.model, [one.weights for one in asked.packs]) as self.importance:
-                hidden = states(asked.model, asked.inputs)
+            hidden = states(asked.model, asked.inputs)
             self.logits = label_logits(asked.model, hidden, asked.ids, asked.rubric)
 
 
@@ -128,12 +126,14 @@ class _Asked:
         self.inputs = [one.inputs for one in self.packs]
 
 
-def importance(run: Run, unrounded: Unrounded) -> Importance:
+def importance(run: Run) -> Importance:
     """What each input of the merged model's layers counts; nothing without training items."""
-    if not unrounded.importance and split_file(run.data, "train").exists():
-        with require("torch", "export").no_grad():
-            unrounded.learn(_Asked(run))
-    return unrounded.importance
+    asked, found = _Asked(run), Importance()
+    weights = [one.weights for one in asked.packs]
+    if weights:
+        with require("torch", "export").no_grad(), listening(asked.model, weights) as found:
+            states(asked.model, asked.inputs)
+    return found
 
 
 def save_moved(

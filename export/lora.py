@@ -2,7 +2,9 @@
 
 import json
 import tempfile
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -30,11 +32,11 @@ def export_lora(run: Run, console: Console | None = None) -> None:
     console, adapter = console or Console(), run.require(run.adapter, f"train {run.recipe_file}")
     with run.alone(), tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as made:
         work, tokenizer, base = Path(made), load_tokenizer(adapter), Base.load(adapter)
-        known_as = f"{base.base}@{base.revision or ''} {base.quantization}"
         model = load_base(base, "cpu")
         if getattr(model, "is_quantized", False):
             model = model.dequantize()
         model.float().save_pretrained(work / "base")
+        named = known_as(base, model)
         tokenizer.save_pretrained(work / "base")
         _save_scaled(model, adapter, work / "adapter")
         plain = convert(
@@ -42,17 +44,26 @@ def export_lora(run: Run, console: Console | None = None) -> None:
             LORA_CONVERTER, ("--base", str((work / "base").resolve())),
         )  # fmt: skip
         with atomic_file(run.lora_file()) as path:
-            add_keys(plain, path, Contract.load(adapter), known_as)
+            add_keys(plain, path, Contract.load(adapter), named)
         whole = work / "whole.gguf"
         for name in run.recipe().export.gguf:
             if not (target := run.lora_file(name)).exists():
                 if not whole.exists():
                     plain = convert(work / "base", work / "base.gguf", "bf16", run.recipe().base)
-                    add_keys(plain, whole, None, known_as)
+                    add_keys(plain, whole, None, named)
                 with atomic_file(target) as path:
                     quantize(whole, path, name)
     files = sorted(path.name for path in run.lora.iterdir())
     say(console, [f"{run.lora}: {', '.join(files)}"], "")
+
+
+def known_as(base: Base, model: Any) -> str:
+    """What tells a base from others, in files that travel: no folder of this machine."""
+    name = f"{base.base}@{base.revision or ''}"
+    if Path(base.base).is_dir():
+        output = model.get_output_embeddings().weight.detach().numpy()
+        name = f"{Path(base.base).name}@{sha256(output).hexdigest()[:16]}"
+    return f"{name} {base.quantization}"
 
 
 def _save_scaled(model: object, adapter: Path, folder: Path) -> None:

@@ -3,15 +3,18 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from slm_judge.export.lora import export_lora
+import torch
+from slm_judge.export.lora import export_lora, known_as
 
 from benchmarks.small_judges import Gguf
 from slm_judge import Judge
 from slm_judge.annotate.job import job_of
 from slm_judge.annotate.rows import AnnotateOptions
+from slm_judge.artefact.base import Base
 from slm_judge.backends.gguf import BASE_KEY
 from slm_judge.errors import ModelError
 from slm_judge.files import write_text
@@ -75,3 +78,16 @@ def test_an_adapter_with_whole_weights_is_refused(apart, tmp_path):
     with pytest.raises(ModelError, match="modules_to_save"):
         export_lora(copy)
     assert not copy.lora.exists()
+
+
+def test_a_base_of_ones_own_is_known_without_its_folder(tmp_path):
+    folder, names = tmp_path / "private" / "mine", []
+    folder.mkdir(parents=True)
+    for weight in (0.0, 1.0):
+        output = torch.nn.Linear(2, 3)
+        torch.nn.init.constant_(output.weight, weight)
+        model = SimpleNamespace(get_output_embeddings=lambda output=output: output)
+        names.append(known_as(Base(str(folder)), model))
+        assert known_as(Base("me/base", "1"), model) == "me/base@1 none"
+    assert names[0] != names[1]
+    assert {name.split("@")[0] for name in names} == {"mine"}
