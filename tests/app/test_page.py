@@ -65,6 +65,21 @@ def test_a_stranger_s_page_gets_nothing(make_store, support):
         assert "unsafe" not in policy
 
 
+def test_who_saw_the_judge_s_answer_in_settle_is_kept(make_store, support):
+    store = make_store(2)
+    store.add_judged("judge", {"item 00": Judged({"topic": ("product", 0.6)})})
+    answer(store, "item 00", "Ada")
+    with serving(support, store) as address:
+        for annotator, body in {"Mia": {}, "Bob": {"who": "Bob"}}.items():
+            found = json.loads(fetch(f"{address}/api/settling", body)[1])
+            assert [row["judge"] for row in found["items"]] == [["product", 0.6]]
+            answer(store, "item 00", annotator)
+    query = "SELECT annotator, seen FROM answer WHERE item = 'item 00' AND dimension = 'topic'"
+    assert dict(map(tuple, store.rows(query))) == {"Ada": 0, "Mia": 0, "Bob": 1}
+    store.reveal(["item 01"], "Eve")
+    assert store.rows("SELECT 1 FROM claim WHERE item = 'item 01' AND at > ''") == []
+
+
 def test_what_is_too_large_or_no_request_is_refused_in_words(make_store, support):
     store = make_store(1)
     with serving(support, store) as address:

@@ -183,7 +183,7 @@ function settling(start) {
   const load = () => tried($("settle-said"), async () => {
     const found = await ask("settling", {
       dimension: $("settle-dimension").value, annotator: $("settle-annotator").value,
-      settled: $("settle-settled").checked, most,
+      settled: $("settle-settled").checked, most, who: localStorage.annotator ?? "",
     });
     choices($("settle-annotator"), [["", "all"], ...found.annotators.map((name) => [name, name])]);
     say($("settle-said"), found.total ? `${found.total} disagreements, worst first.`

@@ -273,11 +273,14 @@ def _undo(page: Page, asked: Mapping[str, Any]) -> Any:
 
 
 def _settling(page: Page, asked: Mapping[str, Any]) -> Any:
-    most = asked.get("most")
-    return disagreements(
-        _store(page), _text(asked, "dimension"), _text(asked, "annotator"),
+    store, most = _store(page), asked.get("most")
+    found = disagreements(
+        store, _text(asked, "dimension"), _text(asked, "annotator"),
         asked.get("settled") is True, most if isinstance(most, int) else 20,
-    ) | {"annotators": _store(page).annotators()}  # fmt: skip
+    )  # fmt: skip
+    if reader := read_name(_text(asked, "who")):
+        store.reveal({row["item"] for row in found["items"] if row["judge"]}, reader)
+    return found | {"annotators": store.annotators()}
 
 
 def _settle(page: Page, asked: Mapping[str, Any]) -> Any:

@@ -7,7 +7,7 @@ outlives a killed process and a power failure, and readers and writers do not wa
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -205,7 +205,7 @@ class Store:
                           GROUP BY item, annotator),
               taken AS MATERIALIZED (SELECT item, annotator FROM done WHERE n >= ?2 UNION
                         SELECT item, annotator FROM claim WHERE at > ?3),
-              own AS MATERIALIZED (SELECT item FROM claim WHERE annotator = ?1 UNION
+              own AS MATERIALIZED (SELECT item FROM claim WHERE annotator = ?1 AND at <> '' UNION
                       SELECT item FROM done WHERE annotator = ?1)
             SELECT i.id,
               (SELECT COUNT(*) FROM taken WHERE item = i.id AND annotator <> ?1) AS others,
@@ -258,6 +258,12 @@ class Store:
             "revealed = revealed OR excluded.revealed",
             (item, annotator, now(), revealed),
         )
+
+    def reveal(self, items: Iterable[str], annotator: str) -> None:
+        """Keep that somebody was shown the judge's answers about items; it claims none."""
+        query = "INSERT INTO claim VALUES (?, ?, '', 1) ON CONFLICT DO UPDATE SET revealed = 1"
+        with self.writing() as db:
+            db.executemany(query, [(item, annotator) for item in items])
 
     def undo(self, annotator: str) -> str | None:
         """Take back the annotator's last answer, which stays in the file; the item, if any.
