@@ -68,7 +68,7 @@ class Files:
                 judge, file = self._work / "judge.gguf", self._work / f"{kind}-{method}.gguf"
                 wide = convert(source, self._work / "wide.gguf", "bf16", "judge")
                 add_keys(wide, judge, Contract.load(source))
-                counts = importance(self._run, self._unrounded) if method == "weighed" else None
+                counts = importance(self._run) if method == "weighed" else None
                 quantize(judge, file, kind, counts)
                 for spare in (wide, judge):
                     spare.unlink()
