@@ -692,8 +692,8 @@ class Rubric(BaseModel):
             )
         if self.pair:
             found.append(
-                "preference: slm-judge reads each item twice, with the two texts exchanged; engines "
-                "other than slm-judge read it in the one order that they are given"
+                "preference: slm-judge reads each item twice, the two texts exchanged the second "
+                "time; engines other than slm-judge read it once, in the order that they are given"
             )
         if self.conditional:
             found.append(
