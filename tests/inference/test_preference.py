@@ -139,20 +139,6 @@ def test_the_flip_rate_is_of_items_that_were_asked():
     assert np.isnan(flip_rate(Answers(np.array([-1]), None, np.array([True])))["estimate"])
 
 
-@pytest.fixture(scope="module")
-def small(tokenizer, tmp_path_factory):
-    """`base`, `merged` and `judge.gguf` of small judges with random weights."""
-    folder = tmp_path_factory.mktemp("preference")
-    tokenizer.save_pretrained(folder / "whole")
-    both = Rubric.from_file(FILE).dimensions[0].model_copy(update={"between": ("a", "b")})
-    asked = rubric(both.model_dump(), LENGTH)
-    small_folders(SimpleNamespace(merged=folder / "whole", rubric=lambda: asked), folder)
-    contract = Contract.load(folder / "merged")
-    contract.calibrated({"score": 1.3, "choice": 0.05}, {}).save(folder / "merged")  # far from even
-    small_gguf(folder / "merged", folder / "judge.gguf")
-    return folder
-
-
 WORDS = ("This", " one", " is", " better", ".", " No", "\n\n", " 42", " \u6f22", "!")
 
 
@@ -164,9 +150,48 @@ def pairs(n, seed=0):
     ]
 
 
+def unbiased(folder, strength=10):
+    """Make random weights look at the texts, and say no label more often than another."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, contract = AutoModelForCausalLM.from_pretrained(folder), Contract.load(folder)
+    tokenizer = load_tokenizer(folder)
+    reader = DecisionReader(tokenizer, contract.decision_template, contract.rubric, contract.labels)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight *= strength
+        read = [
+            model.model(input_ids=torch.tensor([prompt.input_ids])).last_hidden_state[
+                0, prompt.slots
+            ]
+            for prompt in reader.encode(pairs(20))
+        ]
+        usual = torch.stack(read).mean(dim=0)[0]
+        for token in label_token_ids(contract, tokenizer):
+            row = model.lm_head.weight[token]
+            row -= (row @ usual) / (usual @ usual) * usual
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def small(tokenizer, tmp_path_factory):
+    """`base`, `merged` and `judge.gguf` of small judges with random weights."""
+    folder = tmp_path_factory.mktemp("preference")
+    tokenizer.save_pretrained(folder / "whole")
+    both = Rubric.from_file(FILE).dimensions[0].model_copy(update={"between": ("a", "b")})
+    asked = rubric(both.model_dump(), LENGTH)
+    small_folders(SimpleNamespace(merged=folder / "whole", rubric=lambda: asked), folder)
+    unbiased(folder / "merged")
+    contract = Contract.load(folder / "merged")
+    contract.calibrated({"score": 1.3, "choice": 0.05}, {}).save(folder / "merged")  # far from even
+    small_gguf(folder / "merged", folder / "judge.gguf")
+    return folder
+
+
 @pytest.fixture(scope="module", params=["merged", "judge.gguf"])
 def judge(small, request):
-    with Judge.from_pretrained(small / request.param, exact=True) as loaded:
+    with Judge.from_pretrained(small / request.param, exact=True, n_threads=1) as loaded:
         yield loaded
 
 
@@ -220,7 +245,7 @@ def test_labels_and_flips_do_not_depend_on_the_batch(judge):
 
 def test_a_stock_engine_answers_the_order_that_it_is_given(small):
     state = pairs(1)[0]
-    with Judge.from_pretrained(small / "judge.gguf", trust=True) as judge:
+    with Judge.from_pretrained(small / "judge.gguf", trust=True, n_threads=1) as judge:
         questions = judge.rubric.questions()
         ours = one_reading(judge, [state, mirrored(state)])
         with llama_server(small / "judge.gguf") as url:
@@ -232,7 +257,7 @@ def test_a_stock_engine_answers_the_order_that_it_is_given(small):
 
 
 def test_a_pair_that_is_too_long_in_one_order_is_too_long(small):
-    with Judge.from_pretrained(small / "judge.gguf", trust=True) as judge:
+    with Judge.from_pretrained(small / "judge.gguf", trust=True, n_threads=1) as judge:
         state = {"q": "q", "a": "one", "b": "word " * 20}
         most = judge.backend.max_tokens = judge.encode([state])[0].n_tokens - 8
         with pytest.raises(DataError, match=f"there is room for {most}"):
@@ -246,14 +271,14 @@ def test_a_pair_that_is_too_long_in_one_order_is_too_long(small):
 
 
 def test_a_table_has_the_flips_and_goes_on_where_it_stopped(small, tmp_path):
-    states = [*pairs(60, seed=2), {"q": "q", "a": "", "b": "y"}]
+    states = [*pairs(40, seed=2), {"q": "q", "a": "", "b": "y"}]
     with (tmp_path / "in.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, "qab")
         writer.writeheader()
         writer.writerows(states)
     options = AnnotateOptions(rows_per_piece=16, prefix="j_")
-    with Judge.from_pretrained(small / "judge.gguf", trust=True) as judge:
-        said = judge.annotate(states[:60])
+    with Judge.from_pretrained(small / "judge.gguf", trust=True, n_threads=1) as judge:
+        said = judge.annotate(states[:40])
         folder = f"{tmp_path}/out/"
         whole = annotate_table(
             judge, str(tmp_path / "in.csv"), folder, options, show_progress=False
@@ -270,20 +295,20 @@ def test_a_table_has_the_flips_and_goes_on_where_it_stopped(small, tmp_path):
     expected = Counter(a.flipped["preferred"] for a in said)
     assert again.computed == 16
     assert whole.flips == again.flips == {"preferred": expected}
-    share = f"{expected[True]} of 60 rows get another label when their texts change places"
+    share = f"{expected[True]} of 40 rows get another label when their texts change places"
     assert share in whole.flip_rates()[0]
     with (tmp_path / "o.csv").open() as file:
         rows = [*csv.DictReader(file)]
-    assert [(r["j_preferred"], r["j_preferred_flipped"]) for r in rows[:60]] == [
+    assert [(r["j_preferred"], r["j_preferred_flipped"]) for r in rows[:40]] == [
         (a.labels["preferred"], str(a.flipped["preferred"]).lower()) for a in said
     ]
-    assert (rows[60]["j_preferred_flipped"], rows[60]["j_outcome"]) == ("", "empty field: a")
+    assert (rows[40]["j_preferred_flipped"], rows[40]["j_outcome"]) == ("", "empty field: a")
 
 
 def test_the_page_and_the_yardstick_without_training_read_both_orders(small):
     states = pairs(6)
     items = [Item(str(n), state, {}, str(n)) for n, state in enumerate(states)]
-    with Judge.from_pretrained(small / "merged") as judge:
+    with Judge.from_pretrained(small / "merged", exact=True) as judge:
         expected = judge.annotate(states)
         shown = Judges([Named("j", "k", judge)], judge.rubric).try_out(states[0])[0]["dimensions"]
         options = judge.rubric.dimensions[0].values
