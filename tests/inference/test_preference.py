@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from rich.console import Console
-from slm_judge.export.answers import flip_rate
+from slm_judge.export.answers import ask, flip_rate
 from slm_judge.export.bnb import quantize_bnb
 from slm_judge.export.gptq import Unrounded
 from slm_judge.export.merge import merge
@@ -34,8 +34,8 @@ from slm_judge.artefact.base import load_tokenizer
 from slm_judge.artefact.calibration import Calibration
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.artefact.preview import preview, token_cost
-from slm_judge.data.item import Item
-from slm_judge.data.predictions import Answers
+from slm_judge.data.item import Item, load_split
+from slm_judge.data.predictions import Answers, read_predictions
 from slm_judge.data.read import read_annotations
 from slm_judge.errors import DataError, RubricError
 from slm_judge.evaluation.baselines import baselines
@@ -402,7 +402,7 @@ def trained(small, tmp_path_factory):
     with (folder / "d.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["item_id", "annotator_id", "question", "answer_a", "answer_b", "preferred"])
-        for n in range(90):
+        for n in range(60):
             a, b = rng.choice(["good", "bad"]), rng.choice(["good", "bad"])
             label = "tie" if a == b else "1" if a == "good" else "answer_b"
             for who in "xy":
@@ -446,6 +446,15 @@ def test_every_stage_knows_pairs(trained):
     assert not shift or shift[0] == shift[1]
     scored = baselines(trained.recipe(), n_resamples=20)
     assert {"majority label", "judge (adapter)"} <= set(scored["preferred"])
+
+
+def test_validation_is_of_both_orders(trained):
+    items = load_split(trained.data, "validation")
+    kept = read_predictions(str(trained.validation), trained.rubric(), [i.item_id for i in items])
+    with Judge.from_pretrained(trained.adapter) as judge:
+        said = ask(judge, items).answers["preferred"]
+    assert kept.answers["preferred"].labels.tolist() == said.labels.tolist()
+    assert kept.answers["preferred"].probabilities == pytest.approx(said.probabilities, abs=1e-4)
 
 
 def test_the_pipeline_of_transformers_reads_one_order(trained):
