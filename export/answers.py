@@ -1,7 +1,7 @@
 """What artefacts say about items, and how far that is from what the adapter says."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,11 @@ def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lam
         DataError: an item is longer than the model can read.
     """
     backend, contract = judge.backend, judge.backend.contract
-    prompts = backend.reader.encode([item.state for item in items])
+    prompts = judge.encode([item.state for item in items])
     for item, prompt in zip(items, prompts, strict=True):
-        if len(prompt.input_ids) > backend.max_tokens:
+        if prompt.n_tokens > backend.max_tokens:
             raise DataError(
-                f"Item {item.item_id} needs {len(prompt.input_ids)} tokens, but there is room for "
+                f"Item {item.item_id} needs {prompt.n_tokens} tokens, but there is room for "
                 f"{backend.max_tokens}. Shorten its longest field in the data, and train again."
             )
     rows: list[Any] = [None] * len(items)
@@ -84,7 +84,7 @@ def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lam
     answers = answers_from_logits(contract.rubric, logits, contract.calibration)
     for name, said in answers.items():
         assert said.probabilities is not None
-        answers[name] = Answers(said.labels, said.probabilities.round(EXACT_DIGITS))
+        answers[name] = replace(said, probabilities=said.probabilities.round(EXACT_DIGITS))
     return Heard(answers, prompts)
 
 
@@ -148,6 +148,15 @@ def against_annotators(
         "alpha": judge_alpha(labels, votes, dimension),
         "accuracy": pair_accuracy(labels, votes),
     }
+
+
+def flip_rate(said: Answers, groups: Sequence[str] | None = None) -> dict[str, Any]:
+    """How often the two readings of a preference choose different labels, with a 90 % interval."""
+    assert said.flipped is not None
+    rows = np.flatnonzero(said.labels >= 0).tolist()
+    flipped = said.flipped[rows].astype(float)
+    worth = independent_items(flipped, rows if groups is None else [groups[row] for row in rows])
+    return share_interval(flipped.sum() / max(len(rows), 1) * worth, worth).as_dict()
 
 
 def between(

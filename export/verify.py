@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
-from slm_judge.model_card.page import number
+from slm_judge.model_card.page import interval, number
 from slm_judge.model_card.page import write as write_report
 
 from slm_judge.agreement.aggregate import vote_shares
@@ -31,11 +31,11 @@ from slm_judge.evaluation.probes import PROBED_ITEMS, option_order
 from slm_judge.files import content_hash, finite, write_json
 from slm_judge.judge.judge import Judge
 from slm_judge.recipe import VerifyConfig
-from slm_judge.rubric import Rubric
+from slm_judge.rubric import Preference, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet
 
-from .answers import Heard, against_annotators, between, hear, losses
+from .answers import Heard, against_annotators, between, flip_rate, hear, losses
 from .artefacts import ADAPTER, artefacts, parts
 from .decide import all_checks, in_words
 
@@ -69,6 +69,8 @@ def _verify(run: Run, console: Console) -> dict[str, Any]:
         report["sha256"] = {name: content_hash(path, parts(path)) for name, path in paths.items()}
         for name, one in heard.items():
             write_predictions(run.predictions / f"{name}.jsonl", items, rubric, one.answers)
+        flips = {name: d["flips"] for name, d in report["dimensions"].items() if "flips" in d}
+        probes |= {"flips": flips} if flips else {}
         write_json(run.report / PROBES, probes)
         systems = {name: heard[name].answers for name in systems_of(recipe)}
         known = Annotations(items, notes=calibration_notes(Contract.load(run.adapter)))
@@ -178,6 +180,8 @@ def _part_report(
             for first, second in combinations(heard, 2)
         },
     }
+    if isinstance(dimension, Preference):
+        report["flips"] = {a: flip_rate(one.answers[name], groups) for a, one in heard.items()}
     if gold:
         right = part.labels(gold.answers[name].labels).tolist()
         known = [compared[row] for row in gold.rows]
@@ -230,14 +234,19 @@ def read_report(run: Run) -> dict[str, Any]:
 
 def agreement_table(report: Mapping[str, Any]) -> Sheet:
     """The report in short: who agrees with the annotators, and the artefacts with the adapter."""
+    twice = any("flips" in given for given in report["dimensions"].values())
     table = Sheet(
         f"Agreement with the annotators on {report['items']} held-out items",
-        ("alpha", "accuracy", "= adapter"),
-        "alpha: Krippendorff's; = adapter: share of equal labels",
+        ("alpha", "accuracy", "= adapter", *(["flips"] if twice else [])),
+        "alpha: Krippendorff's; = adapter: share of equal labels"
+        + ("; flips: share of other labels when the two texts change places" if twice else ""),
     )
 
-    def add(name: str, found: Mapping[str, Any], equal: str = "", style: str = "") -> None:
-        table.add(name, number(found["alpha"], 3), number(found["accuracy"], 3), equal, style=style)
+    def add(
+        name: str, found: Mapping[str, Any], equal: str = "", style: str = "", flips: str = ""
+    ) -> None:
+        figures = (number(found["alpha"], 3), number(found["accuracy"], 3), equal)
+        table.add(name, *figures, *([flips] if twice else []), style=style)
 
     for dimension, given in report["dimensions"].items():
         apart = given["compared"] < given["annotated"]
@@ -252,6 +261,7 @@ def agreement_table(report: Mapping[str, Any]) -> Sheet:
             add("right answers", given["reachable"])
         for name, found in given["artefacts"].items():
             alike = given["between"].get(f"{ADAPTER} / {name}")
-            add(name, found, number(alike["agreement"], 3) if alike else "", "bold")
+            flips = interval(given["flips"][name]) if "flips" in given else ""
+            add(name, found, number(alike["agreement"], 3) if alike else "", "bold", flips)
         add("majority label", given["majority"])
     return table

@@ -14,7 +14,7 @@ from slm_judge.prompt.layout import build_layout, item_spans
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.prompt.templates import compile_template, decision_head, decision_template
 from slm_judge.recipe import AugmentationConfig
-from slm_judge.rubric import Dimension, Rubric
+from slm_judge.rubric import Dimension, Preference, Rubric
 
 _MAX_READERS = 256  # compiled templates kept
 
@@ -39,7 +39,8 @@ def draw_variant(rubric: Rubric, config: AugmentationConfig, rng: random.Random)
     dimensions, positions = [], []
     for dimension in rubric.dimensions:
         order = list(range(len(dimension.options)))
-        if config.shuffle_options == "all" or config.shuffle_options == dimension.type:
+        kind = "choice" if isinstance(dimension, Preference) else dimension.type
+        if config.shuffle_options in ("all", kind):
             rng.shuffle(order)
         changes: dict[str, Any] = {"options": [dimension.options[option] for option in order]}
         if config.paraphrase:

@@ -12,7 +12,7 @@ from slm_judge.agreement.aggregate import vote_shares
 from slm_judge.agreement.alpha import vote_counts
 from slm_judge.artefact.calibration import BOUNDS, Calibration
 from slm_judge.data.item import Item, votes_of
-from slm_judge.judge.answer import probabilities
+from slm_judge.judge.answer import averaged, probabilities
 from slm_judge.rubric import Dimension, Rubric
 
 MIN_ITEMS = 20  # below, a fitted temperature is mostly noise
@@ -32,16 +32,22 @@ class _Answered:
     """The N items of a dimension that have votes."""
 
     logits: Logits
-    """N x options."""
+    """N x options; of a preference N x 2 x options, both readings."""
     shares: npt.NDArray[np.float64]
     """N x options."""
     shift: tuple[float, ...] = ()
 
+    @property
+    def first_reading(self) -> Logits:
+        """N x options, all that stock engines see of a preference."""
+        return self.logits[:, 0] if self.logits.ndim == 3 else self.logits
+
     def losses(self, temperature: float) -> npt.NDArray[np.float64]:
         """N cross-entropies of the vote shares, in nats."""
         how = Calibration(temperature=temperature, shift=self.shift)
+        logits = averaged(self.logits, how) if self.logits.ndim == 3 else self.logits
         found: npt.NDArray[np.float64] = -(
-            self.shares * np.log(probabilities(self.logits, how).clip(1e-12))
+            self.shares * np.log(probabilities(logits, how).clip(1e-12))
         ).sum(axis=-1)
         return found
 
@@ -65,7 +71,7 @@ def fit_calibration(
     Args:
         rubric: K dimensions.
         items: N validation items with votes.
-        logits: per dimension, N x options.
+        logits: per dimension, N x options; of a preference N x 2 x options.
         weights: K x M, of the options in training; None where all weighed the same.
 
     Returns:
@@ -80,7 +86,8 @@ def fit_calibration(
     temperatures, calibrations = {}, {}
     for kind, by_name in kinds.items():
         together = [*by_name.values()]
-        temperatures[kind] = _fitted([replace(one, shift=()) for one in together])
+        plain = [replace(one, shift=(), logits=one.first_reading) for one in together]
+        temperatures[kind] = _fitted(plain)
         pooled = _fitted(together)
         for name, one in by_name.items():
             own = _fitted([one], pooled) if len(together) > 1 else pooled

@@ -13,7 +13,7 @@ from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.transformers import pack_budget
 from slm_judge.data.item import Item
 from slm_judge.errors import ModelError
-from slm_judge.prompt.readers import DecisionReader
+from slm_judge.prompt.readers import DecisionReader, encode_readings
 from slm_judge.recipe import Recipe
 from slm_judge.run import Run
 
@@ -30,7 +30,7 @@ from .slots import (
     label_token_ids,
     make_dataset,
 )
-from .targets import Targets, option_weights
+from .targets import Targets, exchanged, option_weights
 from .trainer import EpochOfCollator, SlotTrainer, alpha_metrics
 
 
@@ -53,13 +53,17 @@ class Learner:
         contract = self.contract
         reader = DecisionReader(self.tokenizer, contract.decision_template, rubric, contract.labels)
         prompts = {
-            name: reader.encode([item.state for item in items])
+            name: encode_readings(reader.encode, rubric, [item.state for item in items])
             for name, items in self.splits.items()
         }
         check_lengths(self.splits, prompts, config.max_length, context_length(self.base))
         self.label_ids = label_token_ids(contract, self.tokenizer)
         self.train = make_dataset(prompts["train"], self.targets, self.label_ids)
-        self.validation = make_dataset(prompts["validation"], soft, self.label_ids)
+        known = prompts["validation"]
+        if rubric.pair:
+            soft = soft.with_exchanged(rubric)
+            known = [*known, *(one.exchanged for one in known if one.exchanged)]
+        self.validation = make_dataset(known, soft, self.label_ids)
         budget = config.tokens_per_pack or pack_budget(self.base.device)
         self.eval_collator = SlotCollator(soft, budget)
         self.collator = TrainingCollator(
@@ -106,8 +110,13 @@ class Learner:
     @property
     def weights(self) -> npt.NDArray[np.float64] | None:
         """K x M, by which `training.class_balance` weighs options; None where it does not."""
-        exponent = self.recipe.training.class_balance
-        return option_weights(self.targets.fixed, exponent) if exponent else None
+        exponent, rubric = self.recipe.training.class_balance, self.contract.rubric
+        if not exponent:
+            return None
+        targets = self.targets.fixed
+        if rubric.pair:  # as they are learned: in either order, so that both texts weigh the same
+            targets = targets + exchanged(targets, rubric)
+        return option_weights(targets, exponent)
 
     def trainer(self, evaluate: bool = True) -> SlotTrainer:
         """The trainer, ready to train; benchmarks do without evaluation and checkpoints."""

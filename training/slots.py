@@ -14,10 +14,11 @@ from slm_judge.data.item import Item
 from slm_judge.errors import DataError
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.recipe import AugmentationConfig
+from slm_judge.rubric import Preference
 
 from .attention import rows_of
 from .augment import Variant, VariantReader, draw_variant, identity
-from .targets import Targets
+from .targets import Targets, exchanged
 
 IGNORE = -100
 
@@ -79,7 +80,7 @@ def check_lengths(
     """
     room = min(max_length, readable)
     sizes = [
-        (len(prompt.input_ids), item.item_id, name)
+        (prompt.n_tokens, item.item_id, name)
         for name, items in splits.items()
         for item, prompt in zip(items, prompts[name], strict=True)
     ]
@@ -143,7 +144,10 @@ class SlotCollator:
 
 
 class TrainingCollator(SlotCollator):
-    """Draws votes and wordings anew each epoch, as a function of seed, epoch and rows alone."""
+    """Draws votes and wordings anew each epoch, as a function of seed, epoch and rows alone.
+
+    Of a pair, the two texts change places from one epoch to the next.
+    """
 
     def __init__(
         self,
@@ -162,13 +166,36 @@ class TrainingCollator(SlotCollator):
         self._items, self._rubric = items, contract.rubric
         self._augmentation, self._seed = augmentation, seed
         self._reader = None
-        if augmentation.changes_prompts:
+        if augmentation.changes_prompts or contract.rubric.pair:
             self._reader = VariantReader(contract, tokenizer, reader)
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """As `SlotCollator`; what an exchanged row says nothing about is not counted."""
+        batch = super().__call__(rows)
+        for row, labels in zip(rows, batch["labels"], strict=True):
+            if self._exchanges(row["index"]):
+                for k, dimension in enumerate(self._rubric.dimensions):
+                    if not isinstance(dimension, Preference):
+                        labels[k] = IGNORE
+        return batch
+
+    def _exchanges(self, index: int) -> bool:
+        """Whether the two texts of an item change places in this epoch: in every other one."""
+        if self._rubric.pair is None:
+            return False
+        first = random.Random(f"{self._seed}/order/{index}").random() < 0.5  # noqa: S311
+        turned = exchanged(self.targets.fixed[index], self._rubric)
+        return bool(turned.any()) and first == bool(self.epoch % 2)
 
     def _packs(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         indices = [row["index"] for row in rows]
         seed = f"{self._seed}/{self.epoch}"
-        targets = torch.tensor(self.targets.draw(indices, seed))
+        drawn, states = self.targets.draw(indices, seed), [self._items[i].state for i in indices]
+        for row, index in enumerate(indices):
+            if self._exchanges(index):
+                states[row] = self._rubric.exchanged(states[row])
+                drawn[row] = exchanged(drawn[row], self._rubric)
+        targets = torch.tensor(drawn)
         if self._reader is None:
             prompts = [EncodedPrompt(row["input_ids"], row["slots"]) for row in rows]
             return self._pack(prompts, targets, self._positions(identity(self._rubric)))
@@ -176,9 +203,9 @@ class TrainingCollator(SlotCollator):
         packs = []
         for part in torch.arange(len(rows)).chunk(self._augmentation.variants):
             variant = draw_variant(self._rubric, self._augmentation, rng)
-            states = [self._items[indices[row]].state for row in part.tolist()]
+            shown = [states[row] for row in part.tolist()]
             dropout = self._augmentation.token_dropout
-            prompts = self._reader.encode(variant, states, dropout, rng)
+            prompts = self._reader.encode(variant, shown, dropout, rng)
             packs += self._pack(prompts, targets[part], self._positions(variant))
         return packs
 

@@ -1,5 +1,6 @@
 """What is learned about an item on which several annotators voted."""
 
+import copy
 import random
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from slm_judge.agreement.aggregate import majority_shares, vote_shares
 from slm_judge.data.item import Item, is_named, votes_of
 from slm_judge.errors import DataError, require
-from slm_judge.rubric import Dimension, Rubric
+from slm_judge.rubric import Dimension, Preference, Rubric
 
 Method = Literal["auto", "soft", "sampled", "majority", "dawid_skene"]
 Array = npt.NDArray[np.float64]
@@ -45,6 +46,12 @@ class Targets:
             [self._of_dimension(items, d, k) for k, d in enumerate(rubric.dimensions)], axis=1
         )
 
+    def with_exchanged(self, rubric: Rubric) -> "Targets":
+        """Those of 2N items: the N, and then the same with their two texts exchanged."""
+        both = copy.copy(self)
+        both._fixed = np.concatenate([self._fixed, exchanged(self._fixed, rubric)])
+        return both
+
     def _of_dimension(self, items: Sequence[Item], dimension: Dimension, k: int) -> Array:
         if self.method == "dawid_skene":
             return dawid_skene(items, dimension, self._width)
@@ -68,6 +75,20 @@ class Targets:
                     targets[row, k] = 0.0
                     targets[row, k, rng.choice(votes)] = 1.0
         return targets
+
+
+def exchanged(targets: Array, rubric: Rubric) -> Array:
+    """Targets (... x K x M) of items whose two texts changed places.
+
+    A preference turns with them. The other dimensions may ask about one of the two texts, so
+    nothing is learned of them then: zeros.
+    """
+    found = np.zeros_like(targets)
+    for k, dimension in enumerate(rubric.dimensions):
+        if isinstance(dimension, Preference):
+            found[..., k, :] = targets[..., k, :]
+            found[..., k, :2] = targets[..., k, 1::-1]
+    return found
 
 
 def dawid_skene(items: Sequence[Item], dimension: Dimension, width: int) -> Array:

@@ -20,10 +20,12 @@ from trl import SFTTrainer
 from slm_judge.agreement.alpha import judge_alpha
 from slm_judge.agreement.parts import all_parts
 from slm_judge.agreement.sets import judge_pairs
+from slm_judge.artefact.calibration import Calibration
 from slm_judge.data.item import Item, votes_of
 from slm_judge.data.sets import chosen_by, chosen_by_annotators
 from slm_judge.errors import JudgeError
-from slm_judge.rubric import Rubric
+from slm_judge.judge.answer import leanings
+from slm_judge.rubric import Preference, Rubric
 
 from . import attention
 from .loss import SlotLoss, option_logits
@@ -163,8 +165,19 @@ class EpochOfCollator(TrainerCallback):
 
 
 def per_dimension(logits: npt.NDArray[Any], rubric: Rubric) -> list[npt.NDArray[Any]]:
-    """Per dimension, N x options, from the trainer's N x K x M."""
-    return [logits[:, k, : len(d.options)] for k, d in enumerate(rubric.dimensions)]
+    """Per dimension, N x options, from the trainer's N x K x M.
+
+    Where the rubric has a preference, the trainer's 2N rows are both readings of N items
+    (`Targets.with_exchanged`), and of a preference N x 2 x options are given, as `Judge.logits`.
+    """
+    rows = [logits[:, k, : len(d.options)] for k, d in enumerate(rubric.dimensions)]
+    if rubric.pair is None:
+        return rows
+    both = (np.stack(np.split(one, 2), axis=1) for one in rows)
+    return [
+        one if isinstance(d, Preference) else one[:, 0]
+        for d, one in zip(rubric.dimensions, both, strict=True)
+    ]
 
 
 def alphas_of(
@@ -194,8 +207,10 @@ def alpha_metrics(
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         rows = per_dimension(np.asarray(prediction.predictions), rubric)
-        names = [dimension.name for dimension in rubric.dimensions]
-        labels = {name: one.argmax(axis=-1) for name, one in zip(names, rows, strict=True)}
+        labels = {
+            d.name: leanings(d, one, Calibration()).argmax(axis=-1)
+            for d, one in zip(rubric.dimensions, rows, strict=True)
+        }
         found = alphas_of(rubric, items, labels)
         mean = float(np.mean(list(found.values())))
         return {"alpha": mean, **{f"alpha_{name}": alpha for name, alpha in found.items()}}

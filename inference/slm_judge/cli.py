@@ -677,7 +677,7 @@ def annotate(
     counts.append(f"{done:,} of {summary.rows:,} rows annotated: {output}")
     if options.reviews:
         counts.append(f"{summary.reviewed:,} rows to review")
-    say(console, counts, "")
+    say(console, [*counts, *summary.flip_rates()], "")
     if summary.not_annotated:
         raise typer.Exit(3)
 

@@ -1,7 +1,8 @@
 """The rubric: what is asked about an item, and the values with which people answered.
 
 A rubric is the contract between the annotators, the prompt, the model and whoever reads the
-labels. Its dimensions are System One questions: `score`, `choice` and `noul` (true or false).
+labels. Its dimensions are System One questions: `score`, `choice` and `noul` (true or false); a
+`preference` goes to engines as a choice, a `multi` as a noul an option.
 """
 
 import datetime
@@ -61,6 +62,8 @@ LLAMA_SERVER_MAX_LEVELS = 10
 _PROBLEMS = 20  # that are said at once
 APPLICABLE = "_applicable"
 """Behind the name of a dimension, whether it applies, in reports."""
+FLIPPED = "_flipped"
+"""Behind the name of a preference, whether its two readings chose different labels, in tables."""
 RUBRIC_FILE = "rubric.json"
 """Name of the rubric in the folder of a judge."""
 
@@ -77,6 +80,18 @@ class Option(BaseModel):
     not_applicable: bool = Field(default=False, exclude_if=lambda given: not given)
     """It is no level and no category of the scale: that the question does not apply, or that
     nobody can tell."""
+
+
+def _named(options: list[Option]) -> list[Option]:
+    """Refuse options that have no name as a text."""
+    for option in options:
+        if isinstance(option.value, bool):
+            raise ValueError(
+                f"option {option.value} was read as true or false; quote it in the YAML"
+            )
+        if not format_value(option.value).strip():
+            raise ValueError("an option has an empty name")
+    return options
 
 
 def _options(raw: Any) -> Any:
@@ -242,7 +257,7 @@ class _Dimension(BaseModel):
     def _lookups(self) -> tuple[dict[str, int], dict[str | float, int | None]]:
         """Exact key -> option, and plain form -> option, or None where several have the form."""
         exact = {self.key(index): index for index in range(len(self.options))}
-        words = {key: (key, *self.synonyms.get(key, ())) for key in exact}
+        words = {key: (key, *self._also(index)) for key, index in exact.items()}
         plain = {plain_forms(key)[0]: key for key in exact}
         for pair in (("false", "true"), ("no", "yes")):  # of a choice, the same words as of a noul
             for word, means in (
@@ -253,6 +268,10 @@ class _Dimension(BaseModel):
         behind = {key: (text, f"{key} ({text})", *(f"{key}{mark}{text}" for mark in _BEHIND))
                   for key, text in told if text}  # fmt: skip
         return exact, _owned(behind, exact) | _owned(words, exact)
+
+    def _also(self, index: int) -> tuple[str, ...]:
+        """Other words that mean option `index` in data."""
+        return self.synonyms.get(self.key(index), ())
 
     def __copy__(self) -> Self:
         """Without the look-ups: a copy may get other options."""
@@ -352,14 +371,56 @@ class Choice(_Dimension):
     @field_validator("options")
     @classmethod
     def _named(cls, options: list[Option]) -> list[Option]:
-        for option in options:
-            if isinstance(option.value, bool):
-                raise ValueError(
-                    f"option {option.value} was read as true or false; quote it in the YAML"
-                )
-            if not format_value(option.value).strip():
-                raise ValueError("an option has an empty name")
-        return options
+        return _named(options)
+
+
+class Preference(_Dimension):
+    """Which of two texts: the first option means the first field of `between`, the second the
+    second, the third, if there is one, neither.
+
+    Engines are asked a choice. Ours are asked it twice, the texts exchanged the second time, and
+    the probabilities are averaged: `judge.answer`.
+    """
+
+    type: Literal["preference"] = "preference"
+    level_of_measurement: Literal["nominal"] = "nominal"
+    between: tuple[str, str]
+    """Two fields of the rubric."""
+    options: Options = [Option(value="A"), Option(value="B"), Option(value="tie")]
+    usual: ClassVar[tuple[Any, ...]] = ("A", "B", "tie")
+
+    @field_validator("options")
+    @classmethod
+    def _named(cls, options: list[Option]) -> list[Option]:
+        return _named(options)
+
+    @model_validator(mode="after")
+    def _of_two(self) -> Self:
+        if len(set(self.between)) < 2:
+            raise ValueError(f"{self.name}: between names two different fields")
+        if self.n_levels > 3:
+            raise ValueError(
+                f"{self.name}: a preference has two options and perhaps a tie, got {self.n_levels} "
+                "options that apply; degrees of preference are a score"
+            )
+        for k, field in enumerate(self.between):  # so that the prompt says which text is meant
+            option = self.options[k]
+            if not option.description and self.key(k) != field:
+                self.options[k] = option.model_copy(update={"description": field})
+        return self
+
+    @property
+    def asked_as(self) -> Literal["choice"]:
+        """The type of the question."""
+        return "choice"
+
+    def _also(self, index: int) -> tuple[str, ...]:
+        first, second = self.between
+        words = (("A", "1", "first", "model_a", first), ("B", "2", "second", "model_b", second),
+                 ("tie", "draw", "equal", "same"))  # fmt: skip
+        taken = {form for k in range(len(self.options)) for form in plain_forms(self.key(k))}
+        own = words[index] if index < self.n_levels else ()
+        return tuple(word for word in own if taken.isdisjoint(plain_forms(word)))
 
 
 class Noul(_Dimension):
@@ -441,10 +502,10 @@ class Multi(_Dimension):
 
 
 if TYPE_CHECKING:
-    _Asked = Score | Choice | Noul
+    _Asked = Score | Choice | Noul | Preference
 else:  # what a file may hold; a `Multi` is replaced by its questions
-    _Asked = Annotated[Score | Choice | Noul | Multi, Field(discriminator="type")]
-Dimension = Score | Choice | Noul
+    _Asked = Annotated[Score | Choice | Noul | Preference | Multi, Field(discriminator="type")]
+Dimension = Score | Choice | Noul | Preference
 
 
 class Rubric(BaseModel):
@@ -513,6 +574,21 @@ class Rubric(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _one_pair(self) -> Self:
+        for one in (d for d in self.dimensions if isinstance(d, Preference)):
+            if unknown := [field for field in one.between if field not in self.fields]:
+                raise ValueError(
+                    f"{one.name}: between names {', '.join(unknown)}, which is no field; the "
+                    f"fields are {', '.join(self.fields)}"
+                )
+            if set(one.between) != set(self.pair or ()):
+                raise ValueError(
+                    f"{one.name}: all preferences of a rubric are between the same two fields, "
+                    f"here {' and '.join(self.pair or ())}; write a rubric for each pair"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _conditions(self) -> Self:
         for position, dimension in enumerate(self.dimensions):
             earlier = {other.name: other for other in self.dimensions[:position]}
@@ -554,6 +630,17 @@ class Rubric(BaseModel):
         """Whether a dimension is only asked of some items."""
         return any(dimension.ask_if for dimension in self.dimensions)
 
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The two fields between which there is a preference, if there is any."""
+        return next((d.between for d in self.dimensions if isinstance(d, Preference)), None)
+
+    def exchanged(self, state: Mapping[str, str]) -> dict[str, str]:
+        """An item whose two texts of `pair` changed places."""
+        assert self.pair
+        first, second = self.pair
+        return {**state, first: state[second], second: state[first]}
+
     def questions(self) -> dict[str, dict[str, Any]]:
         """The dimensions as System One questions, in order."""
         return {dimension.name: dimension.question() for dimension in self.dimensions}
@@ -584,6 +671,8 @@ class Rubric(BaseModel):
             line = f"{one.name}: {one.type}, {one.n_levels} options, {one.level_of_measurement}"
             if beside := [one.key(k) for k in range(one.n_levels, len(one.options))]:
                 line += f"; not applicable: {', '.join(beside)}"
+            if isinstance(one, Preference):
+                line += f"; between {' and '.join(one.between)}, read in both orders"
             for name, values in one.ask_if.items():
                 line += f"; asked if {name} is {' or '.join(map(format_value, values))}"
             lines.append(line)
@@ -600,6 +689,11 @@ class Rubric(BaseModel):
             found.append(
                 f"{one.name}: engines other than slm-judge answer {len(one.members)} questions, "
                 f"{one.members[0]} and so on, and take what is more probable than not"
+            )
+        if self.pair:
+            found.append(
+                "preference: slm-judge reads each item twice, the two texts exchanged the second "
+                "time; engines other than slm-judge read it once, in the order that they are given"
             )
         if self.conditional:
             found.append(
@@ -628,6 +722,7 @@ class Rubric(BaseModel):
         kinds = ("confidence", "probabilities")
         made = [f"{d.name}_{kind}" for d in (*self.dimensions, *self.sets) for kind in kinds]
         made += [f"{d.name}_expected" for d in self.dimensions if d.span]
+        made += [f"{d.name}{FLIPPED}" for d in self.dimensions if isinstance(d, Preference)]
         return sorted({"item_id", "outcome", *made} & set(names))
 
     def to_json(self) -> str:

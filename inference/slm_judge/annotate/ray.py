@@ -90,7 +90,8 @@ class RayEngine:
                 if done["error"]:
                     raise DataError(done["error"])
                 outcomes = Counter(json.loads(done["outcomes"]))
-                yield Finished(int(done["n_rows"]), outcomes, int(done["computed"]))
+                flips = {name: Counter(dict(of)) for name, of in json.loads(done["flips"]).items()}
+                yield Finished(int(done["n_rows"]), outcomes, int(done["computed"]), flips)
         except core.exceptions.RayError as error:
             last = str(error).strip().splitlines()[-1]
             kept = "Finished pieces are kept; the same command goes on."
@@ -126,6 +127,7 @@ class PieceWorker:
         return {
             "n_rows": [done.n_rows],
             "outcomes": [json.dumps(done.outcomes)],
+            "flips": [json.dumps({name: [*of.items()] for name, of in done.flips.items()})],
             "computed": [done.computed],
             "error": [error],
         }

@@ -16,8 +16,8 @@ from slm_judge.data.text import MOST_CHARACTERS, TOO_LONG, is_replaced_in, read_
 from slm_judge.errors import DataError
 from slm_judge.judge.answer import annotation_from_logits
 from slm_judge.judge.judge import Judge
-from slm_judge.prompt.readers import EncodedPrompt
-from slm_judge.rubric import Dimension, Multi, Rubric, format_value
+from slm_judge.prompt.readers import EncodedPrompt, encode_readings
+from slm_judge.rubric import FLIPPED, Dimension, Multi, Preference, Rubric, format_value
 
 Policy = Literal["skip", "fail"]
 LengthPolicy = Literal["skip", "fail", "truncate"]
@@ -41,7 +41,8 @@ class AnnotateOptions:
     """Field of the rubric -> column of the table, where they differ."""
     prefix: str = ""
     """Put before the names of the new columns: `<dimension>`, `<dimension>_confidence` for each
-    dimension, `<dimension>_expected` for sliders, and `outcome`."""
+    dimension, `<dimension>_expected` for sliders, `<dimension>_flipped` for preferences, and
+    `outcome`."""
     on_empty: Policy = "skip"
     """A row that lacks a field or its text."""
     on_too_long: LengthPolicy = "skip"
@@ -102,9 +103,14 @@ class PieceAnnotator:
             self.added[f"{prefix}{dimension.name}_confidence"] = pa.float64()
             if dimension.span:
                 self.added[f"{prefix}{dimension.name}_expected"] = pa.float64()
+            if isinstance(dimension, Preference):
+                self.added[f"{prefix}{dimension.name}{FLIPPED}"] = pa.bool_()
         self.outcome = f"{prefix}outcome"
         self.added[self.outcome] = pa.string()
         self.probability = f"{prefix}{REVIEW_PROBABILITY}" if options.review_share else ""
+        preferences = [d.name for d in rubric.dimensions if isinstance(d, Preference)]
+        self.flipped = {name: f"{prefix}{name}{FLIPPED}" for name in preferences}
+        """Preference -> the column that says whether its two readings chose different labels."""
         self.confidences = [f"{prefix}{d.name}_confidence" for d in rubric.as_written]
         self.computed = 0
         self._digits = EXACT_DIGITS if judge.exact else STABLE_DIGITS
@@ -143,9 +149,9 @@ class PieceAnnotator:
         """
         keys, states, outcomes = self._states(piece, first_row)
         prompts: dict[str, EncodedPrompt] = {}
-        encoded = self.judge.backend.reader.encode(list(states.values()))
+        encoded = self.judge.encode(list(states.values()))
         for (key, state), prompt in zip(states.items(), encoded, strict=True):
-            length, most = len(prompt.input_ids), self.judge.backend.max_tokens
+            length, most = prompt.n_tokens, self.judge.backend.max_tokens
             if length > most:
                 where = _where(piece, first_row, keys.index(key))
                 outcomes[key] = f"{TOO_LONG}: {length} tokens, room for {most}"
@@ -201,8 +207,9 @@ class PieceAnnotator:
             for dimension in contract.rubric.as_written:
                 label = answer.labels[dimension.name]
                 sure = answer.confidence[dimension.name]
+                beside = bool(dimension.span) or isinstance(dimension, Preference)
                 if label is None or sure is None:  # not asked
-                    cells += [None, None, *([None] if dimension.span else [])]
+                    cells += [None, None, *([None] if beside else [])]
                     continue
                 if isinstance(label, list):
                     label = [format_value(value) for value in label]
@@ -213,6 +220,8 @@ class PieceAnnotator:
                 if dimension.span:
                     digits = self._digits - math.ceil(math.log10(dimension.span))
                     cells.append(round(answer.expected(dimension), digits))
+                if isinstance(dimension, Preference):
+                    cells.append(answer.flipped[dimension.name])
             found[fresh[index]] = (*cells, piece.outcomes[fresh[index]])
         self.computed += len(fresh)
         nothing = (None,) * (len(self.added) - 1)
@@ -278,14 +287,14 @@ def truncate(backend: Backend, rubric: Rubric, state: Mapping[str, str]) -> Enco
     for name in sorted(rubric.fields, key=lambda name: len(state[name]), reverse=True):
         low, high = 0, len(cut[name])  # `low` characters fit, `high` do not
         shortest = _encode(backend, cut, name, low)
-        if len(shortest.input_ids) > backend.max_tokens:
+        if shortest.n_tokens > backend.max_tokens:
             cut[name] = ""
             continue
         best = shortest
         while high - low > 1:
             middle = min((low + high) // 2, 2 * low + backend.max_tokens)  # never far beyond
             prompt = _encode(backend, cut, name, middle)
-            if len(prompt.input_ids) <= backend.max_tokens:
+            if prompt.n_tokens <= backend.max_tokens:
                 low, best = middle, prompt
             else:
                 high = middle
@@ -294,4 +303,5 @@ def truncate(backend: Backend, rubric: Rubric, state: Mapping[str, str]) -> Enco
 
 
 def _encode(backend: Backend, state: Mapping[str, str], name: str, length: int) -> EncodedPrompt:
-    return backend.reader.encode([{**state, name: state[name][:length]}])[0]
+    cut = {**state, name: state[name][:length]}
+    return encode_readings(backend.reader.encode, backend.contract.rubric, [cut])[0]

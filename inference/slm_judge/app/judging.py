@@ -58,10 +58,10 @@ class Judges:
         names = [name for name in read if name not in problems]
         with self._lock:
             started = time.perf_counter()
-            encoded = backend.reader.encode([read[name][0] for name in names])
+            encoded = named.judge.encode([read[name][0] for name in names])
             prompts = dict(zip(names, encoded, strict=True))
             for name, prompt in list(prompts.items()):
-                if (length := len(prompt.input_ids)) > backend.max_tokens:
+                if (length := prompt.n_tokens) > backend.max_tokens:
                     problems[name] = f"too long: {length} tokens, room for {backend.max_tokens}"
                     del prompts[name]
             decided = list(named.judge.decide(list(prompts.values())))

@@ -17,7 +17,7 @@ from slm_judge.files import write_text
 from slm_judge.prompt.labels import check_label_count, single_token_labels
 from slm_judge.prompt.layout import build_layout
 from slm_judge.prompt.templates import compile_template, decision_template, systemone_template
-from slm_judge.rubric import RUBRIC_FILE, Dimension, Rubric, explain
+from slm_judge.rubric import RUBRIC_FILE, Dimension, Preference, Rubric, explain
 from slm_judge.version import __version__
 
 from .calibration import Calibration, Temperature, as_json, read_calibrations
@@ -173,6 +173,12 @@ def calibration_notes(contract: Contract) -> list[str]:
             "set on the validation items; transformers' own pipeline and llama-server, which know "
             "one temperature a question type, choose above 0.5."
         )
+    if pairs := [d.name for d in dimensions if isinstance(d, Preference)]:
+        notes.append(
+            f"{', '.join(pairs)}: slm-judge takes the mean of both orders of the two texts; "
+            "transformers' own pipeline and llama-server read one order, and may give other labels."
+        )
+    chosen += pairs
     own = [d.name for d, o in found if o.shift or o.temperature != contract.temperature(d.asked_as)]
     if own := [name for name in own if name not in chosen]:
         notes.append(

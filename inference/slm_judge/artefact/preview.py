@@ -59,12 +59,14 @@ def token_cost(rubric: Rubric, base: str | None = None) -> list[str]:
     whole, shared = tokens(empty), tokens(empty[:alike])
     several = rubric.dimensions if len(rubric.dimensions) > 1 else []  # there is no prompt of none
     each = {d.name: whole - tokens(_prompt(without(d), tokenizer, "")) for d in several}
+    twice = "; each item is read twice, so a row's tokens and texts count twice"
     about = base or f"about, {_BYTES} bytes each; --base counts them"
     lines = [
         f"tokens ({about}): {shared:,} of the rubric, computed once for all "
         f"rows, and {whole - shared:,} of a row besides its texts"
         + ("; of each question: " if each else "")
         + ", ".join(f"{name} {n:,}" for name, n in each.items())
+        + (twice if rubric.pair else "")
     ]
     return lines if base is None else [*lines, _share(whole, base)]
 

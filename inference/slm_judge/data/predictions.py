@@ -32,11 +32,17 @@ class Answers:
     """N option indices; -1 where the question was not asked (`ask_if`)."""
     probabilities: npt.NDArray[np.float64] | None = None
     """N x options, where the system gives them."""
+    flipped: npt.NDArray[np.bool_] | None = None
+    """N, of a preference that a judge read twice: whether the readings chose different labels."""
 
     def of(self, rows: Sequence[int]) -> "Answers":
         """Those of some items."""
-        shares = self.probabilities
-        return Answers(self.labels[list(rows)], None if shares is None else shares[list(rows)])
+        chosen, shares, flipped = list(rows), self.probabilities, self.flipped
+        return Answers(
+            self.labels[chosen],
+            None if shares is None else shares[chosen],
+            None if flipped is None else flipped[chosen],
+        )
 
 
 @dataclass(frozen=True)

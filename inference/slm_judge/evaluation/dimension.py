@@ -454,7 +454,7 @@ def probe(
     for attribute, names, measures, clusters, of in kinds:
         shown = [name or "no value" for name in names]
         for measure, values in measures.items():
-            if measure == bias.SHIFT and dimension.type == "choice":
+            if measure == bias.SHIFT and dimension.asked_as == "choice":
                 continue
             probes, left = bias.probe_groups(attribute, shown, measure, values, clusters, seed)
             found += [replace(one, of=of) for one in probes]

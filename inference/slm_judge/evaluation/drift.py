@@ -279,7 +279,7 @@ def _agreement(
     if not all(several):
         found.pop(bias.BEYOND, None)
         found = {bias.AGREEMENT: agreeing_share(labels, together, n), **found}
-    if dimension.type == "choice":
+    if dimension.asked_as == "choice":
         found.pop(bias.SHIFT)
     return found
 

@@ -8,6 +8,7 @@ import numpy as np
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap
 from slm_judge.agreement.scores import agreeing_share
 from slm_judge.data.item import Item, votes_of
+from slm_judge.judge.answer import leanings
 from slm_judge.judge.judge import Judge
 
 PROBED_ITEMS = 300  # with another order of options
@@ -50,7 +51,7 @@ def option_order(
     reader = backend.reader_of(turned)
     backend.expect(reader)
     try:
-        reverse = _labels(judge, reader.encode(states), advance)
+        reverse = _labels(judge, judge.encode(states, reader), advance)
     finally:
         backend.expect(backend.reader)
     groups = [item.group for item in items]
@@ -76,7 +77,7 @@ def _labels(judge: Judge, prompts: Sequence[Any], advance: Callable[[], object])
     labels = np.zeros((len(prompts), len(judge.rubric.dimensions)), dtype=int)
     for index, logits in judge.decide(prompts):
         labels[index] = [
-            contract.calibration(dimension).leanings(np.asarray(row)[::-1]).argmax()
+            leanings(dimension, row[..., ::-1], contract.calibration(dimension)).argmax()
             for dimension, row in zip(contract.rubric.dimensions, logits, strict=True)
         ]
         advance()

@@ -14,6 +14,7 @@ from slm_judge.backends import memory_errors
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.data.item import Item
 from slm_judge.errors import ModelError, require
+from slm_judge.judge.answer import leanings
 from slm_judge.judge.judge import Judge, LoadOptions
 from slm_judge.progress import progress_bar
 from slm_judge.rubric import Rubric
@@ -39,15 +40,15 @@ def zero_shot(
     """
     with load(model, rubric) as judge, progress_bar("rows", console=console) as bar:
         backend, theirs = judge.backend, judge.rubric.dimensions
-        prompts = backend.reader.encode([item.state for item in items])
+        prompts = judge.encode([item.state for item in items])
         for i, prompt in enumerate(prompts):
-            if len(prompt.input_ids) > backend.max_tokens:
+            if prompt.n_tokens > backend.max_tokens:
                 prompts[i] = truncate(backend, judge.rubric, items[i].state)
         found = {dimension.name: [0] * len(items) for dimension in theirs}
         task = bar.add_task(Path(model).name, total=len(items))
         for i, logits in judge.decide(prompts):
             for dimension, row in zip(theirs, logits, strict=True):
-                best = backend.contract.calibration(dimension).leanings(row).argmax()
+                best = leanings(dimension, row, backend.contract.calibration(dimension)).argmax()
                 key = dimension.key(int(best))  # its options may have another order
                 option = rubric.dimension(dimension.name).index(key)
                 assert option is not None

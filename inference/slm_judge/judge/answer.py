@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,10 @@ import numpy.typing as npt
 from slm_judge.artefact.calibration import Calibration
 from slm_judge.data.applies import without_unasked
 from slm_judge.data.predictions import Answers
-from slm_judge.rubric import Dimension, Multi, Rubric, Value
+from slm_judge.rubric import Dimension, Multi, Preference, Rubric, Value
 
 Array = npt.NDArray[np.float64]
+_LEAST = 1e-300  # of a probability whose logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Annotation:
     confidence: dict[str, float | None]
     """Probability of the label, None where there is none; of a `multi`, the product of those of
     its options being chosen or not."""
+    flipped: dict[str, bool] = field(default_factory=dict)
+    """Of a preference: whether its two readings chose different labels."""
 
     def expected(self, dimension: Dimension | Multi) -> float:
         """The mean of a score's levels, each weighed by its probability given that one holds."""
@@ -51,6 +54,30 @@ def probabilities(logits: npt.ArrayLike, calibration: Calibration) -> Array:
     return softmax(scaled - np.array(calibration.shift) if calibration.shift else scaled)
 
 
+def exchanged_back(readings: npt.ArrayLike) -> Array:
+    """Two readings of a pair (... x 2 x options), the second in the words of the first."""
+    found = np.array(readings, dtype=np.float64)
+    found[..., 1, :2] = found[..., 1, 1::-1].copy()
+    return found
+
+
+def averaged(readings: npt.ArrayLike, calibration: Calibration) -> Array:
+    """Logits (... x options) whose probabilities are the mean of those of two readings.
+
+    So they do not depend on which text is the first, to the last bit: two numbers have one sum.
+    """
+    likely = exchanged_back(probabilities(readings, calibration)).mean(axis=-2)
+    shift = np.array(calibration.shift or 0.0)
+    logits: Array = calibration.temperature * (np.log(likely.clip(_LEAST)) + shift)
+    return logits
+
+
+def leanings(dimension: Dimension, logits: npt.ArrayLike, calibration: Calibration) -> Array:
+    """Logits (... x options) whose largest one is the label, of what `Judge.decide` gives."""
+    read_twice = isinstance(dimension, Preference)
+    return calibration.leanings(averaged(logits, calibration) if read_twice else logits)
+
+
 def gap(logits: npt.ArrayLike) -> float:
     """Difference between the largest and the second largest of a dimension's logits."""
     second, first = np.partition(np.asarray(logits, dtype=np.float64), -2)[-2:]
@@ -66,17 +93,22 @@ def answers_from_logits(
 
     Args:
         rubric: K dimensions.
-        logits: K arrays, N x options of the dimension.
+        logits: K arrays, N x options of the dimension; of a preference N x 2 x options.
         calibration: of a dimension, as `Contract.calibration`.
     """
-    labels, likely = {}, {}
+    labels, likely, flipped = {}, {}, {}
     for dimension, rows in zip(rubric.dimensions, logits, strict=True):
         how = calibration(dimension)
+        if isinstance(dimension, Preference):
+            first, second = exchanged_back(rows).argmax(axis=-1).T
+            flipped[dimension.name], rows = first != second, averaged(rows, how)
         likely[dimension.name] = probabilities(rows, how)
         # The first of equals, as in `pipeline("decision")`.
         labels[dimension.name] = how.leanings(rows).argmax(axis=-1)
     labels = without_unasked(rubric, labels)
-    return {name: Answers(labels[name], shares) for name, shares in likely.items()}
+    return {
+        name: Answers(labels[name], shares, flipped.get(name)) for name, shares in likely.items()
+    }
 
 
 def annotation_from_logits(
@@ -88,7 +120,7 @@ def annotation_from_logits(
 
     Args:
         rubric: K dimensions.
-        logits: K arrays, one logit an option of the dimension.
+        logits: K arrays, one logit an option of the dimension; of a preference, two rows of them.
         calibration: of a dimension, as `Contract.calibration`.
     """
     annotation = Annotation({}, {}, {})
@@ -111,4 +143,6 @@ def annotation_from_logits(
         annotation.probabilities[name] = dict(zip(values, shares, strict=True))
         sure = math.prod(likely[question][labels[question]] for question in questions)
         annotation.confidence[name] = sure if asked else None
+        if asked and (flipped := answers[questions[0]].flipped) is not None:
+            annotation.flipped[name] = bool(flipped[0])
     return annotation

@@ -4,14 +4,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack
 
+import numpy as np
+from numpy.typing import NDArray
+
+from slm_judge.artefact.calibration import Calibration
 from slm_judge.artefact.locate import locate
-from slm_judge.backends import Backend, Logits, check_finite
+from slm_judge.backends import Backend, Logits, Reader, check_finite
 from slm_judge.data.text import item_state
 from slm_judge.errors import DataError, ModelError
-from slm_judge.prompt.readers import EncodedPrompt
-from slm_judge.rubric import Rubric
+from slm_judge.prompt.readers import EncodedPrompt, encode_readings
+from slm_judge.rubric import Dimension, Preference, Rubric
 
-from .answer import Annotation, annotation_from_logits, gap
+from .answer import Annotation, annotation_from_logits, averaged, gap
 
 BackendName = Literal["auto", "gguf", "transformers"]
 Row = str | Mapping[str, Any]
@@ -139,22 +143,35 @@ class Judge:
     def logits(self, rows: Sequence[Row]) -> Iterator[tuple[int, Logits]]:
         """Yield (row index, per dimension the options' logits before temperature), unordered.
 
+        Of a preference, those of both readings: 2 x options, see `answer.averaged`.
+
         Raises:
             DataError: a row lacks a field or its text, or is longer than the model can read.
             ModelError: the model's weights are damaged.
         """
         states = [item_state(self.rubric, row, f"Row {i + 1}") for i, row in enumerate(rows)]
-        prompts = self.backend.reader.encode(states)
+        prompts = self.encode(states)
         for i, prompt in enumerate(prompts):
-            if len(prompt.input_ids) > self.backend.max_tokens:
+            if prompt.n_tokens > self.backend.max_tokens:
                 raise DataError(
-                    f"Row {i + 1} needs {len(prompt.input_ids)} tokens, but there is room for "
+                    f"Row {i + 1} needs {prompt.n_tokens} tokens, but there is room for "
                     f"{self.backend.max_tokens}. Shorten its longest field."
                 )
         yield from self.decide(prompts)
 
+    def encode(
+        self, states: Sequence[dict[str, str]], reader: Reader | None = None
+    ) -> list[EncodedPrompt]:
+        """The prompts of items, of a rubric with a preference with both readings.
+
+        Args:
+            states: of the items.
+            reader: by default the backend's.
+        """
+        return encode_readings((reader or self.backend.reader).encode, self.rubric, states)
+
     def decide(self, prompts: Sequence[EncodedPrompt]) -> Iterator[tuple[int, Logits]]:
-        """Yield (index, logits) of prompts; labels do not depend on how prompts are batched.
+        """Yield (index, logits) of `encode`'s prompts; how they are batched decides no label.
 
         Engines compute many rows at a time, and the last digits of a row's logits depend on its
         neighbours. Where the two best labels of a dimension are nearer than the engine's noise,
@@ -163,11 +180,11 @@ class Judge:
         if self.exact:
             yield from self._run(prompts, alone=True)
             return
-        contract, close = self.backend.contract, []
-        calibrations = [contract.calibration(d) for d in contract.rubric.dimensions]
+        contract, close, near = self.backend.contract, [], self.backend.near_tie
+        dimensions = contract.rubric.dimensions
+        calibrations = [contract.calibration(dimension) for dimension in dimensions]
         for index, logits in self._run(prompts):
-            leaning = (c.leanings(row) for c, row in zip(calibrations, logits, strict=True))
-            if any(gap(row) < self.backend.near_tie for row in leaning):
+            if any(found < near for found in map(_gap, dimensions, calibrations, logits)):
                 close.append(index)
             else:
                 yield index, logits
@@ -177,9 +194,30 @@ class Judge:
     def _run(
         self, prompts: Sequence[EncodedPrompt], alone: bool = False
     ) -> Iterator[tuple[int, Logits]]:
+        if self.rubric.pair:
+            yield from self._run_twice(prompts, alone)
+            return
         for index, logits in self.backend.run(prompts, alone):
             check_finite(logits, self.backend.path)
             yield index, logits
+
+    def _run_twice(
+        self, prompts: Sequence[EncodedPrompt], alone: bool
+    ) -> Iterator[tuple[int, Logits]]:
+        """Preferences from both readings, which are neighbours; other dimensions from the first."""
+        readings = [one for p in prompts for one in (p, p.exchanged) if one]
+        assert len(readings) == 2 * len(prompts), "prompts are those of Judge.encode"
+        waiting: dict[int, Logits] = {}
+        for number, logits in self.backend.run(readings, alone):
+            check_finite(logits, self.backend.path)
+            index, second = divmod(number, 2)
+            if index not in waiting:
+                waiting[index] = logits
+                continue
+            pair = (waiting.pop(index), logits) if second else (logits, waiting.pop(index))
+            both = zip(self.rubric.dimensions, *pair, strict=True)
+            twice = [np.stack(of) if isinstance(d, Preference) else of[0] for d, *of in both]
+            yield index, twice
 
     def close(self) -> None:
         """Free the model."""
@@ -190,3 +228,14 @@ class Judge:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _gap(dimension: Dimension, calibration: Calibration, logits: NDArray[Any]) -> float:
+    """How far noise is from another label: of a preference, in either reading or their mean.
+
+    Noise of the size n in a gap of logits moves each log probability by n at most, and so that of
+    the mean, and the gap of two such by 2 n.
+    """
+    if not isinstance(dimension, Preference):
+        return gap(calibration.leanings(logits))
+    return min(*map(gap, logits), gap(averaged(logits, calibration)) / 2)

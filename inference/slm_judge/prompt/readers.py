@@ -3,9 +3,9 @@
 import copy
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +28,26 @@ class EncodedPrompt:
     input_ids: list[int]
     slots: list[int]
     """Per dimension, the position whose next-token distribution is the answer."""
+    exchanged: "EncodedPrompt | None" = None
+    """The second reading, of a rubric with a preference: the two texts changed places."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the longer reading."""
+        return max(len(self.input_ids), self.exchanged.n_tokens if self.exchanged else 0)
+
+
+def encode_readings(
+    encode: Callable[[Sequence[State]], list[EncodedPrompt]],
+    rubric: Rubric,
+    states: Sequence[dict[str, str]],
+) -> list[EncodedPrompt]:
+    """Tokenize items with a reader's `encode`, and the second reading of those that have one."""
+    prompts = encode(states)
+    if rubric.pair is None:
+        return prompts
+    second = encode([rubric.exchanged(state) for state in states])
+    return [replace(one, exchanged=two) for one, two in zip(prompts, second, strict=True)]
 
 
 class DecisionReader:
