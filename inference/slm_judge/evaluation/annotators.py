@@ -9,11 +9,7 @@ import numpy.typing as npt
 
 from slm_judge.agreement import annotators as each
 from slm_judge.agreement.aggregate import level_values, ratings_of
-from slm_judge.agreement.alpha import (
-    Floats,
-    Votes,
-    alpha_of_coincidences,
-)
+from slm_judge.agreement.alpha import Floats, alpha_of_coincidences
 from slm_judge.agreement.alt_test import AltTest, Score, alt_test
 from slm_judge.agreement.bootstrap import Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.scores import BOUNDS
@@ -46,7 +42,7 @@ class Yardstick:
     """Items, groups or annotators that were drawn."""
 
 
-def shared_items(votes: Votes) -> npt.NDArray[np.bool_]:
+def shared_items(votes: Sequence[Sequence[Any]]) -> npt.NDArray[np.bool_]:
     """Which items have several annotations; all of them where none has."""
     several = np.array([len(row) > 1 for row in votes])
     return several if several.any() else np.ones(len(votes), dtype=bool)
