@@ -274,7 +274,8 @@ def lines(reports: int) -> Iterator[str]:
     yield "\n| reports | claim a bias | find a difference | p at most 0.05 |"
     yield "| --- | ---: | ---: | ---: |"
     for name, world in WORLDS.items():
-        yield f"| {name} | {' | '.join(f'{x:.1%}' for x in verdicts(world, reports // 2).values())} |"
+        shares = verdicts(world, reports // 2).values()
+        yield f"| {name} | {' | '.join(f'{x:.1%}' for x in shares)} |"
     shifts = np.array([held_out(seed) for seed in range(reports)])
     (pair, median), error = shifts.mean(axis=0), shifts.std(axis=0) / np.sqrt(reports)
     yield (
