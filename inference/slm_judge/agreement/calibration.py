@@ -4,12 +4,14 @@ In shapes, N is the number of items and V that of the options of a dimension. Ta
 shares, so with one annotator an item they are one-hot and all figures are the usual ones.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from .alpha import Floats
+from .compare import independent_items
 
 LEVEL = 0.9
 """Confidence of a guaranteed threshold, where nobody says otherwise."""
@@ -100,7 +102,11 @@ class CalibrationError:
 
 
 def calibration_error(
-    confidence: Floats, agreement: Floats, votes: npt.NDArray[np.int64], n_bins: int = 10
+    confidence: Floats,
+    agreement: Floats,
+    votes: npt.NDArray[np.int64],
+    n_bins: int = 10,
+    groups: Sequence[Hashable] | None = None,
 ) -> CalibrationError:
     """The expected calibration error, which is above 0 for every judge on few items.
 
@@ -116,6 +122,8 @@ def calibration_error(
         agreement: N, the share of the annotators who agree with the label.
         votes: N, the number of these annotators.
         n_bins: fewer where there are fewer items.
+        groups: what each of N items belongs to, by default to itself; where they are alike in what
+            confidence does not explain, noise is that of `independent_items`.
 
     Returns:
         nan without items.
@@ -136,6 +144,8 @@ def calibration_error(
     of_perfect = np.bincount(bins, spread * (1 / votes + (1 - 1 / votes) * together)) / size**2
     own = np.bincount(bins, rest) / size / np.maximum(size - 1, 1)
     drawn = np.random.default_rng(0).standard_normal((_DRAWS, b))
+    worth = n if groups is None else independent_items(agreement - confidence - gaps[bins], groups)
+    drawn *= np.sqrt(n / worth)
     perfect = np.abs(drawn * np.sqrt(of_perfect)) @ size / n
     noise = drawn * np.sqrt(np.maximum(of_perfect, own))
     low = estimate - float(np.quantile(np.abs(noise) @ size / n, 0.975))

@@ -249,7 +249,8 @@ def _stand_in(
     dimension, n = world.dimension, len(labels)
     score: Score = "accuracy" if dimension.level_of_measurement == "nominal" else "neg_rmse"
     names, levels = [str(m) for m in range(world.pool)], level_values(dimension)
-    test = alt_test(labels.tolist(), ratings, names, levels, world.epsilon, score)
+    groups = world.groups(n).tolist()
+    test = alt_test(labels.tolist(), ratings, names, levels, world.epsilon, score, groups=groups)
     constant = best_constant(said, dimension.values, dimension.level_of_measurement)[1]
     units = world.units(n)
     alpha = percentile_interval(alphas, bounds=(-np.inf, 1.0), units=units)
