@@ -81,6 +81,20 @@ def test_a_guaranteed_threshold_exceeds_its_target_in_at_most_a_tenth_of_the_run
         assert said["guaranteed_keeps"] > 0.3
 
 
+def test_a_guarantee_respects_conversations():
+    """One error in ten, the target itself, which comes in tens: a tenth of the draws may pass."""
+    talk, passed, sequence = np.repeat(np.arange(60), 10), [], np.array([0.5])
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        rows = np.where(rng.random(600) < np.sqrt(0.3), 600 + talk, np.arange(600))
+        wrong = (rng.random(660) < 0.1).astype(float)[rows]
+        passed.append([guaranteed_threshold(sequence, np.ones(600), wrong, 0.1, 0.9, one).coverage
+                       for one in (None, talk.tolist())])  # fmt: skip
+    by_items, by_groups = np.mean(passed, axis=0)
+    assert by_items > 0.2
+    assert by_groups <= 0.1 + 2 * np.sqrt(0.1 * 0.9 / 200)
+
+
 def test_items_that_do_not_suffice_are_told_how_many_would():
     sequence = np.array([0.9, 0.8])
     right, sure = np.zeros(21), np.full(21, 0.95)

@@ -246,7 +246,12 @@ def threshold_sequence(
 
 
 def guaranteed_threshold(
-    sequence: Floats, confidence: Floats, errors: Floats, target: float, level: float = LEVEL
+    sequence: Floats,
+    confidence: Floats,
+    errors: Floats,
+    target: float,
+    level: float = LEVEL,
+    groups: Sequence[Hashable] | None = None,
 ) -> Threshold:
     """The last threshold of a sequence up to which all are shown to hold an error of `target`.
 
@@ -261,12 +266,19 @@ def guaranteed_threshold(
         errors: N, 0 (right) or 1 (wrong).
         target: largest error that is accepted among the answers that are kept.
         level: of the guarantee.
+        groups: what each of N items belongs to, by default to itself; those of groups count as as
+            many as they are worth (`independent_items`), which holds in good approximation alone.
 
     Returns:
         With coverage 0 where the first one fails.
     """
     keeps = confidence[None, :] >= sequence[:, None] - 1e-9
-    p = _p_values(keeps @ errors, keeps.sum(axis=1), target)
+    wrong, kept = keeps @ errors, keeps.sum(axis=1)
+    if groups is not None:
+        owner = np.unique([str(group) for group in groups], return_inverse=True)[1]
+        worth = [independent_items(errors[row], owner[row]) for row in keeps]
+        wrong, kept = np.ceil(wrong * worth / np.maximum(kept, 1)), np.floor(worth)
+    p = _p_values(wrong, kept, target)
     failed = np.flatnonzero(p > 1 - level)
     passed = failed[0] if len(failed) else len(sequence)
     return _at(float(sequence[passed - 1]) if passed else np.inf, confidence, errors)
