@@ -77,16 +77,19 @@ def checks(
     loss: Mapping[str, Any] | None,
     n_items: int,
     thresholds: VerifyConfig,
+    is_set: bool = False,
 ) -> list[Check]:
     """What is decided about an artefact in a dimension.
 
     Args:
         dimension: its name.
         artefact: its name.
-        alike: of `answers.between`, with the adapter.
+        alike: of `answers.between`, with the adapter; of a set, of `answers.set_report`.
         loss: of `answers.losses`; None where there are no annotations to agree with.
         n_items: that were asked about.
         thresholds: of the recipe.
+        is_set: of options; each one's share of equal labels is held to `min_agreement`, not that of
+            equal sets, which falls with their number.
     """
 
     def check(said: str, found: Interval, threshold: str, bound: float, items: int) -> Check:
@@ -95,7 +98,7 @@ def checks(
     equal, alpha = (_interval(alike[f"{key}_interval"]) for key in ("agreement", "alpha"))
     least = thresholds.min_agreement
     said = "share of labels equal to the adapter's"
-    found = [check(said, equal, "min_agreement", least, n_items)]
+    found = [] if is_set else [check(said, equal, "min_agreement", least, n_items)]
     if not equal.high >= NEARLY_ALL or not np.isfinite(alpha.estimate):
         least = thresholds.min_alpha_between
         found.append(check("alpha with the adapter", alpha, "min_alpha_between", least, n_items))
@@ -107,9 +110,10 @@ def checks(
 
 def all_checks(report: Mapping[str, Any], thresholds: VerifyConfig, reference: str) -> list[Check]:
     """The checks of a report of `verify`, artefact by artefact against the reference."""
+    parts, sets = report["dimensions"], report.get("sets", {})
     return [
         check
-        for name, dimension in report["dimensions"].items()
+        for name, dimension in [*parts.items(), *sets.items()]
         for artefact in dimension["loss"]
         for check in checks(
             name,
@@ -118,6 +122,7 @@ def all_checks(report: Mapping[str, Any], thresholds: VerifyConfig, reference: s
             dimension["loss"][artefact] if dimension["annotations"] else None,
             report["items"],
             thresholds,
+            name in sets,
         )
     ]
 

@@ -24,6 +24,7 @@ from slm_judge.data.predictions import (
     write_predictions,
 )
 from slm_judge.data.read import Annotations
+from slm_judge.data.sets import whole_sets
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.evaluation.annotators import shared_items
 from slm_judge.evaluation.evaluate import PROBES, Evaluation, evaluate, systems_of
@@ -38,6 +39,7 @@ from slm_judge.screen import Sheet
 from .answers import Heard, against_annotators, between, flip_rate, hear, losses
 from .artefacts import ADAPTER, artefacts, parts
 from .decide import all_checks, in_words
+from .sets import set_report
 
 REPORT = "verify.json"
 
@@ -110,7 +112,8 @@ def _gold(
     try:
         gold = read_predictions(location, rubric, [item.item_id for item in items])
     except DataError as error:  # a yardstick: nothing that is verified depends on it
-        return None, [f"The right answers are left out: {error}"]
+        why = str(error).replace(location, Path(location).name)  # since model cards say it too
+        return None, [f"The right answers are left out: {why}"]
     if len(gold.rows) == len(items):
         return gold, []
     known = f"known for {len(gold.rows)} of the {len(items)} test items"
@@ -129,6 +132,7 @@ def _report(
             part.dimension.name: _part_report(part, items, train, heard, gold, margin)
             for part in all_parts(rubric.dimensions)
         },
+        "sets": {one.name: set_report(one, items, heard, margin) for one in whole_sets(rubric)},
         "different_prompts": _different_prompts(heard),
     }
     report = finite(report)
@@ -248,12 +252,11 @@ def agreement_table(report: Mapping[str, Any]) -> Sheet:
         figures = (number(found["alpha"], 3), number(found["accuracy"], 3), equal)
         table.add(name, *figures, *([flips] if twice else []), style=style)
 
-    for dimension, given in report["dimensions"].items():
+    for dimension, given in [*report["dimensions"].items(), *report.get("sets", {}).items()]:
         apart = given["compared"] < given["annotated"]
+        whole = f"{dimension}, sets of options" if "distance" in given else dimension
         table.group(
-            f"{dimension}, {given['compared']} items with several annotations"
-            if apart
-            else dimension
+            f"{whole}, {given['compared']} items with several annotations" if apart else whole
         )
         among = {"alpha": given["annotators_alpha"], "accuracy": None}
         add("annotators among themselves", among)
@@ -263,5 +266,6 @@ def agreement_table(report: Mapping[str, Any]) -> Sheet:
             alike = given["between"].get(f"{ADAPTER} / {name}")
             flips = interval(given["flips"][name]) if "flips" in given else ""
             add(name, found, number(alike["agreement"], 3) if alike else "", "bold", flips)
-        add("majority label", given["majority"])
+        if "majority" in given:
+            add("majority label", given["majority"])
     return table

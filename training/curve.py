@@ -223,7 +223,7 @@ def _report(curve: _Curve) -> dict[str, Any]:
                 }
                 for name, values in systems.items()
             },
-            "outlook": asdict(outlook(items, systems[JUDGE], curve.recipe.training.seed)),
+            "outlook": asdict(outlook(items, systems[JUDGE], bootstrap.seed, bootstrap.units)),
         }
     counts = {name: len(curve.splits[name]) for name in ("train", "validation", "test")}
     return finite(  # type: ignore[no-any-return]

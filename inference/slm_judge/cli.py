@@ -486,8 +486,20 @@ def plan(
     corpus: Annotated[
         int, typer.Option(help="Items that the judge alone labels (estimate).", min=1)
     ] = 10_000,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Items of a conversation, author, ...; the pilot's, or 1.", min=1, max=1000
+        ),
+    ] = None,
+    group_correlation: Annotated[
+        float | None, typer.Option(help="Of items in a group, 0 to 1; the pilot's, or 0.1.")
+    ] = None,
     item_id: ItemColumn = ITEM_ID,
     annotator: AnnotatorColumn = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column of the pilot: items that belong together.")
+    ] = None,
 ) -> None:
     """Say, before anybody annotates, what so many items and annotators would show."""
     require_extra("evaluate")
@@ -500,9 +512,9 @@ def plan(
     if pilot and not rubric:
         raise JudgeError("A pilot needs --rubric, which says what its columns mean.")
     shares = _numbers("--prevalence", prevalence) if prevalence else None
-    tests = EPSILON[expertise], margin, corpus
+    tests = EPSILON[expertise], margin, corpus, group_size, group_correlation
     expected = stage.Expected(annotators, pool, alpha, shares, accuracy, *tests)
-    read = read_annotations(pilot, questions, item_id, annotator) if pilot else None
+    read = read_annotations(pilot, questions, item_id, annotator, (), group) if pilot else None
     console = Console()
     say(console, read.notes if read else [])
     worlds = stage.worlds(questions, expected, read.items if read else None)

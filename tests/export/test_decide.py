@@ -5,17 +5,20 @@ Longer runs of the same simulations: `python -m benchmarks.guarantees verify`.
 
 import numpy as np
 import pytest
-from slm_judge.export.answers import between, losses
+from slm_judge.export.answers import Heard, between, losses
 from slm_judge.export.artefacts import ADAPTER
-from slm_judge.export.decide import NEARLY_ALL
-from slm_judge.export.verify import _part_report, agreement_table, failures, undecided
+from slm_judge.export.decide import NEARLY_ALL, all_checks
+from slm_judge.export.sets import set_report
+from slm_judge.export.verify import _gold, _part_report, agreement_table, failures, undecided
 
 from benchmarks.guarantees import decided, dimension, drawn_labels, heard, true_loss
 from slm_judge.agreement.bootstrap import Interval
 from slm_judge.agreement.compare import independent_items, items_to_decide, share_interval
 from slm_judge.agreement.parts import parts
 from slm_judge.data.item import Item, sample_rows
+from slm_judge.data.predictions import Answers
 from slm_judge.recipe import VerifyConfig
+from slm_judge.rubric import Rubric
 
 
 def about(estimate, low, high):
@@ -215,3 +218,88 @@ def test_a_part_of_the_items_is_a_seeded_sample():
     assert 400 < np.mean(rows) < 600  # not the first ones
     assert rows != sample_rows(1000, 100, seed=1)
     assert sample_rows(3, 5, 0) == sample_rows(3, None, 0) == [0, 1, 2]
+
+
+# --- sets of options ---
+
+SET = Rubric.model_validate(
+    {"name": "r", "instructions": "i", "fields": ["text"], "dimensions": [
+        {"name": "k", "type": "multi", "instructions": "q", "options": ["a", "b", "c"]}]}
+).sets[0]  # fmt: skip
+
+
+def some_sets(n, changed, seed):
+    """Of an adapter, an artefact that draws a share of its sets anew, and two annotators."""
+    rng = np.random.default_rng(seed)
+
+    def anew(sets, share):
+        fresh = (rng.random((n, 3)) < [0.3, 0.2, 0.1]).astype(int)
+        return np.where(rng.random(n)[:, None] < share, fresh, sets)
+
+    truth = anew(np.zeros((n, 3), dtype=int), 1)
+    adapter = anew(truth, 0.2)
+    return adapter, anew(adapter, changed), [anew(truth, 0.25), anew(truth, 0.25)]
+
+
+def of_sets(adapter, other, votes, margin=0.05):
+    """What `verify` says of them."""
+    artefacts = {name: Heard({m: Answers(said[:, k], np.eye(2)[said[:, k]])
+                              for k, m in enumerate(SET.members)}, [])
+                 for name, said in ((ADAPTER, adapter), ("Q4_K_M", other))}  # fmt: skip
+    items = [
+        Item(str(i), {"text": "t"}, {m: {f"p{j}": int(one[i, k]) for j, one in enumerate(votes)}
+                                     for k, m in enumerate(SET.members)}, str(i))
+        for i in range(len(adapter))
+    ]  # fmt: skip
+    found = set_report(SET, items, artefacts, margin)
+    return {"items": len(items), "different_prompts": 0, "dimensions": {}, "sets": {"k": found}}
+
+
+def test_a_loss_of_whole_sets_is_said_to_be_on_the_wrong_side_in_5_percent():
+    """The hardest case: margin and least alpha are what is true, whatever the distance of sets."""
+    loss, alpha = 0.8 * 0.75 * 0.15, 0.85
+    thresholds, said = VerifyConfig(max_alpha_loss=loss, min_alpha_between=alpha), []
+    for seed in range(1, 41):
+        report = of_sets(*some_sets(80, 0.15, seed), loss)
+        said += [(one.threshold, one.verdict) for one in all_checks(report, thresholds, ADAPTER)]
+    for threshold in ("−max_alpha_loss", "min_alpha_between"):
+        found = [verdict for name, verdict in said if name == threshold]
+        assert len(found) > 30
+        for verdict in ("holds", "does not hold"):
+            assert found.count(verdict) / len(found) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 40)
+
+
+def test_whole_sets_are_decided_where_it_is_clear_and_shown():
+    adapter, other, votes = some_sets(300, 0.5, 1)
+    report = of_sets(adapter, other, votes)
+    refused = failures(report, VerifyConfig())
+    assert [line.partition(" −0.")[0].partition(" 0.")[0] for line in refused] == [
+        "k, Q4_K_M: alpha with the adapter",
+        "k, Q4_K_M: change of alpha against the annotators",
+    ]
+    rows = "\n".join(line for line, _ in agreement_table(report).lines(80))
+    equal = (adapter == other).all(axis=1).mean()
+    assert "k, sets of options" in rows
+    assert f"{equal:.3f}" in rows
+    assert failures(of_sets(adapter, adapter, votes), VerifyConfig(undecided="refuse")) == []
+    # Equal as they are, few items show nothing.
+    (said,) = undecided(of_sets(*some_sets(5, 0, 2)), VerifyConfig())
+    assert "more held-out items would decide" in said
+    never = np.full((9, 3), -1)
+    assert of_sets(never, never, [one[:9] for one in votes])["sets"]["k"]["loss"] == {}
+
+
+@pytest.mark.parametrize("content", [None, "item_id,d\nother,a\n", "item_id\n1\n", "\x00"])
+def test_a_note_on_right_answers_names_no_folder(tmp_path, content):
+    """Model cards repeat it."""
+    path = tmp_path / "private" / "gold.csv"
+    path.parent.mkdir()
+    if content is not None:
+        path.write_text(content)
+    items, asked = [Item("1", {"text": "t"}, {"d": {"a": 1}}, "1")], dimension()
+    rubric = {"name": "r", "instructions": "i", "fields": ["text"], "dimensions": [asked]}
+    gold, (note,) = _gold(str(path), Rubric.model_validate(rubric), items)
+    assert gold is None
+    assert note.startswith("The right answers are left out: ")
+    assert "gold.csv" in note
+    assert "private" not in note

@@ -27,6 +27,24 @@ def test_a_perfect_judge_is_not_shown_to_be_off(votes):
     assert said["estimate"] > 0.04  # which is why it is not read alone
 
 
+def test_a_perfect_judge_of_conversations_is_not_shown_to_be_off():
+    """Its errors come together: by items, it would be said to be off in half of the runs."""
+    talk, off = np.repeat(np.arange(40), 10), []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        rows = np.where(rng.random(400) < np.sqrt(0.3), 400 + talk, np.arange(400))
+        sure, luck = confidences(440, rng)[rows], rng.random(440)[rows]
+        found = [
+            calibration_error(sure, (luck < sure).astype(float), np.ones(400, int), 10, groups)
+            for groups in (None, talk.tolist())
+        ]
+        off.append([one.low > 0 for one in found] + [one.estimate - one.perfect for one in found])
+    by_items, by_groups, more, as_much = np.mean(off, axis=0)
+    assert by_items > 0.3
+    assert by_groups <= 0.05
+    assert abs(as_much) < 0.01 < more
+
+
 @pytest.mark.parametrize("name", ["too sure", "too sure at the top"])
 def test_a_judge_that_is_off_is_found_out_and_the_interval_holds_how_far(name):
     said = shown_off(JUDGES[name], 1000, 1, runs=40)
@@ -61,6 +79,20 @@ def test_a_guaranteed_threshold_exceeds_its_target_in_at_most_a_tenth_of_the_run
     if name == "perfect":  # where a threshold is to be found
         assert said["estimate"] > 0.4
         assert said["guaranteed_keeps"] > 0.3
+
+
+def test_a_guarantee_respects_conversations():
+    """One error in ten, the target itself, which comes in tens: a tenth of the draws may pass."""
+    talk, passed, sequence = np.repeat(np.arange(60), 10), [], np.array([0.5])
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        rows = np.where(rng.random(600) < np.sqrt(0.3), 600 + talk, np.arange(600))
+        wrong = (rng.random(660) < 0.1).astype(float)[rows]
+        passed.append([guaranteed_threshold(sequence, np.ones(600), wrong, 0.1, 0.9, one).coverage
+                       for one in (None, talk.tolist())])  # fmt: skip
+    by_items, by_groups = np.mean(passed, axis=0)
+    assert by_items > 0.2
+    assert by_groups <= 0.1 + 2 * np.sqrt(0.1 * 0.9 / 200)
 
 
 def test_items_that_do_not_suffice_are_told_how_many_would():

@@ -1,6 +1,7 @@
 """`slm-judge plan`: what it says of a study is what studies of known truth show, made otherwise."""
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +18,13 @@ from slm_judge.agreement.alpha import (
 )
 from slm_judge.agreement.alt_test import alt_test
 from slm_judge.agreement.bootstrap import Bootstrap
-from slm_judge.agreement.power import World, items_for_width, items_to_compare, simulate
+from slm_judge.agreement.power import (
+    World,
+    correlation_within,
+    items_for_width,
+    items_to_compare,
+    simulate,
+)
 from slm_judge.cli import main
 from slm_judge.data.item import votes_of
 from slm_judge.data.read import read_annotations
@@ -71,10 +78,43 @@ def test_the_width_is_how_far_alpha_varies_between_studies():
     assert power.among == pytest.approx(2 * 1.96 * np.std(found), rel=0.15)
 
 
+def conversations(seed, groups, size=10):
+    """A judge that is better in some conversations than in others, and three annotators."""
+    rng, own = np.random.default_rng(seed), np.repeat(np.arange(groups), size)
+    skill = 1 / (1 + np.exp(-rng.normal(1.5, 1, groups)))
+    truth = rng.integers(0, 2, len(own))
+    judged = np.where(rng.random(len(own)) < skill[own], truth, 1 - truth)
+    said = np.where(rng.random((len(own), 3)) < 0.85, truth[:, None], 1 - truth[:, None])
+    return judge_coincidences(judged.tolist(), said.tolist(), 2), own
+
+
+def test_the_width_is_that_of_the_bootstrap_of_conversations():
+    """Planned by alpha and correlation alone, of conversations that are made in another way."""
+    parts, own = conversations(0, 3000)
+    alpha = float(alpha_of_coincidences(parts.sum(axis=0), [0, 1], "nominal"))
+    alike, size = correlation_within(parts, own, world().dimension)
+    assert (size, alike) == (10, pytest.approx(0.1, abs=0.03))
+    assert correlation_within(parts, np.arange(len(own)), world().dimension)[1] == 1
+    planned = replace(world(alpha=0.49, judge=alpha), group_size=10, correlation=alike)
+    wide = []
+    for seed in range(1, 31):
+        parts, own = conversations(seed, 30)
+        bootstrap = Bootstrap(300, 400, seed, own.tolist())  # as `evaluate` with --cluster
+        one = bootstrap.interval(parts, lambda sums: alpha_of_coincidences(sums, [0, 1], "nominal"))
+        wide.append(one.high - one.low)
+    power, alone = simulate(planned, 300), simulate(replace(planned, group_size=1), 300)
+    assert power.judge == pytest.approx(np.mean(wide), rel=0.08)
+    assert power.judge > 1.3 * alone.judge
+    # Estimates of the corpus too: the design effect is 1.9.
+    assert power.people == pytest.approx(np.sqrt(1 + 9 * alike) * alone.people, rel=0.08)
+
+
 def test_as_many_items_as_are_said_give_the_width():
     needed, of_judge = items_for_width(world(), 0.12)
     assert np.isnan(items_for_width(world(annotators=1, pool=1), 0.12)[0])
     assert needed < 600
+    many = replace(world(), group_size=20, correlation=0.1)
+    assert items_for_width(many, 0.12)[0] == pytest.approx(2.9 * needed, rel=0.15)
     wide, right = [], (1 + np.sqrt(0.6)) / 2
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -199,6 +239,11 @@ def test_what_is_expected_is_checked_and_completed():
     ]:
         with pytest.raises(DataError, match=re.escape(complaint)):
             expected(rubric, **given)
+    with pytest.raises(DataError, match=r"--group-correlation is from 0 to 1; it is 1\.1"):
+        expected(noul, alpha=0.5, correlation=1.1)
+    assert expected(noul, alpha=0.5, group_size=5).correlation == 0.1
+    with pytest.raises(DataError, match="5 items in groups of 5: two are needed"):
+        plan([(expected(noul, alpha=0.5, group_size=5), [])], 5)
     with pytest.raises(DataError, match="from 2 to 100000"):
         plan([(whole, [])], 1)
     with pytest.raises(DataError, match=r"needs \d+ items"):
@@ -236,6 +281,14 @@ def test_a_pilot_says_what_to_expect(tmp_path, monkeypatch, capsys):
     assert f"d: the pilot's alpha is {alpha:.3f} [" in out
     assert "of 80 items with several annotations" in out
     assert "see also --alpha 0." in out
+    code, out, _ = run(*pilot, "--items", 60, "--group-size", 6)
+    assert "d: 60 items in groups of 6 (correlation 0.10), 2 of 6" in out
+    for size, shown in ((2, r"groups of about 2; within them they correlate by 0\.\d\d \("),
+                        (8, r"groups of about 8; 10 with several items to compare are too few")):  # fmt: skip
+        frame.assign(talk=frame.item_id // size).to_csv(tmp_path / "pilot.csv", index=False)
+        code, out, _ = run(*pilot, "--items", 60, "--group", "talk")
+        assert re.search(shown, out)
+        assert f"60 items in groups of {size} (correlation 0." in out
     frame.groupby("item_id").head(1).to_csv(tmp_path / "pilot.csv", index=False)
     code, _, err = run(*pilot)
     assert (code, "d: a plan needs the alpha" in err) == (2, True)

@@ -119,6 +119,40 @@ def test_epsilon_has_an_effect():
     assert found[-1] < 0.01
 
 
+def test_conversations_do_not_make_the_test_err_more_often():
+    """The annotator is preferable by just epsilon: in tens of items that are alike (correlation
+    0.2), taken as 300 items, the judge wins three times as often as it may."""
+    talk, wins = np.repeat(np.arange(30), 10), []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        drawn = rng.choice([1, 0, -1], 330, p=[0.3, 0.55, 0.15])
+        lead = drawn[np.where(rng.random(300) < np.sqrt(0.2), 300 + talk, np.arange(300))]
+        wins.append([exact_p(lead, 0.15, one) <= 0.05 for one in (None, talk.tolist())])
+    items, groups = np.mean(wins, axis=0)
+    assert items > 0.1
+    assert groups <= 0.05
+    # Each by itself is a group: the same. And the test as a whole passes them on.
+    assert exact_p(lead, 0.15, range(300)) == exact_p(lead, 0.15)
+    ratings = np.tile((lead > 0)[:, None], 2).astype(int)
+    for groups in (None, talk.tolist()):
+        found = alt_test([0] * 300, ratings, ["a", "b"], np.arange(2.0), 0.4, groups=groups)
+        assert found.comparisons[0].p_value == exact_p((lead > 0).astype(int), 0.4, groups)
+
+
+def test_a_report_takes_conversations_into_account_wherever_it_decides():
+    truth, said = drawn(0, 300)
+    talk, votes = [str(n // 10) for n in range(300)], votes_of(np.repeat(said[::10], 10, axis=0))
+    shown = []
+    for clusters in (None, talk):
+        answers = {"judge": Answers(np.repeat(truth[::10], 10), np.full((300, 5), 0.2))}
+        one = evaluate_dimension(KIND, votes, answers, Groups(clusters), FAST)["systems"]["judge"]
+        error = one["calibration"]["expected_calibration_error"]
+        test = one["alternative_annotator_test"]["annotators"]
+        shown.append((one["alpha"]["high"] - one["alpha"]["low"], error["high"] - error["low"],
+                      *(row["p_value"] for row in test)))  # fmt: skip
+    assert (np.array(shown[1]) > np.array(shown[0])).all()
+
+
 def test_few_items_are_not_compared_and_it_is_said_how_many_would_be():
     """29 items, the annotators better on 4: a signed-rank test said p = .0095 at every epsilon."""
     ratings = np.zeros((29, 3), dtype=int)

@@ -9,7 +9,7 @@ items are compared and the judge is seldom better (`python -m benchmarks.alterna
 exact test decides here, and the outcome of the t-test stands beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from .aggregate import Ratings
 from .alpha import Floats
+from .compare import independent_items
 from .exact_test import noninferiority_p
 
 EPSILON = {"expert": 0.2, "skilled": 0.15, "crowd": 0.1}
@@ -116,6 +117,7 @@ def alt_test(
     epsilon: float = EPSILON["skilled"],
     score: Score = "accuracy",
     false_discovery_rate: float = 0.05,
+    groups: Sequence[Hashable] | None = None,
 ) -> AltTest:
     """Do the test.
 
@@ -132,6 +134,8 @@ def alt_test(
         score: how well a rating represents the others: the share who gave the same (accuracy), or
             the negative root mean squared distance to theirs (neg_rmse), for ordered options.
         false_discovery_rate: q.
+        groups: what each of N items belongs to, e.g. a conversation; by default to itself. The
+            exact test is one of as many items as those of groups are worth (`independent_items`).
     """
     answers = np.asarray(judged, dtype=int)
     found: list[tuple[str, int, float, float, float]] = []
@@ -146,7 +150,8 @@ def alt_test(
             continue
         of_judge = represents(answers[items], others, levels, score)
         of_human = represents(ratings[items, m], others, levels, score)
-        p = exact_p(of_human - of_judge, epsilon), t_test_p(of_human - of_judge, epsilon)
+        own, lead = groups and [groups[item] for item in items], of_human - of_judge
+        p = exact_p(lead, epsilon, own), t_test_p(lead, epsilon)
         found.append((name, len(items), float((of_judge >= of_human).mean()), *p))
     exact, by_t_test = ([row[k] for row in found] for k in (3, 4))
     wins = _rejected(exact, false_discovery_rate), _rejected(by_t_test, false_discovery_rate)
@@ -182,15 +187,19 @@ def represents(label: Ratings, others: Ratings, levels: Floats, score: Score) ->
     return roots
 
 
-def exact_p(lead: Floats, epsilon: float) -> float:
+def exact_p(lead: Floats, epsilon: float, groups: Sequence[Hashable] | None = None) -> float:
     """Of H0: P(annotator better) - P(judge better) >= epsilon.
 
     Args:
         lead: N, the annotator's score minus the judge's; its sign alone counts.
         epsilon: the margin.
+        groups: see `alt_test`.
     """
-    better, worse = int((lead > 0).sum()), int((lead < 0).sum())
-    return noninferiority_p(better, worse, len(lead), epsilon)
+    better, worse, n = int((lead > 0).sum()), int((lead < 0).sum()), len(lead)
+    if groups is not None:  # rounded to the judge's disadvantage
+        share = independent_items(np.sign(lead), groups) / n
+        better, worse, n = int(np.ceil(better * share)), int(worse * share), int(n * share)
+    return noninferiority_p(better, worse, max(n, better + worse, 1), epsilon)
 
 
 def t_test_p(lead: Floats, epsilon: float) -> float:

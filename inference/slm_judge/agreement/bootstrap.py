@@ -146,3 +146,10 @@ def _tail(tail: float, units: int | None) -> float:
     if units is None:
         return tail
     return float(norm.sf(np.sqrt(units / (units - 1)) * t.isf(tail, units - 1)))
+
+
+def wider(units: int | None, tail: float = 0.025) -> float:
+    """By how much an interval of `percentile_interval` is wider than of many units."""
+    from scipy.stats import norm
+
+    return float(norm.isf(_tail(tail, units)) / norm.isf(tail))

@@ -4,12 +4,14 @@ In shapes, N is the number of items and V that of the options of a dimension. Ta
 shares, so with one annotator an item they are one-hot and all figures are the usual ones.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from .alpha import Floats
+from .compare import independent_items
 
 LEVEL = 0.9
 """Confidence of a guaranteed threshold, where nobody says otherwise."""
@@ -100,7 +102,11 @@ class CalibrationError:
 
 
 def calibration_error(
-    confidence: Floats, agreement: Floats, votes: npt.NDArray[np.int64], n_bins: int = 10
+    confidence: Floats,
+    agreement: Floats,
+    votes: npt.NDArray[np.int64],
+    n_bins: int = 10,
+    groups: Sequence[Hashable] | None = None,
 ) -> CalibrationError:
     """The expected calibration error, which is above 0 for every judge on few items.
 
@@ -116,6 +122,8 @@ def calibration_error(
         agreement: N, the share of the annotators who agree with the label.
         votes: N, the number of these annotators.
         n_bins: fewer where there are fewer items.
+        groups: what each of N items belongs to, by default to itself; where they are alike in what
+            confidence does not explain, noise is that of `independent_items`.
 
     Returns:
         nan without items.
@@ -136,6 +144,8 @@ def calibration_error(
     of_perfect = np.bincount(bins, spread * (1 / votes + (1 - 1 / votes) * together)) / size**2
     own = np.bincount(bins, rest) / size / np.maximum(size - 1, 1)
     drawn = np.random.default_rng(0).standard_normal((_DRAWS, b))
+    worth = n if groups is None else independent_items(agreement - confidence - gaps[bins], groups)
+    drawn *= np.sqrt(n / worth)
     perfect = np.abs(drawn * np.sqrt(of_perfect)) @ size / n
     noise = drawn * np.sqrt(np.maximum(of_perfect, own))
     low = estimate - float(np.quantile(np.abs(noise) @ size / n, 0.975))
@@ -236,7 +246,12 @@ def threshold_sequence(
 
 
 def guaranteed_threshold(
-    sequence: Floats, confidence: Floats, errors: Floats, target: float, level: float = LEVEL
+    sequence: Floats,
+    confidence: Floats,
+    errors: Floats,
+    target: float,
+    level: float = LEVEL,
+    groups: Sequence[Hashable] | None = None,
 ) -> Threshold:
     """The last threshold of a sequence up to which all are shown to hold an error of `target`.
 
@@ -251,12 +266,19 @@ def guaranteed_threshold(
         errors: N, 0 (right) or 1 (wrong).
         target: largest error that is accepted among the answers that are kept.
         level: of the guarantee.
+        groups: what each of N items belongs to, by default to itself; those of groups count as as
+            many as they are worth (`independent_items`), which holds in good approximation alone.
 
     Returns:
         With coverage 0 where the first one fails.
     """
     keeps = confidence[None, :] >= sequence[:, None] - 1e-9
-    p = _p_values(keeps @ errors, keeps.sum(axis=1), target)
+    wrong, kept = keeps @ errors, keeps.sum(axis=1)
+    if groups is not None:
+        owner = np.unique([str(group) for group in groups], return_inverse=True)[1]
+        worth = [independent_items(errors[row], owner[row]) for row in keeps]
+        wrong, kept = np.ceil(wrong * worth / np.maximum(kept, 1)), np.floor(worth)
+    p = _p_values(wrong, kept, target)
     failed = np.flatnonzero(p > 1 - level)
     passed = failed[0] if len(failed) else len(sequence)
     return _at(float(sequence[passed - 1]) if passed else np.inf, confidence, errors)

@@ -2,8 +2,8 @@
 
 The law is the inverse power law of learning curves (Figueroa et al., "Predicting sample size
 required for classification performance", 2012; Hestness et al., 2017, arXiv 1712.00409), with an
-offset, so that it may level off nearly as fast as an exponential, and beyond c = 0, where it is a
-logarithm:
+offset, so that it may level off as fast as an exponential, which it is with large d and c, and
+beyond c = 0, where it is a logarithm, to c = -1, where it is a line:
 
     alpha(n) = a + b (1 - x^-c) / c,    x = (n + d) / (m + d),    b >= 0,
 
@@ -17,16 +17,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from .alpha import Floats
-from .bootstrap import Interval
+from .bootstrap import Interval, wider
 
 GAIN = 0.05
 """Of alpha: what one asks for."""
 FURTHEST = 4
 """Times the largest size, beyond which nothing is said."""
 _FEWEST_SIZES = 5  # the law has four parameters
-_RATES = np.concatenate([np.linspace(-0.45, -0.05, 9), np.geomspace(0.05, 12, 60)])  # of c, not 0
-_OFFSETS = np.concatenate([[0], np.geomspace(0.02, 1.6, 12)])  # d, as a share of m
+_RATES = np.concatenate([np.linspace(-1, -0.05, 12), np.geomspace(0.05, 12, 50)])  # of c, not 0
+_OFFSETS = np.concatenate([[0], np.geomspace(0.02, 1.6, 12), [3, 6, 15]])  # d, as a share of m
 _MISFIT = 0.01  # p, below which the points follow no such law
+_LINES = 0.2  # share of resamples with c = -1, above which the growth has not begun to slow down
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Laws:
             alphas: B x K.
         """
         c, d = (one.ravel()[:, None] for one in np.meshgrid(_RATES, _OFFSETS))
+        c = np.where(c > 0, c * (1 + d), c)  # as fast, whatever the offset
         grown = _grown(sizes / sizes[-1], c, d)
         centred = grown - grown.mean(axis=1, keepdims=True)
         squares = (centred**2).sum(axis=1)
@@ -93,16 +95,20 @@ class Outlook:
     """The law and its 95 % interval: items, estimate, low, high."""
 
 
-def outlook(sizes: Sequence[float], alphas: Floats, seed: int = 0) -> Outlook:
+def outlook(
+    sizes: Sequence[float], alphas: Floats, seed: int = 0, units: int | None = None
+) -> Outlook:
     """How many more items would raise alpha by `GAIN`.
 
     What is resampled: the test items, which all sizes share; and the chance of a training, normal
-    with the deviation that seeds of one size have, pooled over the sizes (by Student's t).
+    with the deviation that seeds of one size have, half of it pooled over the sizes (by Student's
+    t), since few items may teach less surely than many.
 
     Args:
         sizes: K, rising.
         alphas: (1 + B) x K x S: the estimates, then those of resampled test items.
         seed: of the chance of a training.
+        units: see `percentile_interval`: of few, resamples vary too little.
     """
     n_sizes, n_seeds = alphas.shape[1:]
     if n_sizes < _FEWEST_SIZES or n_seeds < 2:
@@ -110,15 +116,17 @@ def outlook(sizes: Sequence[float], alphas: Floats, seed: int = 0) -> Outlook:
                         f"{n_seeds}")  # fmt: skip
     means = alphas.mean(axis=2)
     means = means[np.isfinite(means).all(axis=1)]
-    if len(means) < len(alphas) / 2 or not np.isfinite(alphas[0]).all():
+    if len(means) < len(alphas) / 2 or not np.isfinite(alphas[0]).all() or (units or 2) < 2:
         return _unknown("alpha is not defined at all sizes")
-    draws, known = _draws(alphas[0], means[1:], seed), np.asarray(sizes, dtype=float)
+    draws, known = _draws(alphas[0], means, seed, units), np.asarray(sizes, dtype=float)
     law, laws = Laws.fit(known, means[:1]), Laws.fit(known, draws)
     noise = draws - means[0] + law.at(known / known[-1])
     if (Laws.fit(known, noise).errors >= law.errors).mean() < _MISFIT:
         return _unknown(
             "the points do not follow a law of growth (few items may teach nothing yet)"
         )
+    if (laws.c <= _RATES[0]).mean() > _LINES:
+        return _unknown("alpha grows ever faster, and where that ends the points do not show")
     shares = np.quantile(1 / laws.times(GAIN), [0.975, 0.025])  # since some times are infinite
     low, high = (known[-1] * (1 / s - 1) if s > 1 / FURTHEST else np.inf for s in shares)
     times = float(law.times(GAIN)[0])
@@ -139,14 +147,17 @@ def _unknown(why: str) -> Outlook:
     return Outlook(f"What more items would bring cannot be said: {why}.", "cannot be said")
 
 
-def _draws(alphas: Floats, means: Floats, seed: int) -> Floats:
-    """Means of other test items and other seeds, B x K, from K x S estimates."""
+def _draws(alphas: Floats, means: Floats, seed: int, units: int | None) -> Floats:
+    """Means of other test items and other seeds, B x K, from K x S estimates, and the 1 + B means
+    of these and of resampled test items.
+    """
     rng, (n_sizes, n_seeds) = np.random.default_rng(seed), alphas.shape
-    freedom = n_sizes * (n_seeds - 1)
-    deviation = np.sqrt(alphas.var(axis=1, ddof=1).mean() / n_seeds)
-    wider = np.sqrt(freedom / rng.chisquare(freedom, (len(means), 1)))
-    chance: Floats = deviation * wider * rng.standard_normal(means.shape)
-    return means + chance
+    freedom, variance = n_sizes * (n_seeds - 1), alphas.var(axis=1, ddof=1)
+    deviation = np.sqrt((variance + variance.mean()) / 2 / n_seeds)
+    chance = rng.standard_normal(means[1:].shape)
+    chance *= deviation * np.sqrt(freedom / rng.chisquare(freedom, (len(chance), 1)))
+    moved: Floats = means[0] + (means[1:] - np.median(means[1:], axis=0)) * wider(units) + chance
+    return moved
 
 
 def _said(more: Interval, twice: Interval) -> tuple[str, str]:

@@ -4,12 +4,17 @@ An annotator says what is true with probability s, and otherwise draws an option
 judge likewise, with q. So all have the same frequencies p, and whatever the level of measurement,
 the expected disagreement of two annotators is (1 - s^2) D_e: alpha is s^2 among annotators, and s q
 of the judge with them. An artefact that draws a share c of the judge's labels anew loses s q c.
+
+Where items come in groups, an item repeats with probability sqrt(r) all that is said of a prototype
+of its group: then r is the correlation, within a group, of whatever is computed of an item, and
+nothing else changes.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from slm_judge.rubric import Dimension
 
@@ -37,7 +42,9 @@ _WORK = 30_000_000  # entries of matrices of coincidences in all studies
 _TESTED = 40_000  # annotations in all studies whose exact tests, which take longest, are done
 _CHUNK = 10_000_000  # at once, which bounds memory
 _CORPORA = 20  # simulated: their widths hardly vary
-_SIMULATED = (20, 1_000)  # items at which widths are simulated; above, they fall with the root
+_SIMULATED = ((20, 10), (1_000, 30))
+"""Items, and groups, at least and at most, at which widths are simulated; above they fall with the
+root."""
 _RARE = 20  # items beside those of the commonest option that a simulated study has on average
 
 
@@ -62,17 +69,31 @@ class World:
     """Alpha that an artefact may lose."""
     corpus: int
     """Further items, which the judge alone labels, for `estimate`."""
+    group_size: int = 1
+    """Items that belong together, e.g. to a conversation."""
+    correlation: float = 0.0
+    """Of what is computed of the items of a group."""
     seed: int = 0
+
+    def groups(self, n: int) -> Ratings:
+        """Of N items."""
+        return np.arange(n) // self.group_size
+
+    def units(self, n: int) -> int:
+        """Groups of N items."""
+        return -(-n // self.group_size)
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Ratings, Ratings]:
         """Ratings, N x pool, and the judge's labels."""
-        skill = float(np.sqrt(self.alpha))
-        truth = self.options(n, rng)
+        skill, rows = float(np.sqrt(self.alpha)), np.arange(n)
+        if self.group_size > 1:  # prototypes come last
+            rows = np.where(rng.random(n) < np.sqrt(self.correlation), n + self.groups(n), rows)
+        truth = self.options(drawn := int(rows.max()) + 1, rng)
         said = self.anew(np.tile(truth[:, None], self.annotators), 1 - skill, rng)
-        who = np.argsort(rng.random((n, self.pool)), axis=1)[:, : self.annotators]
-        ratings = np.full((n, self.pool), -1, dtype=np.int64)
-        ratings[np.arange(n)[:, None], who] = said
-        return ratings, self.anew(truth, 1 - self.judge / skill, rng)
+        who = np.argsort(rng.random((drawn, self.pool)), axis=1)[:, : self.annotators]
+        ratings = np.full((drawn, self.pool), -1, dtype=np.int64)
+        ratings[np.arange(drawn)[:, None], who] = said
+        return ratings[rows], self.anew(truth, 1 - self.judge / skill, rng)[rows]
 
     def anew(self, labels: Ratings, share: float, rng: np.random.Generator) -> Ratings:
         """Labels of which a share is drawn anew."""
@@ -114,16 +135,17 @@ def simulate(world: World, n: int, advance: Callable[[], object] = lambda: None)
     cost, rows = 0.0, list[tuple[float, ...]]()
     tested = int(np.clip(_TESTED // (n * world.annotators), *_STUDIES))
     wanted = ["inferior" if loss > 1 else "not inferior" for loss in LOSSES]
+    units = world.units(n)
     for ratings, labels, conf, among in _studies(world, n, n_studies(world, n)):
         reference, *others = (_alphas(conf[:, k], world) for k in range(conf.shape[1]))
-        wide = _width(_alphas(among / 2, world), n) if world.annotators > 1 else np.nan
+        wide = _width(_alphas(among / 2, world), units) if world.annotators > 1 else np.nan
         test = (np.nan, np.nan)
         if len(rows) < tested:
             test = _stand_in(world, ratings, labels, reference, conf[:, 0].sum(axis=-1))
         # It hardly varies between studies.
         cost = cost or change_cost(labels, _votes(ratings), world.dimension)
-        found = (difference(reference, one, world.margin, cost, n).verdict for one in others)
-        rows.append((wide, _width(reference, n), *test, *map(str.__eq__, found, wanted)))
+        found = (difference(reference, one, world.margin, cost, units).verdict for one in others)
+        rows.append((wide, _width(reference, units), *test, *map(str.__eq__, found, wanted)))
         advance()
     own, of_judge, _, _, *verified = np.mean(rows, axis=0).tolist()
     shown, testable = np.nanmean(np.array(rows)[:, 2:4], axis=0).tolist()
@@ -140,13 +162,37 @@ def items_for_width(world: World, width: float) -> tuple[float, float]:
     for which in (0, 1) if world.annotators > 1 else (1,):
         n = max(300, enough)
         for _ in range(2):  # a study without a rare option would count as wholly precise
-            at = int(np.clip(n, max(_SIMULATED[0], enough), max(_SIMULATED[1], enough)))
+            least, most = (max(k, enough, m * world.group_size) for k, m in _SIMULATED)
+            at = int(np.clip(n, least, most))
+            units = world.units(at)
             studies = _studies(world, at, _STUDIES[0], losses=())
             parts = (among / 2 if which == 0 else conf[:, 0] for _, _, conf, among in studies)
-            wide = float(np.mean([_width(_alphas(part, world), at) for part in parts]))
+            wide = float(np.mean([_width(_alphas(part, world), units) for part in parts]))
             n = items_needed(Interval(0.0, 0.0, wide), at, width)
         found.append(float(n))
     return (found[0], found[1]) if len(found) > 1 else (float("nan"), found[0])
+
+
+def correlation_within(
+    coincidences: Floats, groups: npt.ArrayLike, dimension: Dimension
+) -> tuple[float, float]:
+    """How much items of a group are alike in what they add to alpha, and how many a group has.
+
+    From the variance of alpha by groups and by items (linearized), and the size m of equal groups
+    with the same design effect, 1 + (m - 1) r (Kish, Survey Sampling, 1965).
+
+    Args:
+        coincidences: N x V x V.
+        groups: N numbers, from 0.
+        dimension: gives the options and the level of measurement.
+    """
+    sizes, total, step = np.bincount(groups), coincidences.sum(axis=0), 1e-4
+    values, level = dimension.values, dimension.level_of_measurement
+    added = alpha_of_coincidences(total + step * coincidences, values, level)
+    added -= alpha_of_coincidences(total, values, level)
+    effect = (np.bincount(groups, added) ** 2).sum() / max((added**2).sum(), 1e-300)
+    size = (sizes**2).sum() / len(added)
+    return float(np.clip((effect - 1) / max(size - 1, 1e-9), 0, 1)), float(size)
 
 
 def items_to_compare(world: World) -> int | None:
@@ -169,7 +215,7 @@ def _studies(
     their resamples are one matrix product.
     """
     rng, v = np.random.default_rng((world.seed, n)), len(world.prevalence)
-    bootstrap = Bootstrap(n, RESAMPLES, world.seed)
+    bootstrap = Bootstrap(n, RESAMPLES, world.seed, world.groups(n).tolist())
     size = int(np.clip(_CHUNK // ((n + RESAMPLES) * v * v * (len(losses) + 2)), 1, studies))
     shares = [min(loss * world.margin / max(world.judge, 1e-9), 1.0) for loss in losses]
     for start in range(0, studies, size):
@@ -203,10 +249,12 @@ def _stand_in(
     dimension, n = world.dimension, len(labels)
     score: Score = "accuracy" if dimension.level_of_measurement == "nominal" else "neg_rmse"
     names, levels = [str(m) for m in range(world.pool)], level_values(dimension)
-    test = alt_test(labels.tolist(), ratings, names, levels, world.epsilon, score)
+    groups = world.groups(n).tolist()
+    test = alt_test(labels.tolist(), ratings, names, levels, world.epsilon, score, groups=groups)
     constant = best_constant(said, dimension.values, dimension.level_of_measurement)[1]
-    alpha = percentile_interval(alphas, bounds=(-np.inf, 1.0), units=n)
-    found = StandIn(test, alpha, percentile_interval(alphas - constant, units=n), "")
+    units = world.units(n)
+    alpha = percentile_interval(alphas, bounds=(-np.inf, 1.0), units=units)
+    found = StandIn(test, alpha, percentile_interval(alphas - constant, units=units), "")
     return found.passed, bool(test.comparisons)
 
 
@@ -216,12 +264,13 @@ def _corpus_widths(world: World, n: int) -> tuple[float, float]:
     is_score = dimension.type == "score"
     levels = level_values(dimension)[:, None] if is_score else np.eye(len(world.prevalence))
     step = float(np.diff(levels[:, 0]).mean()) if is_score else None
-    sample = Sample.drawn(n + world.corpus, np.arange(n))
+    groups = np.concatenate([world.groups(n), world.units(n) + world.groups(world.corpus)])
+    sample = Sample.drawn(n + world.corpus, np.arange(n), groups=groups)
     found = []
     for _ in range(_CORPORA):
         ratings, judged = world.draw(n, rng)
         human = vote_counts(_votes(ratings), len(world.prevalence)) @ levels / world.annotators
-        everywhere = np.concatenate([judged, world.options(world.corpus, rng)])
+        everywhere = np.concatenate([judged, world.draw(world.corpus, rng)[1]])
         means = corpus_means(human, levels[everywhere], sample, step)
         kinds = ([one.prediction_powered for one in means], [one.humans_alone for one in means])
         found.append([max(one.high - one.low for one in kind) for kind in kinds])

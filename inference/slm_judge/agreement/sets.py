@@ -21,7 +21,8 @@ Chosen = frozenset[int]
 
 def set_distances(sets: Sequence[Chosen], distance: str) -> Floats:
     """Distances, V x V, of V sets."""
-    return np.array([[_distance(a, b, distance) for b in sets] for a in sets], dtype=float)
+    rows = [[_distance(a, b, distance) for b in sets] for a in sets]
+    return np.array(rows, dtype=float).reshape(len(sets), len(sets))
 
 
 def _distance(a: Chosen, b: Chosen, distance: str) -> float:

@@ -9,11 +9,7 @@ import numpy.typing as npt
 
 from slm_judge.agreement import annotators as each
 from slm_judge.agreement.aggregate import level_values, ratings_of
-from slm_judge.agreement.alpha import (
-    Floats,
-    Votes,
-    alpha_of_coincidences,
-)
+from slm_judge.agreement.alpha import Floats, alpha_of_coincidences
 from slm_judge.agreement.alt_test import AltTest, Score, alt_test
 from slm_judge.agreement.bootstrap import Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.scores import BOUNDS
@@ -44,16 +40,23 @@ class Yardstick:
     """Its alpha on the shared items, then of each resample."""
     units: int
     """Items, groups or annotators that were drawn."""
+    groups: list[int]
+    """What each item belongs to."""
 
 
-def shared_items(votes: Votes) -> npt.NDArray[np.bool_]:
+def shared_items(votes: Sequence[Sequence[Any]]) -> npt.NDArray[np.bool_]:
     """Which items have several annotations; all of them where none has."""
     several = np.array([len(row) > 1 for row in votes])
     return several if several.any() else np.ones(len(votes), dtype=bool)
 
 
 def yardstick(
-    shared: npt.NDArray[np.bool_], said: Floats, among: Floats, units: int, dimension: Dimension
+    shared: npt.NDArray[np.bool_],
+    said: Floats,
+    among: Floats,
+    units: int,
+    dimension: Dimension,
+    groups: list[int],
 ) -> Yardstick:
     """Annotators and the best constant judge on the items where both can be compared.
 
@@ -63,10 +66,11 @@ def yardstick(
         among: coincidences among annotators, likewise; 1 + R x V x V.
         units: items, groups or annotators that were drawn.
         dimension: gives the options and the level of measurement.
+        groups: what each item belongs to.
     """
     values, level = dimension.values, dimension.level_of_measurement
     alphas = alpha_of_coincidences(among, values, level) if among[0].any() else None
-    return Yardstick(shared, alphas, said, *best_constant(said, values, level), units)
+    return Yardstick(shared, alphas, said, *best_constant(said, values, level), units, groups)
 
 
 def constant(
@@ -89,7 +93,7 @@ def constant(
         best = max(values, key=lambda one: float(np.nan_to_num(one[0], nan=-np.inf)))
         found[name] = percentile_interval(best, bounds=BOUNDS[name], units=given.units).as_dict()
     common = int(given.said[0].argmax())
-    test = _test(dimension, votes, [common] * len(votes), epsilon)
+    test = _test(dimension, votes, [common] * len(votes), epsilon, given.groups)
     return found | {
         "option": dimension.values[given.constant],
         "minus_annotators": minus_annotators(given.of_constant, given),
@@ -115,7 +119,7 @@ def stand_in(
         given: what it is compared with.
         epsilon: of the test.
     """
-    test = _test(dimension, votes, labels, epsilon)
+    test = _test(dimension, votes, labels, epsilon, given.groups)
     found = StandIn(
         test,
         percentile_interval(alphas, bounds=(-np.inf, 1.0), units=given.units),
@@ -140,11 +144,14 @@ def stand_in(
     }
 
 
-def _test(dimension: Dimension, votes: Named, labels: Sequence[int], epsilon: float) -> AltTest:
+def _test(
+    dimension: Dimension, votes: Named, labels: Sequence[int], epsilon: float, groups: list[int]
+) -> AltTest:
     """The alternative annotator test, without whoever is not named."""
     ratings, names = ratings_of(_named(votes))
     score: Score = "accuracy" if dimension.level_of_measurement == "nominal" else "neg_rmse"
-    return alt_test(labels, ratings, names, level_values(dimension), epsilon, score)
+    levels = level_values(dimension)
+    return alt_test(labels, ratings, names, levels, epsilon, score, groups=groups)
 
 
 def _named(votes: Named) -> list[dict[str, int]]:

@@ -172,9 +172,8 @@ def evaluate_dimension(
     among = draws.annotators(plain, n_options)
     report["humans"] = _humans(dimension, plain, draws, among)
     report["named"] = all(is_named(name) for row in kept for name in row)
-    given = annotators.yardstick(
-        shared, together.said(plain, n_options), among, draws.units, dimension
-    )
+    said, owner = together.said(plain, n_options), draws.bootstrap.unit.tolist()
+    given = annotators.yardstick(shared, said, among, draws.units, dimension, owner)
     report["constant"] = annotators.constant(
         dimension, kept, given, _confusion_statistics(dimension), settings.epsilon
     )
@@ -368,7 +367,8 @@ def _system(
     report["alternative_annotator_test"] = annotators.stand_in(
         dimension, votes, labels, alphas, given, settings.epsilon
     )
-    report["calibration"] = _calibration(plain, answers, whole, n_options, settings.bins)
+    own = given.groups
+    report["calibration"] = _calibration(plain, answers, whole, n_options, settings.bins, own)
     return report, statistics["alpha"](totals)
 
 
@@ -393,6 +393,7 @@ def _calibration(
     whole: npt.NDArray[np.int64],
     n_options: int,
     n_bins: int,
+    groups: list[int],
 ) -> dict[str, Any] | None:
     if answers.probabilities is None:
         return None
@@ -406,7 +407,7 @@ def _calibration(
     points = np.unique(np.linspace(0, len(curve.risk) - 1, _CURVE_POINTS).astype(int))
     return {
         "expected_calibration_error": calibration_error(
-            confidence, agreement, counts.sum(axis=1).astype(int), n_bins
+            confidence, agreement, counts.sum(axis=1).astype(int), n_bins, groups
         ).as_dict(),
         "brier_score": brier_score(answers.probabilities, shares),
         "log_loss": cross_entropy(answers.probabilities, shares),

@@ -9,7 +9,12 @@ import numpy as np
 from pydantic import ValidationError
 from rich.console import Console
 
-from slm_judge.agreement.alpha import alpha_of_coincidences, annotator_coincidences, vote_counts
+from slm_judge.agreement.alpha import (
+    Votes,
+    alpha_of_coincidences,
+    annotator_coincidences,
+    vote_counts,
+)
 from slm_judge.agreement.alt_test import EPSILON
 from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.agreement.compare import MARGIN
@@ -18,6 +23,7 @@ from slm_judge.agreement.power import (
     LOSSES,
     Power,
     World,
+    correlation_within,
     items_for_width,
     items_to_compare,
     n_studies,
@@ -32,6 +38,10 @@ from slm_judge.screen import Sheet
 
 MOST = 100_000
 """Items that a plan can have."""
+CORRELATION = 0.1
+"""Within a group of items, where nobody says otherwise and no pilot shows it; docs/evaluation.md
+says why."""
+_FEWEST_GROUPS = 30  # of several items, in a pilot that shows how alike these are
 _TEST_SHARE = DataConfig.model_fields["test_share"].default
 
 
@@ -55,6 +65,10 @@ class Expected:
     """Alpha that a file may lose in `verify`."""
     corpus: int = 10_000
     """Further items, which the judge alone labels, for `estimate`."""
+    group_size: int | None = None
+    """Items of a group, e.g. of a conversation; by default 1."""
+    correlation: float | None = None
+    """Within a group, of what is computed of an item; by default `CORRELATION`."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +148,29 @@ def _of_pilot(part: Part, items: Sequence[Item], notes: list[str]) -> Expected:
     if not names:
         notes.append(f"the pilot names no annotators: {each} are taken to be all (--pool).")
     shares = tuple((counts / counts.sum()).tolist())
-    return Expected(each, max(each, len(names)), alpha.estimate if several else None, shares)
+    size, alike = _groups_of_pilot(part, votes, groups, notes)
+    among = alpha.estimate if several else None
+    pool = max(each, len(names))
+    return Expected(each, pool, among, shares, group_size=size, correlation=alike)
+
+
+def _groups_of_pilot(
+    part: Part, votes: Votes, groups: Sequence[str], notes: list[str]
+) -> tuple[int | None, float | None]:
+    """Size of the groups, and the correlation in them, where enough of them show it."""
+    owner, dimension = np.unique(groups, return_inverse=True)[1], part.dimension
+    parts = annotator_coincidences(votes, len(dimension.options))
+    alike, size = correlation_within(parts, owner, dimension)
+    if round(size) < 2:
+        return None, None
+    shown = int((np.bincount(owner[parts.any(axis=(1, 2))]) > 1).sum())
+    few = shown < _FEWEST_GROUPS
+    found = f"{shown} with several items to compare are too few to show a correlation"
+    notes.append(
+        f"its items come in groups of about {size:.0f}; "
+        f"{found if few else f'within them they correlate by {alike:.2f}'} (--group-correlation)."
+    )
+    return round(size), None if few else alike
 
 
 def _world(dimension: Dimension, given: Expected) -> World:
@@ -168,7 +204,11 @@ def _world(dimension: Dimension, given: Expected) -> World:
         )
     judge = given.alpha if accuracy is None else (accuracy - chance) / (1 - chance)
     tests = given.epsilon, given.margin, given.corpus
-    return World(dimension, tuple(shares), given.alpha, judge, each, pool, *tests)
+    alike = CORRELATION if given.correlation is None else given.correlation
+    if not 0 <= alike <= 1:
+        raise DataError(f"--group-correlation is from 0 to 1; it is {alike:g}.")
+    groups = given.group_size or 1, alike
+    return World(dimension, tuple(shares), given.alpha, judge, each, pool, *tests, *groups)
 
 
 def plan(
@@ -194,9 +234,11 @@ def plan(
     with progress_bar("studies", console=console) as bar:
         for world, notes in expected:
             needed = items_for_width(world, width)
-            n = items or max(2, int(needed[bool(np.isnan(needed[0]))]))
+            n = items or max(2 * world.group_size, int(needed[bool(np.isnan(needed[0]))]))
             if n > MOST:
                 raise DataError(f"{world.dimension.name}: a width of {width} needs {n} items.")
+            if world.units(n) < 2:
+                raise DataError(f"{n} items in groups of {world.group_size}: two are needed.")
             task = bar.add_task(world.dimension.name, total=n_studies(world, n))
             power = simulate(world, n, partial(bar.advance, task))
             found.append(Plan(world, n, power, needed, [*notes, *_notes(world, n, power)]))
@@ -234,13 +276,15 @@ def plan_table(plans: Sequence[Plan], width: float) -> Sheet:
         "Simulated. Widths are of 95 % intervals; percentages say in how many of 20 to 100 "
         "studies it is shown, so they may be off by up to 20 points. "
         f"Items are those that no judge is trained on: by default a run holds {_TEST_SHARE:.0%} of "
-        "its items out. Items that are alike, e.g. of one conversation, show less.",
+        "its items out. Items that are alike, e.g. of one conversation, show less (--group-size).",
     )
     for one in plans:
         world = one.world
+        size = world.group_size
+        groups = f" in groups of {size} (correlation {world.correlation:.2f})" if size > 1 else ""
         table.group(
-            f"{world.dimension.name}: {one.items} items, {world.annotators} of {world.pool} "
-            f"annotators each, alpha {world.alpha:.2f}, the judge's {world.judge:.2f}"
+            f"{world.dimension.name}: {one.items} items{groups}, {world.annotators} of "
+            f"{world.pool} annotators each, alpha {world.alpha:.2f}, the judge's {world.judge:.2f}"
         )
         for name, value in _rows(one, width).items():
             table.add(name, value)

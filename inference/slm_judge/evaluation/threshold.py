@@ -15,6 +15,7 @@ from slm_judge.agreement.calibration import (
     items_to_guarantee,
     threshold_sequence,
 )
+from slm_judge.agreement.compare import independent_items
 from slm_judge.annotate.rows import STABLE_DIGITS
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.predictions import Predictions, read_predictions
@@ -24,8 +25,8 @@ from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet
 
-Scored = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-"""Confidence and error (0 or 1) of each item."""
+Scored = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], list[str]]
+"""Confidence and error (0 or 1) of each item, and the group that it belongs to."""
 
 
 def thresholds(run: Run, error: float, level: float = LEVEL) -> dict[str, dict[str, Any]]:
@@ -64,13 +65,13 @@ def thresholds(run: Run, error: float, level: float = LEVEL) -> dict[str, dict[s
     tried = {file.stem: _confidences(file, rubric, test) for file in files}
     report: dict[str, dict[str, Any]] = {}
     for name in (dimension.name for dimension in rubric.as_written):
-        chosen = choose_threshold(*known[name], error)
-        sequence = threshold_sequence(*known[name], error, 10**-STABLE_DIGITS)
+        chosen = choose_threshold(*known[name][:2], error)
+        sequence = threshold_sequence(*known[name][:2], error, 10**-STABLE_DIGITS)
         report[name] = {
             "estimate": _as_dict(chosen, len(known[name][0])),
             "test": {
                 artefact: {
-                    **_on_test(*found[name], chosen.confidence),
+                    **_on_test(*found[name][:2], chosen.confidence),
                     **_guaranteed(sequence, known[name], found[name], error, level),
                 }
                 for artefact, found in tried.items()
@@ -95,15 +96,17 @@ def _guaranteed(
     sequence: Any, known: Scored, tried: Scored, error: float, level: float
 ) -> dict[str, Any]:
     """The guaranteed threshold; if there is none, how surest answers err, and the items needed."""
-    found = guaranteed_threshold(sequence, *tried, error, level)
+    found = guaranteed_threshold(sequence, *tried[:2], error, level, tried[2])
     report = {"guaranteed": _as_dict(found, len(tried[1]))}
     if found.coverage:
         return report
-    confidence, errors = map(np.concatenate, zip(known, tried, strict=True))
+    confidence, errors = map(np.concatenate, zip(known[:2], tried[:2], strict=True))
     keeps = confidence >= sequence[0] - 1e-9
     surest = float(errors[keeps].mean()) if keeps.any() else float("nan")
     coverage = float(keeps.mean()) if len(keeps) else 0.0
     needed = items_to_guarantee(surest, coverage, error, level)
+    if needed and len(tried[2]):
+        needed = int(np.ceil(needed * len(tried[2]) / independent_items(*tried[1:])))
     return report | {"error_of_surest": surest, "items_needed": needed}
 
 
@@ -135,7 +138,8 @@ def _errors(
         right &= answers.labels == whole
     # As `slm-judge annotate` writes them, and compares them with --review-below.
     rounded = [round(p, STABLE_DIGITS) for p in sure[known].tolist()]
-    return np.array(rounded), (~right[known]).astype(float)
+    groups = [items[row].group for row in np.flatnonzero(known)]
+    return np.array(rounded), (~right[known]).astype(float), groups
 
 
 def _on_test(confidence: Any, errors: Any, threshold: float) -> dict[str, Any]:
