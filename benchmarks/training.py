@@ -115,7 +115,7 @@ def theirs(
         rows.append({"prompt": prompt, "completion": completion})
     arguments = training_arguments(recipe, run, base, evaluate=False)
     arguments.dataset_kwargs, arguments.gradient_checkpointing = None, recompute
-    model = load_base(base, base.device)
+    model = load_base(base, base.device, base.dtype)
     lora = PeftLora(r=recipe.lora.r, lora_alpha=recipe.lora.alpha,
                     lora_dropout=recipe.lora.dropout, target_modules="all-linear",
                     task_type="CAUSAL_LM")  # fmt: skip
