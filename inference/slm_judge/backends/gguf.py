@@ -146,8 +146,9 @@ class GgufBackend:
     def reader_of(self, rubric: Rubric) -> SystemoneReader:
         """See `Backend.reader_of`."""
         return SystemoneReader(
-            self._tokenize, self.contract.systemone_template, rubric, self.contract.labels
-        )
+            self._tokenize, self.contract.systemone_template, rubric, self.contract.labels,
+            lambda token: bool(self._llama.llama_vocab_is_control(self._vocab, token)),
+        )  # fmt: skip
 
     def _bytes_of_a_cell(self) -> int:
         """Of the key-value cache, for one token."""
