@@ -23,7 +23,7 @@ TORCH ?= $(if $(shell command -v nvidia-smi),torch>=2.8,torch==2.13.0)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo train export verify push lint format test test-gpu wheel bench clean
+.PHONY: help setup demo train export verify push lint format test test-gpu wheel bench bench-gpu clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -92,6 +92,9 @@ wheel: $(READY) ## The package as a file that pip installs anywhere: dist/slm_ju
 bench: $(READY) ## Figures: real annotations (TABLES="popquorn convabuse ...", docs/results.md), speed
 	$(BIN)/python -m benchmarks.study $(or $(TABLES),popquorn)
 	$(BIN)/python benchmarks/throughput.py --data goemotions answer-quality
+
+bench-gpu: $(READY) ## Figures of a GPU, as much as fits: speed and memory of both stages, determinism
+	$(BIN)/python benchmarks/gpu.py runs/gpu --minutes $(or $(MINUTES),60)
 
 clean: ## Remove what the tools left, but no runs and no environment
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -83,7 +83,7 @@ def load(path: Path, kind: str, options: dict[str, Any]) -> Judge:
 
         names = ("n_sequences", "n_threads", "flash_attention")
         return Judge(GgufBackend(path, **{k: options[k] for k in names if k in options}))
-    judge = Judge.from_pretrained(path)
+    judge = Judge.from_pretrained(path, dtype=options.get("dtype"))
     judge.backend.tokens_per_pack = options.get("tokens", 1024)  # type: ignore[attr-defined]
     return judge
 
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--shape", help="instead: random weights of this shape")
     parser.add_argument("--engine", choices=["gguf", "transformers"], default="gguf")
     parser.add_argument("--rows", help="table with the rubric's fields")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="transformers")
     parser.add_argument("--limit", type=int, default=10_000)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
@@ -103,7 +104,8 @@ def main() -> None:
         path = make(arguments.shape, "goemotions")
     else:
         path = arguments.model
-    with load(path, arguments.engine, {}) as judge:
+    given = {"dtype": arguments.dtype}
+    with load(path, arguments.engine, given) as judge:
         if arguments.rows:
             rows = read_table(arguments.rows).rows[: arguments.limit]
             states = [item_state(judge.rubric, row) for row in rows]
@@ -122,7 +124,7 @@ def main() -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, options in settings(path, arguments.engine).items():
         chosen = order if options.get("shuffle") else list(range(len(prompts)))
-        with load(path, arguments.engine, options) as judge:
+        with load(path, arguments.engine, options | given) as judge:
             found, seconds = answers(
                 judge, [prompts[i] for i in chosen], alone=options.get("alone", False)
             )

@@ -1,13 +1,9 @@
-"""Requests a second of stock servers, at 1, 8 and 32 clients, on the same judge.
-
-    python benchmarks/serving.py FOLDER FILE.gguf --clients 1 8 32 --seconds 20
+"""Stock servers of a judge, and what they answer: used by the tests and by throughput.py.
 
 Each server runs in a process of its own and answers `POST /v1/systemone`; each request asks all
-questions of the rubric about one text, as `Judge` does. `Judge` itself, on the same file and in one
-batch, is the yardstick. What is printed is the table of docs/serving.md.
+questions of the rubric about one text, as `Judge` does.
 """
 
-import argparse
 import json
 import os
 import re
@@ -16,10 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -39,6 +37,12 @@ server = xllamacpp.Server(params)
 # In one piece, so that a line of the log does not fall between.
 print(f"running on {server.listening_address}\\n", end="", flush=True)
 sys.stdin.read()
+"""
+_JUDGE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from serving import serve
+serve(sys.argv[2], int(sys.argv[3]))
 """
 _TRANSFORMERS = """
 import sys
@@ -83,6 +87,11 @@ def llama_server(path: Path, slots: int = 1, context: int = 4096, threads: int =
     return served(_LLAMA, path, slots, context, threads)
 
 
+def judge_server(path: Path, threads: int = 1) -> Any:
+    """`serve`, as `served`."""
+    return served(_JUDGE, Path(__file__).parent, path, threads)
+
+
 def transformers_server(folder: Path, device: str = "cpu") -> Any:
     """`transformers serve` with the judge's own settings, as `served`."""
     return served(_TRANSFORMERS, folder, folder / "decision.json", device)
@@ -97,6 +106,13 @@ def ask(url: str, state: Any, questions: Any) -> tuple[int, dict[str, Any]]:
             return response.status, json.load(response)
     except HTTPError as error:
         return error.code, json.loads(error.read())
+
+
+def shares(answer: dict[str, Any]) -> list[float]:
+    """The probabilities of a question's options, in order."""
+    if answer.get("type") == "noul":
+        return [1 - answer["noul"], answer["noul"]]
+    return [*answer["probabilities"].values()]
 
 
 def largest_difference(judge: Judge, url: str, texts: Sequence[str], whole: bool = True) -> float:
@@ -120,14 +136,8 @@ def largest_difference(judge: Judge, url: str, texts: Sequence[str], whole: bool
         assert said["usage"]["input_tokens"] == tokens, (said["usage"], tokens)
         assert list(said["answers"]) == list(ours.labels)
         for d in rubric.dimensions:
-            answer, shares = said["answers"][d.name], list(ours.probabilities[d.name].values())
-            noul = d.type == "noul"
-            theirs = (
-                [1 - answer["noul"], answer["noul"]]
-                if noul
-                else [*answer["probabilities"].values()]
-            )
-            apart = np.log(theirs) - np.log(shares)
+            own = list(ours.probabilities[d.name].values())
+            apart = np.log(shares(said["answers"][d.name])) - np.log(own)
             worst = max(worst, float(np.ptp(apart)) * contract.temperature(d.type))
     return worst
 
@@ -135,7 +145,6 @@ def largest_difference(judge: Judge, url: str, texts: Sequence[str], whole: bool
 def rate(url: str, questions: Any, texts: Sequence[Any], clients: int, seconds: float) -> float:
     """Requests a second that `clients` get answered, each asking again when it has its answer."""
     numbers, done = count(), []
-    ask(url, texts[0], questions)  # the model is loaded at the first request
     start = time.monotonic()
 
     def client() -> None:
@@ -151,36 +160,40 @@ def rate(url: str, questions: Any, texts: Sequence[Any], clients: int, seconds: 
     return len(done) / (max(done) - start)
 
 
-def main() -> None:
-    """Print a row a server."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="a judge for transformers, e.g. runs/demo/merged")
-    parser.add_argument("gguf", type=Path, help="the same judge for llama.cpp")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--device", default="cpu", help="of transformers")
-    given = parser.parse_args()
-    with Judge.from_pretrained(given.gguf, n_threads=given.threads) as judge:
-        rubric = judge.rubric
-        texts = [dict.fromkeys(rubric.fields, f"Message {i}: please help me.") for i in range(256)]
-        start = time.monotonic()
-        judge.annotate(texts)
-        alone = len(texts) / (time.monotonic() - start)
-        room = 2 * len(judge.backend.reader.prefix) + 512  # tokens a slot
-    print("| requests a second |", " | ".join(f"{n} clients" for n in given.clients), "|")
-    print("| --- |", " | ".join("---:" for _ in given.clients), "|")
-    questions, most = rubric.questions(), max(given.clients)
-    servers = {
-        "llama.cpp's server": llama_server(given.gguf, most, most * room, given.threads),
-        "transformers serve": transformers_server(given.folder, given.device),
-    }
-    for name, server in servers.items():
-        with server as url:
-            rates = [rate(url, questions, texts, n, given.seconds) for n in given.clients]
-        print(f"| {name} |", " | ".join(f"{value:.1f}" for value in rates), "|", flush=True)
-    print(f"\nJudge, the same file, {len(texts)} texts at once: {alone:.1f} a second")
+def serve(path: str, threads: int) -> None:
+    """The least of a server around `Judge`: what waits is asked as one batch.
 
+    A bound on what a server of ours could reach, and no more: it refuses nothing.
+    """
+    waiting: SimpleQueue[tuple[Any, Future[Any]]] = SimpleQueue()
 
-if __name__ == "__main__":
-    main()
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked, answer = (
+                json.loads(self.rfile.read(int(self.headers["Content-Length"]))),
+                Future(),
+            )
+            waiting.put((asked["state"], answer))
+            body = json.dumps({"answers": answer.result()}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with Judge.from_pretrained(path, n_threads=threads, trust=True) as judge:
+        print(f"running on http://127.0.0.1:{server.server_port}\n", end="", flush=True)
+        while True:
+            batch = [waiting.get()]
+            while not waiting.empty() and len(batch) < 32:
+                batch.append(waiting.get())
+            rows = judge.annotate([state for state, _ in batch])
+            for (_, answer), row in zip(batch, rows, strict=True):
+                answer.set_result({
+                    name: {"probabilities": {str(k): p for k, p in of.items()}}
+                    for name, of in row.probabilities.items()
+                })  # fmt: skip

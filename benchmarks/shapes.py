@@ -38,6 +38,7 @@ class DataShape:
 DATA = {
     "goemotions": DataShape("emotion", (5, 25)),
     "popquorn": DataShape("offensiveness", (10, 70)),
+    "convabuse": DataShape("abuse", (3, 15)),
     "answer-quality": DataShape("answer-quality", (150, 350)),
 }
 
@@ -110,3 +111,21 @@ def judge_gguf(model: str, data: str, quantization: str = "Q4_K_M") -> Path:
         output.with_suffix(".bf16").unlink()
         output.with_suffix(".judge").unlink()
     return output
+
+
+def asked(folder: Path, gguf: Path, data: str, work: Path) -> tuple[Path, Path]:
+    """The weights of a judge's folder and of its GGUF file, asked the rubric of a data shape."""
+    from slm_judge.export.gguf import add_keys
+
+    from slm_judge.artefact.base import load_tokenizer
+    from slm_judge.artefact.judge_files import Contract
+
+    contract, other = Contract.build(rubric_of(data), load_tokenizer(folder)), work / data
+    other.mkdir()
+    for file in folder.resolve().iterdir():
+        if file.suffix == ".safetensors":
+            (other / file.name).symlink_to(file)
+        else:
+            (other / file.name).write_bytes(file.read_bytes())
+    contract.save(other)
+    return other, add_keys(gguf, work / f"{data}.gguf", contract)

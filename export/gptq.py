@@ -20,9 +20,10 @@ from slm_judge.training.slots import label_token_ids
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from slm_judge.artefact.base import load_model, load_tokenizer
+from slm_judge.artefact.device import pack_budget
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.packing import pack, shared_prefix, split_into_packs
-from slm_judge.backends.transformers import pack_budget, pack_tensors
+from slm_judge.backends.transformers import pack_tensors
 from slm_judge.data.item import load_split, split_file
 from slm_judge.errors import ModelError, require
 from slm_judge.progress import progress_bar
@@ -122,7 +123,7 @@ class _Asked:
         items = load_split(run.data, "train") if there else []
         chosen = random.Random(0).sample(items, min(REFIT_ITEMS, len(items)))  # noqa: S311
         self.prompts = reader.encode([item.state for item in chosen])
-        self.packs = _packs(self.prompts, self.model.device) if chosen else []
+        self.packs = _packs(self.prompts, self.model) if chosen else []
         self.inputs = [one.inputs for one in self.packs]
 
 
@@ -191,7 +192,7 @@ def move(
         say(console, [f"{type(model).__name__} has no decoder layers that are known: its weights "
                       "are rounded as they are."])  # fmt: skip
         return
-    packs = _packs(prompts, model.device)
+    packs = _packs(prompts, model)
     inputs = _first_inputs(model, layers, packs)
     names = {module: name for name, module in model.named_modules()}
     with progress_bar("layers", console=console) as progress:
@@ -229,10 +230,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _packs(prompts: Sequence[EncodedPrompt], device: Any) -> list[_Pack]:
+def _packs(prompts: Sequence[EncodedPrompt], model: Any) -> list[_Pack]:
     """The prompts behind one copy of the rubric a pack; all copies together count once."""
-    torch, prefix = require("torch", "export"), shared_prefix(prompts)
-    parts = list(split_into_packs(prompts, prefix, pack_budget(device)))
+    torch, prefix, device = require("torch", "export"), shared_prefix(prompts), model.device
+    budget = pack_budget(device, model.config.get_text_config())
+    parts = list(split_into_packs(prompts, prefix, budget))
     packs = []
     for part in parts:
         inputs = pack_tensors(pack([prompts[i] for i in part], prefix), device)

@@ -32,7 +32,7 @@ def export_lora(run: Run, console: Console | None = None) -> None:
     console, adapter = console or Console(), run.require(run.adapter, f"train {run.recipe_file}")
     with run.alone(), tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as made:
         work, tokenizer, base = Path(made), load_tokenizer(adapter), Base.load(adapter)
-        model = load_base(base, "cpu")
+        model = load_base(base, "cpu", "float32")
         if getattr(model, "is_quantized", False):
             model = model.dequantize()
         model.float().save_pretrained(work / "base")

@@ -20,7 +20,7 @@ def merge(run: Run) -> None:
     require("peft", "export")
     adapter = run.require(run.adapter, f"train {run.recipe_file}")
     tokenizer, contract = load_tokenizer(adapter), Contract.load(adapter)
-    model = load_base(Base.load(adapter), "cpu")
+    model = load_base(Base.load(adapter), "cpu", "float32")
     if getattr(model, "is_quantized", False):
         model = model.dequantize()
     model = load_adapter(model.float(), adapter).merge_and_unload()

@@ -1,15 +1,19 @@
 """What decides a result, printed at the start and saved with the adapter."""
 
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import torch
 from rich.console import Console
 
 from slm_judge.artefact.base import BASE_FILE, Base, base_commit, load_config, locate_base
-from slm_judge.errors import ModelError
+from slm_judge.artefact.device import (
+    choose_device,
+    devices,
+    dtype_for_training,
+    multiplies_bfloat16,
+)
 from slm_judge.recipe import Recipe
 from slm_judge.screen import say
 from slm_judge.version import __version__
@@ -25,9 +29,8 @@ def base_settings(recipe: Recipe, started: Path | None = None) -> Base:
     Raises:
         ModelError: there is no such base, or no such device.
     """
-    on_gpu = torch.cuda.is_available() and recipe.training.device != "cpu"
-    if recipe.training.device == "cuda" and not on_gpu:
-        raise ModelError("training.device is cuda, but PyTorch finds no CUDA device here.")
+    device = choose_device(recipe.training.device, devices())
+    dtype = dtype_for_training(recipe.training.dtype, device, multiplies_bfloat16(device))
     if started and (started / BASE_FILE).is_file():
         commit = Base.load(started).revision
     else:
@@ -37,19 +40,19 @@ def base_settings(recipe: Recipe, started: Path | None = None) -> Base:
         revision=commit,
         requested_revision=recipe.base_revision,
         quantization=recipe.quantization,
-        dtype="bfloat16" if on_gpu else "float32",  # bfloat16 is slow without AVX512-BF16
-        device="cuda" if on_gpu else "cpu",
+        dtype=dtype,  # type: ignore[arg-type]
+        device=device,
     )
 
 
-def context_length(base: Base) -> int:
-    """The tokens that a base can read at once.
+def text_config(base: Base) -> Any:
+    """The configuration of a base's text part.
 
     Raises:
-        ModelError: its configuration cannot be read.
+        ModelError: it cannot be read.
     """
     config = load_config(locate_base(base.base, base.revision, weights=False))
-    return getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    return config.get_text_config()
 
 
 def print_settings(recipe: Recipe, console: Console) -> None:

@@ -1,16 +1,18 @@
 """What a run's trainer is made of: datasets, collators, the base with its adapter."""
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate import PartialState
 
 from slm_judge.artefact.base import Base, load_base
+from slm_judge.artefact.device import pack_budget
 from slm_judge.artefact.judge_files import Contract
-from slm_judge.backends.transformers import pack_budget
 from slm_judge.data.item import Item
 from slm_judge.errors import ModelError
 from slm_judge.prompt.readers import DecisionReader, encode_readings
@@ -19,7 +21,7 @@ from slm_judge.run import Run
 
 from . import attention
 from .arguments import training_arguments
-from .facts import context_length
+from .facts import text_config
 from .lora import add_in_place
 from .loss import ORDINAL, SlotLoss
 from .progress import CheckpointClock, tensorboard
@@ -56,7 +58,9 @@ class Learner:
             name: encode_readings(reader.encode, rubric, [item.state for item in items])
             for name, items in self.splits.items()
         }
-        check_lengths(self.splits, prompts, config.max_length, context_length(self.base))
+        shape = text_config(self.base)
+        readable = getattr(shape, "max_position_embeddings", None) or sys.maxsize
+        check_lengths(self.splits, prompts, config.max_length, readable)
         self.label_ids = label_token_ids(contract, self.tokenizer)
         self.train = make_dataset(prompts["train"], self.targets, self.label_ids)
         known = prompts["validation"]
@@ -64,7 +68,7 @@ class Learner:
             soft = soft.with_exchanged(rubric)
             known = [*known, *(one.exchanged for one in known if one.exchanged)]
         self.validation = make_dataset(known, soft, self.label_ids)
-        budget = config.tokens_per_pack or pack_budget(self.base.device)
+        budget = config.tokens_per_pack or pack_budget(self.base.device, shape)
         self.eval_collator = SlotCollator(soft, budget)
         self.collator = TrainingCollator(
             self.splits["train"],
@@ -84,7 +88,9 @@ class Learner:
 
         set_seed(self.recipe.training.seed)
         lora = self.recipe.lora
-        model = load_base(self.base, self.base.device)
+        # Of several GPUs, each process of `accelerate launch` has one of its own.
+        device = str(PartialState().device) if self.base.device == "cuda" else self.base.device
+        model = load_base(self.base, device, self.base.dtype)
         adapted, options = _adapted(model, lora.layers), dict[str, Any]()
         if lora.embedding_r:
             adapted.append(name := _embeddings(model))

@@ -108,7 +108,9 @@ def _train_run(
         return run
     with memory_errors(memory_advice(recipe)):
         learner = _prepare(recipe, run, rubric, splits, going_on)
-        say(console, [f"Targets: {learner.targets.method}"], "")
+        base = learner.base
+        say(console, [f"Targets: {learner.targets.method}",
+                      f"Computes on {base.device} in {base.dtype}"], "")  # fmt: skip
         process.wait_for_everyone()  # before the first one makes the folder that others look for
         with claimed(run, overwrite) if process.is_main_process else nullcontext():
             if process.is_main_process:

@@ -14,12 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .agreement.alt_test import EPSILON
-from .agreement.bootstrap import RESAMPLES
-from .agreement.calibration import LEVEL
-from .agreement.compare import MARGIN
-from .agreement.sample import AUDIT
-from .data.item import ITEM_ID
+from .agreement import AUDIT, EPSILON, LEVEL, MARGIN, RESAMPLES
+from .data import ITEM_ID
 from .errors import JudgeError, VerificationError, require_extra, system_message
 from .screen import say
 from .version import __version__
@@ -620,6 +616,10 @@ def annotate(
         float | None, typer.Option(help="GiB for weights and cache (gguf).")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads (gguf).")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or mps (transformers); by default a GPU if there is one."),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a GGUF file without trying it in a process first.")
     ] = False,
@@ -669,6 +669,7 @@ def annotate(
         "adapter": str(Path(adapter).resolve()) if adapter and Path(adapter).exists() else adapter,
         "max_memory": max_memory,
         "n_threads": threads,
+        "device": device,
         "exact": exact,
         "trust": trust,
     }

@@ -122,7 +122,8 @@ class TrainingConfig(_Section):
     """Items an optimiser step."""
     tokens_per_pack: Whole | None = Field(default=None, ge=64)
     """Tokens of a forward and backward pass, which bounds memory; lower it when memory runs out,
-    the result stays the same. By default 1024 on a CPU, 2048 to 8192 by the memory of a GPU."""
+    the result stays the same. By default 1024; on a CUDA GPU 512 to 8192, by the base and by what
+    memory is free."""
     targets: Literal["auto", "soft", "sampled", "majority", "dawid_skene"] = "auto"
     """What is learned where annotators disagree: soft (vote shares), sampled (the vote of one
     annotator, drawn anew each epoch), majority, or dawid_skene (annotators weighed by their
@@ -156,8 +157,11 @@ class TrainingConfig(_Section):
     """Recompute activations in the backward pass: less memory, more time."""
     seed: Whole = Field(default=0, ge=0)
     """Of the split, the adapter's first weights and the order of the items."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a GPU where there is one, of NVIDIA or AMD (cuda) or of Apple (mps)."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """What training computes in; the adapter is float32. auto: on a CUDA GPU bfloat16, or float16
+    where it cannot multiply that (V100, T4); elsewhere float32."""
 
     report_to: list[Literal["tensorboard", "trackio"]] = []
     """Where the loss and the validation are logged besides the screen (extra `logging`)."""

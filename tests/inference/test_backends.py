@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,19 @@ import transformers
 
 from slm_judge import Judge
 from slm_judge.artefact.base import Base, base_commit, load_base, locate_base
+from slm_judge.artefact.device import (
+    choose_device,
+    devices,
+    dtype_for_answers,
+    dtype_for_training,
+    pack_budget,
+    tokens_that_fit,
+)
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.artefact.locate import choose_gguf
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.errors import ModelError
+from slm_judge.judge.answer import gap
 
 SHAPE = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -383,3 +393,68 @@ def test_a_rank_stabilised_adapter_loads(tmp_path):
     model = load_adapter(load_base(Base("tiny"), "cpu"), tmp_path)
     scales = {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")}
     assert scales == {8 / 4**0.5}
+
+
+# --- devices ---
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "chosen"),
+    [(None, ["cuda", "cpu"], "cuda"), ("auto", ["mps", "cpu"], "mps"), ("cpu", ["mps", "cpu"], "cpu"),
+     ("mps", ["mps", "cpu"], "mps"), ("cuda:1", ["cuda", "cpu"], "cuda:1")],
+)  # fmt: skip
+def test_the_device_is_the_one_asked_for_or_the_fastest(asked, there, chosen):
+    assert choose_device(asked, there) == chosen
+
+
+@pytest.mark.parametrize(
+    ("device", "bfloat16", "training", "answers"),
+    [
+        ("cuda", True, "bfloat16", {"bfloat16": "bfloat16", "float32": "float32"}),
+        ("cuda:1", False, "float16", {"bfloat16": "float16", "float32": "float32"}),  # V100, T4
+        ("mps", False, "float32", {"bfloat16": "float32", "float16": "float32"}),
+        ("cpu", False, "float32", {"bfloat16": "float32", "float32": "float32"}),
+        ("cpu", True, "float32", {"bfloat16": "bfloat16", "float32": "float32"}),
+    ],
+)
+def test_the_compute_type_is_one_that_the_device_has(device, bfloat16, training, answers):
+    assert dtype_for_training("auto", device, bfloat16) == training
+    assert dtype_for_training("float32", device, bfloat16) == "float32"
+    assert {files: dtype_for_answers(device, files, bfloat16) for files in answers} == answers
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_float16_without_scaled_gradients_is_refused(device):
+    with pytest.raises(ModelError, match="float16 needs a CUDA GPU"):
+        dtype_for_training("float16", device, bfloat16=False)
+
+
+def test_packs_are_sized_by_the_model_and_what_is_free():
+    small, large = (SimpleNamespace(num_hidden_layers=28, hidden_size=n, intermediate_size=3 * n)
+                    for n in (1024, 2048))  # fmt: skip
+    sizes = [tokens_that_fit(gigabytes * 1e9, large) for gigabytes in (1, 6, 13, 60)]
+    assert sizes == [512, 1024, 4096, 8192]
+    assert tokens_that_fit(13e9, small) == 8192
+    assert tokens_that_fit(12.9e9, large) == tokens_that_fit(13.1e9, large)  # as when resumed
+    assert pack_budget("cpu", small) == 1024
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(folder):
+    with pytest.raises(
+        ModelError, match="cuda is asked for, but PyTorch finds no such device here"
+    ):
+        Judge.from_pretrained(folder, device="cuda")
+    assert "cpu" in devices()
+
+
+def test_bfloat16_answers_as_float32_where_it_is_no_tie(folder):
+    """What a CPU that multiplies bfloat16 does by itself; here it is only slower."""
+    with (
+        Judge.from_pretrained(folder, dtype="bfloat16") as half,
+        Judge.from_pretrained(folder, dtype="float32") as whole,
+    ):
+        reference = dict(whole.logits(TEXTS))
+        for index, rows in half.logits(TEXTS):
+            for ours, theirs in zip(rows, reference[index], strict=True):
+                assert ours.argmax() == theirs.argmax() or gap(theirs) < half.backend.near_tie

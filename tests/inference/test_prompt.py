@@ -9,7 +9,7 @@ from slm_judge.data.text import item_state
 from slm_judge.errors import DataError, ModelError, RubricError
 from slm_judge.prompt.labels import label_codes, single_token_labels
 from slm_judge.prompt.layout import build_layout, control_escapes
-from slm_judge.prompt.readers import DecisionReader, SystemoneReader
+from slm_judge.prompt.readers import _PROBE, DecisionReader, SystemoneReader
 from slm_judge.text import MARK, normalise
 from tests.conftest import ROOT
 
@@ -40,16 +40,37 @@ def random_text(rng: random.Random) -> str:
 @pytest.fixture(scope="module")
 def readers(tokenizer, llama_tokenize):
     """Rubric name -> rubric, transformers reader, llama.cpp reader."""
-    found = {}
+    found, control = {}, {n for n, t in tokenizer.added_tokens_decoder.items() if t.special}
     for name in ("emotion", "answer-quality", "support-messages"):
         rubric = Rubric.from_file(ROOT / f"rubrics/{name}.yaml")
         contract = Contract.build(rubric, tokenizer)
         found[name] = (
             rubric,
             DecisionReader(tokenizer, contract.decision_template, rubric, contract.labels),
-            SystemoneReader(llama_tokenize, contract.systemone_template, rubric, contract.labels),
-        )
+            SystemoneReader(llama_tokenize, contract.systemone_template, rubric, contract.labels,
+                            control.__contains__),
+        )  # fmt: skip
     return found
+
+
+def test_the_rubric_is_rendered_and_tokenized_once(readers, tokenizer, llama_tokenize):
+    """The comparisons below are of readers that do so, with texts that hold what they look for."""
+    rubric, decision, systemone = readers["emotion"]
+    assert len(systemone._head_ids) > 100
+    assert systemone._head_ids == systemone.prefix[: len(systemone._head_ids)]
+    assert rubric.instructions in systemone._head
+    assert rubric.dimensions[0].instructions in decision._render.around[0]
+    odd = rubric.model_copy(update={"instructions": f"Read {_PROBE}."})
+    contract = Contract.build(odd, tokenizer)
+    template, labels = contract.systemone_template, contract.labels
+    again = SystemoneReader(llama_tokenize, template, odd, labels, lambda _: True)
+    assert (again._head, again._render.around) == ("", ("", ""))
+    for text in (_PROBE, f"{_PROBE}text: {_PROBE}", systemone._head, decision._render.around[1]):
+        for reader, rubric_ in ((systemone, rubric), (again, odd)):
+            state = item_state(rubric_, text)
+            whole = reader.render(state, rubric_.dimensions[-1].name)
+            assert reader.render(state) == whole
+            assert reader._ids(state) == list(llama_tokenize(whole))
 
 
 @pytest.mark.parametrize("name", ["emotion", "answer-quality", "support-messages"])

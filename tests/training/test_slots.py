@@ -19,7 +19,7 @@ from slm_judge.training.targets import Targets
 from slm_judge.artefact.base import Base, load_base
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.packing import pack
-from slm_judge.backends.transformers import pack_budget, pack_tensors
+from slm_judge.backends.transformers import pack_tensors
 from slm_judge.data.item import Item
 from slm_judge.errors import DataError
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
@@ -103,7 +103,7 @@ def test_packed_loss_and_gradients_are_those_of_whole_prompts(
     dataset, targets, contract, tokenizer, quantization, how
 ):
     loss = SlotLoss(contract.rubric, label_token_ids(contract, tokenizer), ordinal_weight=0.5)
-    packs = SlotCollator(targets, pack_budget("cpu"))(list(dataset))["packs"]
+    packs = SlotCollator(targets, 1024)(list(dataset))["packs"]
     assert len(packs) == 1
     whole = []
     for index, row in enumerate(dataset):
@@ -134,7 +134,7 @@ def test_packed_loss_and_gradients_are_those_of_whole_prompts(
 
 def test_in_16_bits_the_adapter_is_added_as_well_as_by_peft(dataset, targets, contract, tokenizer):
     loss = SlotLoss(contract.rubric, label_token_ids(contract, tokenizer))
-    packs = SlotCollator(targets, pack_budget("cpu"))(list(dataset))["packs"]
+    packs = SlotCollator(targets, 1024)(list(dataset))["packs"]
     packs[0].pop("rows")
     _, exact = loss_and_gradients(adapted("none"), packs, loss)
     errors = {}

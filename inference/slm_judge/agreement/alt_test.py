@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from . import EPSILON as EPSILON
 from .aggregate import Ratings
 from .alpha import Floats
 from .compare import independent_items
 from .exact_test import noninferiority_p
 
-EPSILON = {"expert": 0.2, "skilled": 0.15, "crowd": 0.1}
-"""The paper's cost-benefit margins, by how costly and reliable the annotators are."""
 FEWEST_ITEMS = 30
 """An annotator with fewer items that others annotated too is not compared, as in the paper."""
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from . import RESAMPLES as RESAMPLES
 from .alpha import Floats
 
 Floats32 = npt.NDArray[np.float32]
-RESAMPLES = 2000
-"""Of the bootstrap, where nobody says otherwise."""
 _CHUNK = 256  # resamples at once, which bounds memory
 
 

@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
+from . import LEVEL as LEVEL
 from .alpha import Floats
 from .compare import independent_items
 
-LEVEL = 0.9
-"""Confidence of a guaranteed threshold, where nobody says otherwise."""
 _DRAWS = 1000  # of what noise alone adds to a calibration error
 
 

@@ -9,12 +9,11 @@ import numpy.typing as npt
 
 from slm_judge.rubric import Dimension
 
+from . import MARGIN as MARGIN
 from .alpha import Floats, Votes, alpha_of_coincidences, judge_coincidences
 from .bootstrap import Interval, percentile_interval
 from .sample import Sample
 
-MARGIN = 0.05
-"""Alpha that may be lost without being inferior, where nobody says otherwise."""
 CONFIDENCE = 0.9
 """Of intervals by which something is decided, so that 5 % are left on either side."""
 UNSEEN = 1.5

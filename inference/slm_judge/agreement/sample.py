@@ -19,12 +19,10 @@ import numpy.typing as npt
 
 from slm_judge.errors import require
 
+from . import AUDIT as AUDIT
 from .alpha import Floats
 
 Whole = npt.NDArray[np.int64]
-AUDIT = 1.0
-"""Share of the items to annotate next that is drawn at random, where nobody says otherwise;
-docs/evaluation.md says why."""
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,8 @@ class Prepared:
     """Of each different text that can be annotated."""
     outcomes: dict[str, str]
     """Of each different text."""
+    known: dict[str, Any]
+    """Texts without a prompt, since they were annotated before: their states."""
 
 
 class PieceAnnotator:
@@ -142,15 +144,17 @@ class PieceAnnotator:
     # --- reading ---
 
     def prepare(self, piece: Piece, first_row: int) -> Prepared:
-        """Read and tokenize a piece; engine and cache are not touched, so threads may do it.
+        """Read and tokenize a piece; engine and cache are not changed, so threads may do it.
 
         Raises:
             DataError: a row cannot be annotated and the policy is to fail.
         """
         keys, states, outcomes = self._states(piece, first_row)
+        known = {key: state for key, state in states.items() if key in self._cache}
         prompts: dict[str, EncodedPrompt] = {}
-        encoded = self.judge.encode(list(states.values()))
-        for (key, state), prompt in zip(states.items(), encoded, strict=True):
+        fresh = {key: state for key, state in states.items() if key not in known}
+        encoded = self.judge.encode(list(fresh.values()))
+        for (key, state), prompt in zip(fresh.items(), encoded, strict=True):
             length, most = prompt.n_tokens, self.judge.backend.max_tokens
             if length > most:
                 where = _where(piece, first_row, keys.index(key))
@@ -162,7 +166,7 @@ class PieceAnnotator:
                 prompt = truncate(self.judge.backend, self.judge.rubric, state)
                 outcomes[key] = TRUNCATED
             prompts[key] = prompt
-        return Prepared(piece, keys, prompts, outcomes)
+        return Prepared(piece, keys, prompts, outcomes, known)
 
     def _states(
         self, piece: Piece, first_row: int
@@ -196,10 +200,17 @@ class PieceAnnotator:
 
     def annotate(self, piece: Prepared) -> pa.Table:
         """The piece with the judge's columns; equal texts are computed once."""
-        fresh = [key for key in piece.prompts if key not in self._cache]
+        for key, state in piece.known.items():
+            if key not in self._cache:  # forgotten in between
+                piece.prompts[key] = self._encode(state)
+        # In the order of the rows, whatever was known when: rows are computed beside the same ones.
+        answered = [
+            key for key in dict.fromkeys(piece.keys) if key in piece.prompts or key in piece.known
+        ]
+        fresh = [key for key in answered if key not in self._cache]
         contract = self.judge.backend.contract
         found: dict[str, tuple[Any, ...]] = {
-            key: self._cache[key] for key in piece.prompts if key in self._cache
+            key: self._cache[key] for key in answered if key in self._cache
         }
         for index, logits in self.judge.decide([piece.prompts[key] for key in fresh]):
             answer = annotation_from_logits(contract.rubric, logits, contract.calibration)
@@ -226,12 +237,18 @@ class PieceAnnotator:
         self.computed += len(fresh)
         nothing = (None,) * (len(self.added) - 1)
         rows = [found.get(key) or (*nothing, piece.outcomes.get(key, key)) for key in piece.keys]
-        self._remember({key: found[key] for key in piece.prompts})
+        self._remember({key: found[key] for key in answered})
         table = piece.piece.table
         columns = zip(*rows, strict=True)
         for (name, kind), column in zip(self.added.items(), columns, strict=True):
             table = table.append_column(name, pa.array(column, kind))
         return table
+
+    def _encode(self, state: dict[str, str]) -> EncodedPrompt:
+        """The prompt of a text that was annotated, cut as it was then."""
+        (prompt,), backend = self.judge.encode([state]), self.judge.backend
+        long = prompt.n_tokens > backend.max_tokens
+        return truncate(backend, self.judge.rubric, state) if long else prompt
 
     def forget(self) -> None:
         """Compute texts anew, so that a piece's columns are a function of its own rows alone."""

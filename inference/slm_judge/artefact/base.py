@@ -20,6 +20,7 @@ from slm_judge.errors import JudgeError, ModelError, require
 from slm_judge.files import write_json
 from slm_judge.rubric import explain
 
+from .device import dtype_for_answers, multiplies_bfloat16
 from .locate import TEXTS, WEIGHTS, resolve, snapshot
 from .tokenizer import read_tokenizer
 
@@ -85,12 +86,13 @@ def base_commit(base: str, revision: str | None) -> str | None:
 
 
 def load_base(base: Base, device: str, dtype: str | None = None) -> Any:
-    """Load the base under an adapter, by default in training's dtype (float32 on a CPU).
+    """Load the base under an adapter, by default as answers are computed (`dtype_for_answers`).
 
     Raises:
         ModelError: it is not there any more, or cannot be loaded.
     """
-    dtype = dtype or ("float32" if device == "cpu" else base.dtype)
+    native = multiplies_bfloat16(device) and (base.quantization == "none" or device != "cpu")
+    dtype = dtype or dtype_for_answers(device, base.dtype, native)
     options = {"quantization_config": nf4(dtype)} if base.quantization == "nf4" else {}
     return load_model(locate_base(base.base, base.revision), device, dtype, **options)
 

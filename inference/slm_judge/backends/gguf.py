@@ -28,6 +28,9 @@ TEMPLATE_NAME = "systemone"
 
 
 _SMALLEST_ROW = 16  # tokens that a row needs at the least
+# Tokens that llama.cpp computes at a time, and so those of a batch, but for one longer row: beyond
+# it nothing is gained, and each row's attention passes over the cells of the others.
+_MICRO_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,9 @@ class GgufBackend:
     def reader_of(self, rubric: Rubric) -> SystemoneReader:
         """See `Backend.reader_of`."""
         return SystemoneReader(
-            self._tokenize, self.contract.systemone_template, rubric, self.contract.labels
-        )
+            self._tokenize, self.contract.systemone_template, rubric, self.contract.labels,
+            lambda token: bool(self._llama.llama_vocab_is_control(self._vocab, token)),
+        )  # fmt: skip
 
     def _bytes_of_a_cell(self) -> int:
         """Of the key-value cache, for one token."""
@@ -225,7 +229,7 @@ class GgufBackend:
             raise ModelError(f"Out of memory for a context of {n_ctx} tokens. {_LESS_MEMORY}")
         params = llama.llama_context_default_params()
         params.n_ctx = params.n_batch = n_ctx
-        params.n_ubatch = min(512, n_ctx)
+        params.n_ubatch = min(_MICRO_BATCH, n_ctx)
         params.n_seq_max = self._n_sequences + 1
         params.kv_unified = True
         params.flash_attn_type = int(self._flash_attention)
@@ -256,7 +260,7 @@ class GgufBackend:
                 batch = []
             if not batch:
                 self._ensure_room(len(prompt.input_ids))
-                room = self._n_ctx - len(self._prefix)
+                room = min(self._n_ctx - len(self._prefix), _MICRO_BATCH)
             batch.append((index, prompt))
             room -= cost
         if batch:

@@ -16,6 +16,13 @@ from slm_judge.artefact.base import (
     load_tokenizer,
     loading,
 )
+from slm_judge.artefact.device import (
+    choose_device,
+    devices,
+    dtype_for_answers,
+    multiplies_bfloat16,
+    pack_budget,
+)
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.errors import ModelError, require
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
@@ -65,7 +72,7 @@ class TransformersBackend:
                 f"{path} is loaded with {attention} attention, which does not keep rows apart. "
                 'Load the model with attn_implementation="sdpa".'
             )
-        self.tokens_per_pack = tokens_per_pack or pack_budget(model.device)
+        self.tokens_per_pack = tokens_per_pack or pack_budget(model.device, config)
         self._tokenizer = tokenizer
         self.reader = self.reader_of(contract.rubric)
         self._prefix = self.reader.prefix
@@ -111,9 +118,10 @@ class TransformersBackend:
 
         Args:
             folder: with weights or an adapter, a tokenizer and the contract's files.
-            device: e.g. "cuda"; by default a GPU where there is one.
-            dtype: float32, bfloat16, float16, or "auto", that of the files; by default float32 on
-                a CPU and "auto" on a GPU.
+            device: cpu, cuda, mps; by default a GPU where there is one.
+            dtype: float32, bfloat16, float16, or "auto", that of the files; by default "auto" on
+                a CUDA GPU (float16 where it has no bfloat16); elsewhere float32, but bfloat16
+                for such files without 4-bit weights on a CPU with AMX or AVX512-BF16.
             tokens_per_pack: see `__init__`.
 
         Raises:
@@ -273,28 +281,23 @@ def pack_tensors(packed: Pack, device: Any) -> dict[str, Any]:
     return {key: torch.as_tensor(value, device=device) for key, value in vars(packed).items()}
 
 
-def pack_budget(device: Any) -> int:
-    """Tokens a pack: attention to all of a pack costs its square, forward passes cost launches."""
-    if not str(device).startswith("cuda"):
-        return 1024
-    import torch
-
-    gigabytes = torch.cuda.get_device_properties(device).total_memory / 1e9
-    return 8192 if gigabytes > 40 else 4096 if gigabytes > 20 else 2048
-
-
 def _load_model(folder: Path, device: str | None, dtype: str | None) -> Any:
     import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(device, devices())
     if (folder / ADAPTER_CONFIG).exists():
         require("peft", "transformers")
         base = Base.load(folder)
         dtype = base.dtype if dtype == "auto" else dtype
         return load_adapter(load_base(base, device, dtype), folder)
-    # Few CPUs compute in 16 bits at a useful speed; float32 holds every 16-bit weight exactly.
-    dtype = dtype or ("float32" if device == "cpu" else "auto")
-    if not hasattr(load_config(folder), "quantization_config"):
+    config = load_config(folder)
+    plain = not hasattr(config, "quantization_config")
+    if dtype is None:  # 4-bit weights are multiplied in float32 on a CPU (`in_float32`)
+        files, native = str(config.dtype or "auto"), multiplies_bfloat16(device)
+        dtype = dtype_for_answers(
+            device, files.removeprefix("torch."), native and (plain or device != "cpu")
+        )
+    if plain:
         return load_model(folder, device, dtype)
     require("bitsandbytes", "transformers")
     model = load_model(folder, device, dtype)

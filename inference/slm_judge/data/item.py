@@ -12,8 +12,7 @@ from slm_judge.errors import DataError
 from slm_judge.files import atomic_file
 from slm_judge.rubric import explain
 
-ITEM_ID = "item_id"
-"""Column that names the item, where nobody says otherwise."""
+from . import ITEM_ID as ITEM_ID
 
 
 @dataclass

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 
 from slm_judge.artefact.base import hide_bars, load_config, loading, locate_base
+from slm_judge.artefact.device import choose_device, devices
 from slm_judge.backends import memory_errors
 from slm_judge.errors import ModelError, require
 from slm_judge.progress import progress_bar
@@ -39,7 +40,7 @@ def embed(
     """
     torch, folder = require("torch", "transformers"), locate_base(model)
     poolings, normalised = _modules(folder)
-    net, tokenizer, longest = _load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    net, tokenizer, longest = _load(folder, choose_device(None, devices()))
     rows: list[Any] = [None] * len(texts)
     with progress_bar("texts", console=console) as bar, loading(model), torch.inference_mode(), \
             memory_errors("Take a smaller encoder."):  # fmt: skip

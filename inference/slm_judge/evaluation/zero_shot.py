@@ -8,12 +8,13 @@ from rich.console import Console
 
 from slm_judge.annotate.rows import truncate
 from slm_judge.artefact.base import OFFLINE, load_config, load_model, load_tokenizer, locate_base
+from slm_judge.artefact.device import choose_device, devices
 from slm_judge.artefact.judge_files import DECISION, Contract
 from slm_judge.artefact.locate import locate
 from slm_judge.backends import memory_errors
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.data.item import Item
-from slm_judge.errors import ModelError, require
+from slm_judge.errors import ModelError
 from slm_judge.judge.answer import leanings
 from slm_judge.judge.judge import Judge, LoadOptions
 from slm_judge.progress import progress_bar
@@ -83,9 +84,10 @@ def load(
             f"options and fields must be those of {rubric.name}. Name a judge of it, or a base."
         )
     load_config(path)
-    tokenizer, torch = load_tokenizer(path), require("torch", "transformers")
+    tokenizer = load_tokenizer(path)
     contract = Contract.build(rubric, tokenizer)
-    device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", "float32")
+    device = choose_device(None, devices())
+    dtype = "auto" if device == "cuda" else "float32"
     with memory_errors("Take a smaller base."):
         weights = load_model(path, device, dtype)
         return Judge(TransformersBackend(weights, tokenizer, contract, path))

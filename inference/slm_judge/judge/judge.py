@@ -29,13 +29,14 @@ class LoadOptions(TypedDict, total=False):
     adapter: str | Path | None
     """llama.cpp only: a GGUF LoRA (`slm-judge export --lora`) that makes a judge of the base."""
     device: str | None
-    """transformers only, e.g. "cuda"; by default a GPU where there is one."""
+    """transformers only: cpu, cuda, mps; by default a GPU where there is one."""
     dtype: str | None
     """transformers only: float32, bfloat16, float16, or "auto", that of the files or of an
-    adapter's training; by default float32 on a CPU and "auto" on a GPU."""
+    adapter's training; by default "auto" on a CUDA GPU, float32 elsewhere, but for what
+    `artefact.device.dtype_for_answers` says."""
     tokens_per_pack: int | None
-    """transformers only: rows' tokens of one pass, which bounds memory; by default 1024 on a CPU,
-    2048 to 8192 by the memory of a GPU."""
+    """transformers only: rows' tokens of one pass, which bounds memory; by default 1024; on a CUDA
+    GPU 512 to 8192, by the model and by what memory is free."""
     n_threads: int | None
     """llama.cpp only; by default all cores."""
     max_memory: float | None
@@ -94,7 +95,13 @@ class Judge:
                 f"adapter= is for two GGUF files, a base and its adapter; {model} and {given} are "
                 "not. A folder with an adapter is a judge by itself: load that."
             )
+        device = options.get("device")
         if found == "gguf":
+            if device not in (None, "auto", "cpu"):
+                raise ModelError(
+                    f"device={device} is for transformers: llama.cpp computes where it was built "
+                    "for. Leave it out."
+                )
             from slm_judge.backends.gguf import GgufBackend
             from slm_judge.backends.probe import check_gguf
 
@@ -105,7 +112,7 @@ class Judge:
         from slm_judge.backends.transformers import TransformersBackend
 
         loaded = TransformersBackend.load(
-            path, options.get("device"), options.get("dtype"), options.get("tokens_per_pack")
+            path, device, options.get("dtype"), options.get("tokens_per_pack")
         )
         return cls(loaded, exact)
 

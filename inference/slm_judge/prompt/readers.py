@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,9 +16,10 @@ from slm_judge.rubric import Rubric
 from slm_judge.text import MARK, SPLIT
 
 from .labels import Tokenize, check_label_count
-from .templates import compile_template, decision_questions, systemone_questions
+from .templates import PromptTemplate, compile_template, decision_questions, systemone_questions
 
 _DEEP = 4000  # characters without a change of kind, which get a stack of their own
+_PROBE = "\ue000probe\ue001"
 _RUN = re.compile(r"\w+|\s+|[^\w\s]+")
 
 
@@ -50,6 +52,35 @@ def encode_readings(
     return [replace(one, exchanged=two) for one, two in zip(prompts, second, strict=True)]
 
 
+class _Renderer:
+    """A template with its questions, which are written out once, not for every item.
+
+    Our templates write the instructions, the questions, the item and the slots one after the other,
+    so what the questions add is the same around every item.
+    """
+
+    def __init__(
+        self, template: PromptTemplate, fields: Sequence[str], questions: Sequence[Any], **more: str
+    ) -> None:
+        self._render, self._questions = partial(template.render, **more), questions
+        probe = dict.fromkeys(fields, _PROBE)
+        bare, whole = (self._render(state=probe, questions=asked) for asked in ([], questions))
+        found = {text.count(_PROBE) for text in (bare, whole)} == {len(fields)}
+        self._bare = _around(bare) if found else None
+        self.around = _around(whole) if found else ("", "")
+
+    def __call__(self, state: State) -> str:
+        if self._bare is None:  # a rubric that has the probe in it
+            return self._render(state=state, questions=self._questions)
+        text = self._render(state=state, questions=[])
+        (before, after), (head, tail) = self._bare, self.around
+        return f"{head}{text[len(before) : len(text) - len(after)]}{tail}"
+
+
+def _around(text: str) -> tuple[str, str]:
+    return text.partition(_PROBE)[0], text.rpartition(_PROBE)[2]
+
+
 class DecisionReader:
     """Prompts for transformers, as `pipeline("decision")` would make them, but many at a time."""
 
@@ -68,6 +99,7 @@ class DecisionReader:
         self._labels = labels
         self._template = compile_template(template)
         self.questions = decision_questions(rubric, labels)
+        self._render = _Renderer(self._template, rubric.fields, self.questions)
 
     def in_other_words(self, template: str, rubric: Rubric) -> "DecisionReader":
         """A reader of another rubric that shares the tokenizer, which is slow to copy."""
@@ -77,7 +109,7 @@ class DecisionReader:
 
     def render(self, state: State) -> str:
         """The prompt as text, with `<|mark|>` at each slot."""
-        return self._template.render(state=state, questions=self.questions)
+        return self._render(state)
 
     def encode(self, states: Sequence[State]) -> list[EncodedPrompt]:
         """Tokenize the prompts of many items."""
@@ -112,7 +144,12 @@ class SystemoneReader:
     """
 
     def __init__(
-        self, tokenize: Tokenize, template: str, rubric: Rubric, labels: Sequence[str]
+        self,
+        tokenize: Tokenize,
+        template: str,
+        rubric: Rubric,
+        labels: Sequence[str],
+        is_control: Callable[[int], bool] = lambda _: False,
     ) -> None:
         """Read `rubric` through `template`.
 
@@ -121,6 +158,8 @@ class SystemoneReader:
             template: the value of `tokenizer.chat_template.systemone`.
             rubric: the rubric of the judge.
             labels: label codes in order.
+            is_control: of a token. Texts around one are tokenized apart, so what stands before the
+                last one before the item, the rubric of most bases, is tokenized once.
 
         Raises:
             ModelError: prompt k is not a prefix of prompt k+1.
@@ -129,6 +168,9 @@ class SystemoneReader:
         self._tokenize = tokenize
         self._template = compile_template(template)
         self._questions = systemone_questions(rubric, labels)
+        last = self._questions[-1]["id"]
+        self._render = _Renderer(self._template, rubric.fields, self._questions, id=last)
+        self._head, self._head_ids = "", list[int]()
         encoded = [
             [self._ids(state, q["id"]) for q in self._questions] for state in _probes(rubric)
         ]
@@ -142,12 +184,28 @@ class SystemoneReader:
         self._ends = ends[0]
         self.prefix = _common_prefix([prompts[-1] for prompts in encoded])
         """Tokens that (nearly) all prompts share: the rubric."""
+        head = self._until_control(is_control)
+        first = list(tokenize(head)) if head else []
+        if all(
+            [*first, *tokenize(self._render(state)[len(head) :])] == prompts[-1]
+            for state, prompts in zip(_probes(rubric), encoded, strict=True)
+        ):
+            self._head, self._head_ids = head, first
+
+    def _until_control(self, is_control: Callable[[int], bool]) -> str:
+        """The text before the last control token before the item; none, where there is none."""
+        text = self._render.around[0]
+        for found in reversed([*re.finditer(r"[<\[]", text)]):
+            tokens = self._tokenize(text[found.start() :])
+            if tokens and is_control(tokens[0]):
+                return text[: found.start()]
+        return ""
 
     def render(self, state: State, question_id: str | None = None) -> str:
         """The prompt of one question (by default the last, which holds all slots) as text."""
-        question = next(
-            q for q in reversed(self._questions) if question_id is None or q["id"] == question_id
-        )
+        if question_id is None:
+            return self._render(state)
+        question = next(q for q in self._questions if q["id"] == question_id)
         return self._template.render(state=state, questions=self._questions, **question)
 
     def encode(self, states: Sequence[State]) -> list[EncodedPrompt]:
@@ -159,11 +217,13 @@ class SystemoneReader:
         return prompts
 
     def _ids(self, state: State, question_id: str | None = None) -> list[int]:
-        text = self.render(state, question_id)
+        text, first = self.render(state, question_id), list[int]()
+        if self._head and text.startswith(self._head):
+            text, first = text[len(self._head) :], self._head_ids
         longest = max(map(len, _RUN.findall(text))) if len(text) > _DEEP else 0
         if longest > _DEEP:
-            return list(on_deep_stack(self._tokenize, text, longest))
-        return list(self._tokenize(text))
+            return [*first, *on_deep_stack(self._tokenize, text, longest)]
+        return [*first, *self._tokenize(text)]
 
 
 def on_deep_stack(tokenize: Tokenize, text: str, longest: int) -> Sequence[int]:

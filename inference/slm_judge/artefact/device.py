@@ -1,0 +1,106 @@
+"""Where a model computes, in which type of numbers, and how much at a time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from slm_judge.errors import ModelError, require
+
+_SMALLEST, _LARGEST = 512, 8192
+
+
+def devices() -> list[str]:
+    """What PyTorch finds here, the fastest first: cuda or mps (Apple's GPUs), and cpu."""
+    torch = require("torch", "transformers")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return [*([found.type] if found else ()), "cpu"]
+
+
+def choose_device(asked: str | None, there: Sequence[str]) -> str:
+    """The device that is asked for, perhaps with a number (cuda:1); else the first of `there`.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    if asked in (None, "auto"):
+        return there[0]
+    if asked.partition(":")[0] in there:
+        return asked
+    raise ModelError(f"{asked} is asked for, but PyTorch finds no such device here; there is "
+                     f"{', '.join(there)}.")  # fmt: skip
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether the device has instructions for it: GPUs from Ampere on, AMX or AVX512-BF16 of CPUs.
+
+    Apple's GPUs count as such that have none, since it was not tried there.
+    """
+    torch = require("torch", "transformers")
+    if device == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if not device.startswith("cuda"):
+        return False
+    with torch.cuda.device(torch.device(device)):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def dtype_for_answers(device: str, files: str, bfloat16: bool) -> str:
+    """What answers are computed in unless it is told: on a CUDA GPU what the files have.
+
+    But float16 for bfloat16 on one that cannot multiply it (before Ampere), and float32 elsewhere
+    but for bfloat16 on a CPU that can: few CPUs compute in 16 bits at a useful speed, and float32
+    holds every 16-bit weight exactly.
+
+    Args:
+        device: as `choose_device` gives it.
+        files: dtype of the weights in the files.
+        bfloat16: whether the device multiplies that, see `multiplies_bfloat16`.
+    """
+    if device.startswith("cuda"):
+        return "float16" if files == "bfloat16" and not bfloat16 else files
+    return "bfloat16" if files == "bfloat16" and bfloat16 else "float32"
+
+
+def dtype_for_training(asked: str, device: str, bfloat16: bool) -> str:
+    """What training computes in: of `auto`, 16 bits on a CUDA GPU, float32 elsewhere.
+
+    Raises:
+        ModelError: float16 is asked for where its gradients cannot be scaled.
+    """
+    on_gpu = device.startswith("cuda")
+    if asked == "float16" and not on_gpu:
+        raise ModelError(f"training.dtype: float16 needs a CUDA GPU; on {device}, take float32.")
+    if asked != "auto":
+        return asked
+    return ("bfloat16" if bfloat16 else "float16") if on_gpu else "float32"
+
+
+def pack_budget(device: Any, config: Any) -> int:
+    """Tokens of a forward and backward pass that a GPU's free memory has room for.
+
+    On a CPU, 1024: attention to all of a pack costs its square. On a GPU, where a pass costs
+    launches, what training keeps of a token fills up to two fifths of what is free.
+
+    Args:
+        device: of PyTorch.
+        config: of the model's text part.
+    """
+    if not str(device).startswith("cuda"):
+        return 1024
+    free, _ = require("torch", "transformers").cuda.mem_get_info(device)
+    return tokens_that_fit(0.4 * free, config)
+
+
+def tokens_that_fit(size: float, config: Any) -> int:
+    """A power of two, so that a little more or less free memory gives the same packs.
+
+    A layer keeps about 14 vectors of its width a token (its inputs, norms, queries, keys, values
+    and sums) and 4 of the width of its MLP, in 16 bits.
+
+    Args:
+        size: bytes.
+        config: of the model's text part.
+    """
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    token = config.num_hidden_layers * (14 * config.hidden_size + 4 * wide) * 2
+    fitting = max(int(size // token), 1)
+    return min(max(1 << fitting.bit_length() - 1, _SMALLEST), _LARGEST)
