@@ -19,7 +19,7 @@ def test_the_house_stays_small():
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*.py")
     }
-    assert sum(lines.values()) < 23_500, sorted(lines.items(), key=lambda item: -item[1])[:10]
+    assert sum(lines.values()) < 24_000, sorted(lines.items(), key=lambda item: -item[1])[:10]
 
 
 def test_every_folder_with_code_is_in_the_package():
