@@ -1,6 +1,6 @@
 """How often what `slm-judge curve` says of more items is true, on simulated curves.
 
-    python -m benchmarks.learning_curves --repeats 200
+    python -m benchmarks.learning_curves --repeats 40
 
 Alpha is measured at five sizes, up to 800 items, with the chance of the test items, which all
 trainings share in part, and that of each training. Where that is falling or rising, it is so with
@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=40)
     repeats = parser.parse_args().repeats
     print(HEADER)
     settings: list[tuple[int, float, int | None, float, list[str]]] = [

@@ -26,8 +26,9 @@ FURTHEST = 4
 _FEWEST_SIZES = 5  # the law has four parameters
 _RATES = np.concatenate([np.linspace(-1, -0.05, 12), np.geomspace(0.05, 12, 50)])  # of c, not 0
 _OFFSETS = np.concatenate([[0], np.geomspace(0.02, 1.6, 12), [3, 6, 15]])  # d, as a share of m
+_POWERS = 13  # of the offsets; with the others the law is nearly an exponential
 _MISFIT = 0.01  # p, below which the points follow no such law
-_LINES = 0.2  # share of resamples with c = -1, above which the growth has not begun to slow down
+_LINES = 0.2  # share of resamples that grow, with c = -1, above which it has not begun to slow down
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,15 @@ class Laws:
     errors: Floats
 
     @classmethod
-    def fit(cls, sizes: Floats, alphas: Floats) -> "Laws":
+    def fit(cls, sizes: Floats, alphas: Floats, offsets: Floats = _OFFSETS) -> "Laws":
         """The law with the least squares of each row.
 
         Args:
             sizes: K, rising.
             alphas: B x K.
+            offsets: to be tried.
         """
-        c, d = (one.ravel()[:, None] for one in np.meshgrid(_RATES, _OFFSETS))
+        c, d = (one.ravel()[:, None] for one in np.meshgrid(_RATES, offsets))
         c = np.where(c > 0, c * (1 + d), c)  # as fast, whatever the offset
         grown = _grown(sizes / sizes[-1], c, d)
         centred = grown - grown.mean(axis=1, keepdims=True)
@@ -59,6 +61,11 @@ class Laws:
         a = alphas.mean(axis=1) - b[best] * grown.mean(axis=1)[best[1]]
         left = (errors - b**2 * squares)[best]
         return cls(a, b[best], c[best[1], 0], d[best[1], 0], left)
+
+    def beside(self, other: "Laws") -> "Laws":
+        """Rows of both."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Laws(*map(np.concatenate, pairs))
 
     def at(self, times: Floats) -> Floats:
         """Alpha at multiples of the largest size, B x the number of these."""
@@ -102,7 +109,8 @@ def outlook(
 
     What is resampled: the test items, which all sizes share; and the chance of a training, normal
     with the deviation that seeds of one size have, half of it pooled over the sizes (by Student's
-    t), since few items may teach less surely than many.
+    t), since few items may teach less surely than many. Points that level off do not tell whether
+    as an exponential, so half of the laws may do so.
 
     Args:
         sizes: K, rising.
@@ -119,13 +127,14 @@ def outlook(
     if len(means) < len(alphas) / 2 or not np.isfinite(alphas[0]).all() or (units or 2) < 2:
         return _unknown("alpha is not defined at all sizes")
     draws, known = _draws(alphas[0], means, seed, units), np.asarray(sizes, dtype=float)
-    law, laws = Laws.fit(known, means[:1]), Laws.fit(known, draws)
+    law, half = Laws.fit(known, means[:1]), len(draws) // 2
+    laws = Laws.fit(known, draws[:half]).beside(Laws.fit(known, draws[half:], _OFFSETS[:_POWERS]))
     noise = draws - means[0] + law.at(known / known[-1])
     if (Laws.fit(known, noise).errors >= law.errors).mean() < _MISFIT:
         return _unknown(
             "the points do not follow a law of growth (few items may teach nothing yet)"
         )
-    if (laws.c <= _RATES[0]).mean() > _LINES:
+    if ((laws.c <= _RATES[0]) & (laws.b > GAIN)).mean() > _LINES:
         return _unknown("alpha grows ever faster, and where that ends the points do not show")
     shares = np.quantile(1 / laws.times(GAIN), [0.975, 0.025])  # since some times are infinite
     low, high = (known[-1] * (1 / s - 1) if s > 1 / FURTHEST else np.inf for s in shares)
