@@ -46,6 +46,7 @@ class _Renderer:
         probe = dict.fromkeys(fields, _PROBE)
         bare, whole = (self._render(state=probe, questions=asked) for asked in ([], questions))
         found = {text.count(_PROBE) for text in (bare, whole)} == {len(fields)}
+        self._bare: tuple[str, str] | None
         self._bare, self.around = (_around(bare), _around(whole)) if found else (None, ("", ""))
 
     def __call__(self, state: State) -> str:
