@@ -260,10 +260,14 @@ def typed_gguf(path: Path, questions: Any, threads: int) -> Iterator[Ask]:
     from typed_gguf.engine.session import ModelSession, open_model
     from typed_gguf.schema import parse_request
 
-    libraries = Path(llama_cpp.__file__).parent / "lib"
+    libraries, worded = Path(llama_cpp.__file__).parent / "lib", dict[str, Any]()
+    for name, question in questions.items():  # it refuses options without a description
+        given = question["criteria"]
+        filled = {k: v or k for k, v in given.items()} if isinstance(given, dict) else given
+        worded[name] = question | {"criteria": filled}
 
     def one(state: State) -> list[int]:
-        asked = {"state": state, "questions": questions, "options": {"threads": threads}}
+        asked = {"state": state, "questions": worded, "options": {"threads": threads}}
         request = parse_request(asked)
         plan = plan_context(request, model)
         with ModelSession(model, plan) as session:

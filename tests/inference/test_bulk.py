@@ -14,7 +14,7 @@ import pytest
 
 from slm_judge import Judge
 from slm_judge.annotate.job import annotate_table
-from slm_judge.annotate.rows import AnnotateOptions, truncate
+from slm_judge.annotate.rows import AnnotateOptions, PieceAnnotator, truncate
 from slm_judge.annotate.store import ShardStore, digest_of
 from slm_judge.data.tables import Overview, TableStream, read_table
 from slm_judge.data.write import write_tables
@@ -53,6 +53,20 @@ def messages(n, seed=0):
 def write(path, rows):
     pd.DataFrame(rows).to_csv(path, index=False)
     return str(path)
+
+
+def test_texts_that_were_annotated_are_not_tokenized_again(judge, tmp_path):
+    source = write(tmp_path / "in.csv", [{"text": text} for text in messages(40)])
+    (piece,) = TableStream(source).pieces(40)
+    annotator = PieceAnnotator(judge, AnnotateOptions())
+    whole, n = annotator.annotate(annotator.prepare(piece, 0)), annotator.computed
+    again = annotator.prepare(piece, 0)
+    assert (again.prompts, len(again.known)) == ({}, n)
+    assert annotator.annotate(again).equals(whole)
+    assert annotator.computed == n
+    annotator.forget()  # as when more texts came in between than are remembered
+    assert annotator.annotate(again).equals(whole)
+    assert annotator.computed == 2 * n
 
 
 # --- streams ---
