@@ -414,7 +414,6 @@ def test_the_device_is_the_one_asked_for_or_the_fastest(asked, there, chosen):
         ("cuda:1", False, "float16", {"bfloat16": "float16", "float32": "float32"}),  # V100, T4
         ("mps", False, "float32", {"bfloat16": "float32", "float16": "float32"}),
         ("cpu", False, "float32", {"bfloat16": "float32", "float32": "float32"}),
-        ("cpu", True, "float32", {"bfloat16": "bfloat16", "float32": "float32"}),
     ],
 )
 def test_the_compute_type_is_one_that_the_device_has(device, bfloat16, training, answers):
@@ -449,7 +448,6 @@ def test_a_device_that_is_not_there_is_refused(folder):
 
 
 def test_bfloat16_answers_as_float32_where_it_is_no_tie(folder):
-    """What a CPU that multiplies bfloat16 does by itself; here it is only slower."""
     with (
         Judge.from_pretrained(folder, dtype="bfloat16") as half,
         Judge.from_pretrained(folder, dtype="float32") as whole,

@@ -91,8 +91,7 @@ def load_base(base: Base, device: str, dtype: str | None = None) -> Any:
     Raises:
         ModelError: it is not there any more, or cannot be loaded.
     """
-    native = multiplies_bfloat16(device) and (base.quantization == "none" or device != "cpu")
-    dtype = dtype or dtype_for_answers(device, base.dtype, native)
+    dtype = dtype or dtype_for_answers(device, base.dtype, multiplies_bfloat16(device))
     options = {"quantization_config": nf4(dtype)} if base.quantization == "nf4" else {}
     return load_model(locate_base(base.base, base.revision), device, dtype, **options)
 

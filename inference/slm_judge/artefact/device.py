@@ -30,13 +30,8 @@ def choose_device(asked: str | None, there: Sequence[str]) -> str:
 
 
 def multiplies_bfloat16(device: str) -> bool:
-    """Whether the device has instructions for it: GPUs from Ampere on, AMX or AVX512-BF16 of CPUs.
-
-    Apple's GPUs count as such that have none, since it was not tried there.
-    """
+    """Whether the device is a CUDA GPU that has instructions for it, from Ampere on."""
     torch = require("torch", "transformers")
-    if device == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     if not device.startswith("cuda"):
         return False
     with torch.cuda.device(torch.device(device)):
@@ -46,9 +41,9 @@ def multiplies_bfloat16(device: str) -> bool:
 def dtype_for_answers(device: str, files: str, bfloat16: bool) -> str:
     """What answers are computed in unless it is told: on a CUDA GPU what the files have.
 
-    But float16 for bfloat16 on one that cannot multiply it (before Ampere), and float32 elsewhere
-    but for bfloat16 on a CPU that can: few CPUs compute in 16 bits at a useful speed, and float32
-    holds every 16-bit weight exactly.
+    But float16 for bfloat16 on one that cannot multiply it (before Ampere), and float32 elsewhere:
+    few CPUs compute in 16 bits at a useful speed, float32 holds every 16-bit weight exactly, and
+    a judge gives the same answers on all of them.
 
     Args:
         device: as `choose_device` gives it.
@@ -57,7 +52,7 @@ def dtype_for_answers(device: str, files: str, bfloat16: bool) -> str:
     """
     if device.startswith("cuda"):
         return "float16" if files == "bfloat16" and not bfloat16 else files
-    return "bfloat16" if files == "bfloat16" and bfloat16 else "float32"
+    return "float32"
 
 
 def dtype_for_training(asked: str, device: str, bfloat16: bool) -> str:

@@ -120,8 +120,7 @@ class TransformersBackend:
             folder: with weights or an adapter, a tokenizer and the contract's files.
             device: cpu, cuda, mps; by default a GPU where there is one.
             dtype: float32, bfloat16, float16, or "auto", that of the files; by default "auto" on
-                a CUDA GPU (float16 where it has no bfloat16); elsewhere float32, but bfloat16
-                for such files without 4-bit weights on a CPU with AMX or AVX512-BF16.
+                a CUDA GPU (float16 where it has no bfloat16), and float32 elsewhere.
             tokens_per_pack: see `__init__`.
 
         Raises:
@@ -291,13 +290,10 @@ def _load_model(folder: Path, device: str | None, dtype: str | None) -> Any:
         dtype = base.dtype if dtype == "auto" else dtype
         return load_adapter(load_base(base, device, dtype), folder)
     config = load_config(folder)
-    plain = not hasattr(config, "quantization_config")
-    if dtype is None:  # 4-bit weights are multiplied in float32 on a CPU (`in_float32`)
-        files, native = str(config.dtype or "auto"), multiplies_bfloat16(device)
-        dtype = dtype_for_answers(
-            device, files.removeprefix("torch."), native and (plain or device != "cpu")
-        )
-    if plain:
+    if dtype is None:
+        files = str(config.dtype or "auto").removeprefix("torch.")
+        dtype = dtype_for_answers(device, files, multiplies_bfloat16(device))
+    if not hasattr(config, "quantization_config"):
         return load_model(folder, device, dtype)
     require("bitsandbytes", "transformers")
     model = load_model(folder, device, dtype)

@@ -32,8 +32,8 @@ class LoadOptions(TypedDict, total=False):
     """transformers only: cpu, cuda, mps; by default a GPU where there is one."""
     dtype: str | None
     """transformers only: float32, bfloat16, float16, or "auto", that of the files or of an
-    adapter's training; by default "auto" on a CUDA GPU, float32 elsewhere, but for what
-    `artefact.device.dtype_for_answers` says."""
+    adapter's training; by default "auto" on a CUDA GPU (float16 where it has no bfloat16),
+    and float32 elsewhere."""
     tokens_per_pack: int | None
     """transformers only: rows' tokens of one pass, which bounds memory; by default 1024; on a CUDA
     GPU 512 to 8192, by the model and by what memory is free."""
