@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 from slm_judge.export.gguf import convert, quantize
-from slm_judge.export.gptq import NF4, Q4_0, Unrounded, importance, round_columns, save_moved
+from slm_judge.export.gptq import NF4, Q4_0, importance, round_columns, save_moved
 from slm_judge.export.importance import in_gguf
 from slm_judge.export.refit import _fit, _ridge, label_logits, refit_labels, states
 from slm_judge.training.slots import label_token_ids
@@ -167,11 +167,11 @@ def test_bitsandbytes_keeps_what_the_recipe_says(run):
 
 def test_weights_that_count_are_rounded_more_closely(run, tmp_path):
     """Weighed by the inputs' mean squares, the error of a type that heeds them is smaller."""
-    found = in_gguf(importance(run, Unrounded()), "qwen3")
+    found = in_gguf(importance(run), "qwen3")
     assert len(found) == 7 * 2  # linear layers of the tiny base
     converted = convert(run.merged, tmp_path / "a.gguf", "f32", "a")
     quantize(converted, tmp_path / "0.gguf", "IQ4_NL")
-    quantize(converted, tmp_path / "1.gguf", "IQ4_NL", importance(run, Unrounded()))
+    quantize(converted, tmp_path / "1.gguf", "IQ4_NL", importance(run))
     exact, plain, weighed = (
         {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
         for path in (converted, tmp_path / "0.gguf", tmp_path / "1.gguf")

@@ -265,7 +265,7 @@ def test_exit_codes_and_json(world, slm_judge):
     report = json.loads(out)
     assert (code, report["drift"], report["items"]) == (1, True, {"held_out": 300, "new": 100})
     code, out, _ = slm_judge(world.run.folder, place, "--prefix", "judge_")
-    assert (code, "Drift is shown in 1 of 6, of which" in out) == (1, True)
+    assert (code, "Drift is shown in 1 of 6 comparisons, of which" in out) == (1, True)
     for arguments, complaint in [
         ((world.run.folder, place, "--prefix", "other_"), "lacks the columns other_refund"),
         ((world.run.folder, world.folder / "none.csv"), "There is no file"),

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import subprocess
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,11 +26,12 @@ PROGRAM = Path(__file__).with_name("llama_jinja.cpp")
 def engine():
     """The engine, compiled once (about 25 s) and cached."""
     source = llama_cpp_source()
-    binary = cache_folder() / f"llama-jinja-{source.parents[1].name}"
+    library = Path(find_spec("llama_cpp").origin).parent / "lib"
+    linked = sha256(str(library).encode()).hexdigest()[:8]  # another environment has its own
+    binary = cache_folder() / f"llama-jinja-{source.parents[1].name}-{linked}"
     if not binary.exists():
         compiler = shutil.which("c++") or shutil.which("g++")
         assert compiler, "the suite needs the C++ compiler that llama-cpp-python needs"
-        library = Path(find_spec("llama_cpp").origin).parent / "lib"
         parts = [
             source / f"common/jinja/{p}.cpp"
             for p in ("lexer", "parser", "runtime", "value", "string")

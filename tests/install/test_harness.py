@@ -92,7 +92,7 @@ def test_opt_in_and_time_limit(tmp_path):
     for reason in ("takes many minutes: pytest -m slow", "needs a CUDA device: pytest -m gpu"):
         assert reason in usual
     assert "1 passed, 3 deselected" in run("-m", "slow")
-    assert "timeout: 600.0s" in usual
+    assert "timeout: 1200.0s" in usual
 
 
 def unbounded(tree: ast.AST):

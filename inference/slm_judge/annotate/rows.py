@@ -303,14 +303,14 @@ def truncate(backend: Backend, rubric: Rubric, state: Mapping[str, str]) -> Enco
     cut = dict(state)
     for name in sorted(rubric.fields, key=lambda name: len(state[name]), reverse=True):
         low, high = 0, len(cut[name])  # `low` characters fit, `high` do not
-        shortest = _encode(backend, cut, name, low)
+        shortest = _encode(backend, rubric, cut, name, low)
         if shortest.n_tokens > backend.max_tokens:
             cut[name] = ""
             continue
         best = shortest
         while high - low > 1:
             middle = min((low + high) // 2, 2 * low + backend.max_tokens)  # never far beyond
-            prompt = _encode(backend, cut, name, middle)
+            prompt = _encode(backend, rubric, cut, name, middle)
             if prompt.n_tokens <= backend.max_tokens:
                 low, best = middle, prompt
             else:
@@ -319,6 +319,8 @@ def truncate(backend: Backend, rubric: Rubric, state: Mapping[str, str]) -> Enco
     raise DataError(f"The rubric leaves no room for an item in {backend.max_tokens} tokens.")
 
 
-def _encode(backend: Backend, state: Mapping[str, str], name: str, length: int) -> EncodedPrompt:
+def _encode(
+    backend: Backend, rubric: Rubric, state: Mapping[str, str], name: str, length: int
+) -> EncodedPrompt:
     cut = {**state, name: state[name][:length]}
-    return encode_readings(backend.reader.encode, backend.contract.rubric, [cut])[0]
+    return encode_readings(backend.reader.encode, rubric, [cut])[0]
