@@ -23,9 +23,8 @@ from slm_judge.agreement.compare import (
     CONFIDENCE,
     change_cost,
     difference,
-    independent_items,
     lower_limit,
-    share_interval,
+    share_of,
 )
 from slm_judge.agreement.parts import Part
 from slm_judge.agreement.scores import pair_accuracy
@@ -154,9 +153,8 @@ def flip_rate(said: Answers, groups: Sequence[str] | None = None) -> dict[str, A
     """How often the two readings of a preference choose different labels, with a 90 % interval."""
     assert said.flipped is not None
     rows = np.flatnonzero(said.labels >= 0).tolist()
-    flipped = said.flipped[rows].astype(float)
-    worth = independent_items(flipped, rows if groups is None else [groups[row] for row in rows])
-    return share_interval(flipped.sum() / max(len(rows), 1) * worth, worth).as_dict()
+    own = None if groups is None else [groups[row] for row in rows]
+    return share_of(said.flipped[rows].astype(float), own).as_dict()
 
 
 def between(
@@ -175,8 +173,7 @@ def between(
     rows = [row for row, pair in enumerate(zip(one, two, strict=True)) if max(pair) >= 0]
     rows = rows or [*range(len(one))]
     same = (np.array(one) == np.array(two)).astype(float)[rows]
-    worth = independent_items(same, rows if groups is None else [groups[row] for row in rows])
-    equal = share_interval(same.mean() * worth, worth)
+    equal = share_of(same, None if groups is None else [groups[row] for row in rows])
     apart = np.abs(first.probabilities(source) - second.probabilities(source))
     return {
         "agreement": equal.estimate,

@@ -11,9 +11,8 @@ from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
 from slm_judge.agreement.compare import (
     CONFIDENCE,
     difference,
-    independent_items,
     lower_limit,
-    share_interval,
+    share_of,
 )
 from slm_judge.agreement.sets import Chosen, annotator_pairs, judge_pairs
 from slm_judge.data.item import Item
@@ -93,8 +92,7 @@ def _between(
     alpha = lower_limit(percentile_interval(alphas, CONFIDENCE, units=units), alphas, cost)
     rows = [row for row, given in enumerate(own) if given]
     same = np.array([own[row][0] == sets[row] for row in rows], dtype=float)
-    worth = independent_items(same, [groups[row] for row in rows])
-    equal = share_interval(same.mean() * worth, worth)
+    equal = share_of(same, [groups[row] for row in rows])
     return {
         "agreement": equal.estimate,
         "agreement_interval": equal.as_dict(),

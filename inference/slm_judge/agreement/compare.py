@@ -148,6 +148,17 @@ def independent_items(values: Floats, groups: Sequence[Hashable]) -> float:
     return float(worth[0] * (t.isf(tail, n - 1) / t.isf(tail, units - 1)) ** 2)
 
 
+def share_of(values: Floats, groups: Sequence[Hashable] | None = None) -> Interval:
+    """The share of ones with its interval, for as many items as those of groups are worth.
+
+    Args:
+        values: N, 0 or 1.
+        groups: what each item belongs to, by default to itself.
+    """
+    worth = independent_items(values, range(len(values)) if groups is None else groups)
+    return share_interval(values.sum() / max(len(values), 1) * worth, worth)
+
+
 def items_to_decide(interval: Interval, bound: float, n_items: int) -> int | None:
     """About how many items would show on which side of a bound a statistic is.
 

@@ -203,8 +203,13 @@ class Judge:
     ) -> Iterator[tuple[int, Logits]]:
         if self.rubric.pair:
             yield from self._run_twice(prompts, alone)
-            return
-        for index, logits in self.backend.run(prompts, alone):
+        else:
+            yield from self._run_once(prompts, alone)
+
+    def _run_once(
+        self, readings: Sequence[EncodedPrompt], alone: bool
+    ) -> Iterator[tuple[int, Logits]]:
+        for index, logits in self.backend.run(readings, alone):
             check_finite(logits, self.backend.path)
             yield index, logits
 
@@ -215,8 +220,7 @@ class Judge:
         readings = [one for p in prompts for one in (p, p.exchanged) if one]
         assert len(readings) == 2 * len(prompts), "prompts are those of Judge.encode"
         waiting: dict[int, Logits] = {}
-        for number, logits in self.backend.run(readings, alone):
-            check_finite(logits, self.backend.path)
+        for number, logits in self._run_once(readings, alone):
             index, second = divmod(number, 2)
             if index not in waiting:
                 waiting[index] = logits
