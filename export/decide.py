@@ -84,7 +84,7 @@ def checks(
     Args:
         dimension: its name.
         artefact: its name.
-        alike: of `answers.between`, with the adapter; of a set, of `answers.set_report`.
+        alike: of `answers.between`, with the adapter; of a set, of `sets.set_report`.
         loss: of `answers.losses`; None where there are no annotations to agree with.
         n_items: that were asked about.
         thresholds: of the recipe.

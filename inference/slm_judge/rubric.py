@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -108,6 +109,7 @@ def _options(raw: Any) -> Any:
 
 
 Options = Annotated[list[Option], BeforeValidator(_options)]
+NamedOptions = Annotated[Options, AfterValidator(_named)]
 
 
 class _Dimension(BaseModel):
@@ -366,12 +368,8 @@ class Choice(_Dimension):
     """Named options."""
 
     type: Literal["choice"] = "choice"
+    options: NamedOptions
     level_of_measurement: LevelOfMeasurement = "nominal"
-
-    @field_validator("options")
-    @classmethod
-    def _named(cls, options: list[Option]) -> list[Option]:
-        return _named(options)
 
 
 class Preference(_Dimension):
@@ -386,13 +384,8 @@ class Preference(_Dimension):
     level_of_measurement: Literal["nominal"] = "nominal"
     between: tuple[str, str]
     """Two fields of the rubric."""
-    options: Options = [Option(value="A"), Option(value="B"), Option(value="tie")]
+    options: NamedOptions = [Option(value="A"), Option(value="B"), Option(value="tie")]
     usual: ClassVar[tuple[Any, ...]] = ("A", "B", "tie")
-
-    @field_validator("options")
-    @classmethod
-    def _named(cls, options: list[Option]) -> list[Option]:
-        return _named(options)
 
     @model_validator(mode="after")
     def _of_two(self) -> Self:
