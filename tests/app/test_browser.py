@@ -270,6 +270,8 @@ def test_settling_and_where_we_stand(visit, make_store, support, photograph):
 
 def test_trying_two_judges(visit, run, make_store, support, photograph):
     """The judge in two files; and its answers about the items, in the background."""
+    from playwright.sync_api import expect
+
     model = run.gguf_file("Q4_K_M")
     rubric, working = load_judges(
         Settings(str(model), str(run.gguf_file("BF16")), options={"n_threads": 1})
@@ -291,7 +293,7 @@ def test_trying_two_judges(visit, run, make_store, support, photograph):
     with serving(support, None, working.named, review_below=0.9999) as address:
         for width, options in ((1280, {}), (375, PHONE)):
             page = visit(address, width, **options)
-            assert page.get_by_role("tab").all_text_contents() == ["Try"]
+            expect(page.get_by_role("tab")).to_have_text(["Try"], timeout=60_000)
             page.get_by_role("button", name="Ask the judge").click()
             wait_for(page, "#try-said", "Q4_K_M.gguf cannot judge this: empty field: text")
             page.get_by_label("text").fill(texts["usual"]["text"])
