@@ -22,8 +22,8 @@ from rich.console import Console
 from slm_judge.export.answers import against_annotators, ask, between, losses
 from slm_judge.export.artefacts import ADAPTER
 from slm_judge.export.bnb import save_bnb
-from slm_judge.export.gguf import MOVED, add_keys, convert, quantize
-from slm_judge.export.gptq import NF4, Grid, Unrounded, importance, save_moved
+from slm_judge.export.gguf import MOVED, VALUES, VALUES_GRID, add_keys, convert, quantize
+from slm_judge.export.gptq import NF4, Grid, Others, Unrounded, importance, save_moved
 
 from slm_judge import Judge
 from slm_judge.agreement.parts import parts
@@ -51,7 +51,7 @@ class Files:
         for kept in ((), KEPT):
             for method in [way for way in METHODS[:3] if way in methods]:
                 started = time.monotonic()
-                source, output = self._source(NF4, method, kept)
+                source, output = self._source(NF4, method, dict.fromkeys(kept))
                 folder = self._work / f"nf4-{method}-{len(kept)}"
                 folder.mkdir()
                 save_bnb(source, folder, "bfloat16", [output, *kept])
@@ -64,7 +64,7 @@ class Files:
             ways = METHODS[:3] if kind in MOVED else ("nearest", "weighed")
             for method in [way for way in ways if way in methods]:
                 started = time.monotonic()
-                source, _ = self._source(MOVED.get(kind), method, ())
+                source, _ = self._source(MOVED.get(kind), method, {VALUES: VALUES_GRID})
                 judge, file = self._work / "judge.gguf", self._work / f"{kind}-{method}.gguf"
                 wide = convert(source, self._work / "wide.gguf", "bf16", "judge")
                 add_keys(wide, judge, Contract.load(source))
@@ -74,14 +74,14 @@ class Files:
                     spare.unlink()
                 yield f"{kind}, {method}", file, time.monotonic() - started
 
-    def _source(self, grid: Grid | None, method: str, kept: Sequence[str]) -> tuple[Path, str]:
+    def _source(self, grid: Grid | None, method: str, others: Others) -> tuple[Path, str]:
         """What is rounded, and the name of its output layer."""
         if grid is None or method in ("nearest", "weighed"):
             return self._run.merged, "lm_head"
         folder = Path(tempfile.mkdtemp(dir=self._work))
         fit = method == "fitted"
         return folder, save_moved(
-            self._run, folder, grid, self._console, kept, self._unrounded, fit
+            self._run, folder, grid, self._console, others, self._unrounded, fit
         )
 
 

@@ -8,16 +8,29 @@ be computed a row, so that what is not explained by tokens shows.
 
 import argparse
 import json
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from shapes import _WORDS, MODELS, judge_folder, judge_gguf, rubric_of
-from throughput import median_seconds
 
 from slm_judge import Judge
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.rubric import Rubric
+
+
+def median_seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Median over repeats, after one warm-up."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def items(n: int, words: int) -> list[dict[str, str]]:

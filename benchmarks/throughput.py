@@ -14,8 +14,8 @@ libraries, and `sysone`, whose own head is trained on two rows for this. They, x
 are timed where they are installed. A server's clients wait for an answer before they ask again.
 
 A row's seconds are split by measuring parts in the same engine: the products of its tokens
-(rows of 16 tokens, which attend to next to nothing), attention (as many rows as fill 512 tokens
-behind the rubric, with one output, less the products: together the ceiling of rows of this length),
+(rows of 16 tokens, which attend to next to nothing), attention (batches of as many rows as fill 512
+tokens behind the rubric, with one output, less the products: together the ceiling of these rows),
 output rows, and what is left. The rubric is computed once, when the judge is loaded.
 """
 
@@ -55,17 +55,6 @@ _LONGEST = 60  # seconds that a round of all clients may take
 def best(rows: Sequence[Sequence[float]]) -> list[int]:
     """The likeliest option of each question."""
     return [int(np.argmax(row)) for row in rows]
-
-
-def median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median over repeats, after one warm-up."""
-    work()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
 
 
 def rows_per_second(answer: Ask, states: Sequence[State], seconds: float) -> float:
@@ -131,15 +120,26 @@ def model_options(dtype: str, device: str) -> dict[str, Any]:
             "model_kwargs": {"quantization_config": config}}  # fmt: skip
 
 
-def parts_of_a_row(backend: Any, states: Sequence[State], rate: float) -> dict[str, float]:
-    """Shares of a row's seconds, and the ceiling of rows of this length."""
-    prompts, behind = backend.reader.encode(states[:64]), len(backend.reader.prefix)
-    rows = [prompt.input_ids[behind:] for prompt in prompts]
-    own = sum(map(len, rows)) / len(rows)
+def parts_of_a_row(judge: Judge, states: Sequence[State]) -> dict[str, float]:
+    """Shares of a row's seconds, and the ceiling of rows of this length.
 
-    def seconds(rows: Sequence[Sequence[int]], behind: int, outputs: int) -> float:
+    What is timed takes turns, so that what else the machine does meets all of it.
+    """
+    backend: Any = judge.backend
+    prompts, behind = judge.encode(states[:64]), len(backend.reader.prefix)
+    rows = [prompt.input_ids[behind:] for prompt in prompts]
+    n = int(np.searchsorted(np.cumsum([len(row) for row in rows]), 2048)) + 1
+    states, rows = states[: max(n, 4)], rows[: max(n, 4)]
+    own = sum(map(len, rows)) / len(rows)
+    batches: list[list[list[int]]] = [[]]
+    for row in rows:
+        if sum(map(len, batches[-1])) + len(row) > 512:
+            batches.append([])
+        batches[-1].append(row)
+
+    def decode(rows: Sequence[Sequence[int]], behind: int, outputs: int) -> Callable[[], object]:
         parts = [
-            _Part(s, behind, list(row), [*range(len(row))][-outputs:] if outputs or s == 1 else [])
+            _Part(s, behind, list(row), [*range(len(row))][len(row) - max(outputs, s == 1) :])
             for s, row in enumerate(rows, start=1)
         ]
 
@@ -150,15 +150,27 @@ def parts_of_a_row(backend: Any, states: Sequence[State], rate: float) -> dict[s
             for part in parts:
                 backend._llama.llama_memory_seq_rm(backend._memory, part.sequence, -1, -1)
 
-        return median_seconds(work, 3)
+        return work
 
     short = [(row * 16)[:16] for row in (rows * 32)[:32]]
-    products, heads = seconds(short, 0, 0) / 512, seconds(short, 0, 8) / 512
-    together = rows[: max(1, round(512 / own))]
-    ceiling = sum(map(len, together)) / seconds(together, behind, 0)
+    together = [decode(batch, behind, 0) for batch in batches if batch]
+    works: dict[str, Callable[[], object]] = {
+        "all": lambda: dict(judge.logits(states)), "products": decode(short, 0, 0),
+        "heads": decode(short, 0, 8), "together": lambda: [work() for work in together],
+    }  # fmt: skip
+    turns: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(4):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            turns[name].append(time.perf_counter() - started)
+    seconds = {name: statistics.median(found[1:]) for name, found in turns.items()}
+    rate, products = len(states) / seconds["all"], seconds["products"] / 512
+    ceiling = own * len(rows) / seconds["together"]
+    output = (seconds["heads"] - seconds["products"]) / 256
     found = {"own tokens": own, "rows/s": rate, "ceiling, tokens/s": ceiling}
     found |= {"products": products * own * rate, "attention": (1 / ceiling - products) * own * rate}
-    found["output rows"] = (heads - products) * 512 / 256 * len(prompts[0].slots) * rate
+    found["output rows"] = output * len(judge.rubric.dimensions) * rate
     found["left"] = 1 - sum(found[key] for key in ("products", "attention", "output rows"))
     return found | {"of the ceiling": rate * own / ceiling, "rubric tokens": behind}
 
@@ -178,7 +190,7 @@ def llama_cpp_python(path: Path, judge: Judge, threads: int) -> Iterator[Ask]:
                             n_threads_batch=threads, verbose=False)  # fmt: skip
     reader: Any = judge.backend.reader
     labels = judge.backend.contract.labels
-    ids = {label: model.tokenize(f" {label}".encode(), False)[-1] for label in labels}
+    ids = {label: model.tokenize(label.encode(), False)[-1] for label in labels}
 
     def one(state: State, dimension: Any) -> int:
         allowed = labels[: len(dimension.options)]
@@ -352,14 +364,12 @@ class Measurement:
         self.rows.append(row)
         print(row, flush=True)
 
-    def time(self, name: str, opened: Any) -> float:
+    def time(self, name: str, opened: Any) -> None:
         """A method that is asked many rows at once."""
         with opened as answer:
-            if not (equal := self.equal(name, answer)):
-                return 0.0
-            rate = rows_per_second(answer, self.states[: -self.given.check], self.given.seconds)
-        self.note(name, rate, equal)
-        return rate
+            if equal := self.equal(name, answer):
+                rows = self.states[: -self.given.check]
+                self.note(name, rows_per_second(answer, rows, self.given.seconds), equal)
 
     def serve(self, name: str, url_of: Callable[[int], Any], clients: Sequence[int]) -> None:
         """A server, for each number of clients."""
@@ -394,9 +404,10 @@ def measure_gguf(one: Measurement) -> dict[str, float]:
         trained, fast = bool(given.judge), "slm-judge, llama.cpp, no second look"
         if trained:
             one.time("slm-judge, llama.cpp", ours(load))
-        rate = one.time(fast, ours(load, second_look=False))
+        one.time(fast, ours(load, second_look=False))
         one.time("slm-judge, llama.cpp, --exact", ours(load, exact=True))
-        parts = parts_of_a_row(judge.backend, one.states, rate)
+        judge.backend.near_tie = 0.0
+        parts = parts_of_a_row(judge, one.states)
         name = "llama-cpp-python, create_completion"
         one.time(name, llama_cpp_python(path, judge, given.threads))
         room = len(judge.backend.reader.prefix) + 1024  # tokens a slot
@@ -481,6 +492,7 @@ def main() -> None:
             one = Measurement(given, data, folder, path)
             if "gguf" in given.engines:
                 parts.append({"data": data, **measure_gguf(one)})
+                print(parts[-1], flush=True)
             for dtype in given.dtype if "transformers" in given.engines else ():
                 measure_transformers(one, dtype)
             rows += one.rows

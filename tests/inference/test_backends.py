@@ -383,6 +383,30 @@ def test_the_rubric_in_other_words_is_read_once_too(run, kind):
                 assert np.abs(one - other).max() < backend.near_tie
 
 
+def test_rows_are_computed_twice_only_where_that_is_cheaper(run):
+    """Long rows are never; no others are once every fourth of the first 64 had to be."""
+    short, long = [f"Parcel {n}?" for n in range(150)], ["Where is it? " * 40]
+    with Judge.from_pretrained(run.gguf_file("Q8_0"), exact=True) as judge:
+        exact, judge.exact = dict(judge.logits(short + long)), False
+        runs, plain = [], judge.backend.run
+
+        def run_and_count(prompts, alone=False):
+            runs.append((len(prompts), alone))
+            return plain(prompts, alone)
+
+        judge.backend.run = run_and_count
+        assert judge.backend.fills(judge.encode([{"text": long[0]}])[0])
+        for near_tie, expected in ((0, [(64, False), (86, False), (1, True)]),
+                                   (1e9, [(64, False), (151, True)])):  # fmt: skip
+            judge.backend.near_tie, runs[:] = near_tie, []
+            found = dict(judge.logits(short + long))
+            assert runs == expected
+            alone = range(151) if near_tie else [150]
+            for index in alone:
+                for one, other in zip(found[index], exact[index], strict=True):
+                    assert np.array_equal(one, other)
+
+
 def test_a_rank_stabilised_adapter_loads(tmp_path):
     from peft import LoraConfig, get_peft_model
 

@@ -202,7 +202,9 @@ class PieceAnnotator:
         """The piece with the judge's columns; equal texts are computed once."""
         for key, state in piece.known.items():
             if key not in self._cache:  # forgotten in between
-                piece.prompts[key] = self._encode(state)
+                (prompt,), backend = self.judge.encode([state]), self.judge.backend
+                long = prompt.n_tokens > backend.max_tokens  # so it was cut then
+                piece.prompts[key] = truncate(backend, self.judge.rubric, state) if long else prompt
         # In the order of the rows, whatever was known when: rows are computed beside the same ones.
         answered = [
             key for key in dict.fromkeys(piece.keys) if key in piece.prompts or key in piece.known
@@ -243,12 +245,6 @@ class PieceAnnotator:
         for (name, kind), column in zip(self.added.items(), columns, strict=True):
             table = table.append_column(name, pa.array(column, kind))
         return table
-
-    def _encode(self, state: dict[str, str]) -> EncodedPrompt:
-        """The prompt of a text that was annotated, cut as it was then."""
-        (prompt,), backend = self.judge.encode([state]), self.judge.backend
-        long = prompt.n_tokens > backend.max_tokens
-        return truncate(backend, self.judge.rubric, state) if long else prompt
 
     def forget(self) -> None:
         """Compute texts anew, so that a piece's columns are a function of its own rows alone."""
@@ -303,14 +299,14 @@ def truncate(backend: Backend, rubric: Rubric, state: Mapping[str, str]) -> Enco
     cut = dict(state)
     for name in sorted(rubric.fields, key=lambda name: len(state[name]), reverse=True):
         low, high = 0, len(cut[name])  # `low` characters fit, `high` do not
-        shortest = _encode(backend, rubric, cut, name, low)
+        shortest = _encode_cut(backend, rubric, cut, name, low)
         if shortest.n_tokens > backend.max_tokens:
             cut[name] = ""
             continue
         best = shortest
         while high - low > 1:
             middle = min((low + high) // 2, 2 * low + backend.max_tokens)  # never far beyond
-            prompt = _encode(backend, rubric, cut, name, middle)
+            prompt = _encode_cut(backend, rubric, cut, name, middle)
             if prompt.n_tokens <= backend.max_tokens:
                 low, best = middle, prompt
             else:
@@ -319,7 +315,7 @@ def truncate(backend: Backend, rubric: Rubric, state: Mapping[str, str]) -> Enco
     raise DataError(f"The rubric leaves no room for an item in {backend.max_tokens} tokens.")
 
 
-def _encode(
+def _encode_cut(
     backend: Backend, rubric: Rubric, state: Mapping[str, str], name: str, length: int
 ) -> EncodedPrompt:
     cut = {**state, name: state[name][:length]}

@@ -57,6 +57,12 @@ class Backend(Protocol):
     near_tie: float
     """Where the two best labels are nearer than this (in logits), their order may depend on what
     else is in the batch."""
+    most_near_ties: float
+    """Share of rows above which it is faster to compute all rows alone than these ones twice."""
+
+    def fills(self, prompt: EncodedPrompt) -> bool:
+        """Whether a row is so long that it costs as little alone as in a batch."""
+        ...
 
     def run(
         self, prompts: Sequence[EncodedPrompt], alone: bool = False

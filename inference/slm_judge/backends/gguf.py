@@ -31,6 +31,9 @@ _SMALLEST_ROW = 16  # tokens that a row needs at the least
 # Tokens that llama.cpp computes at a time, and so those of a batch, but for one longer row: beyond
 # it nothing is gained, and each row's attention passes over the cells of the others.
 _MICRO_BATCH = 512
+# Measured on 2 cores of a CPU (docs/results.md): from so many tokens on, a batch gains less than it
+# costs to compute near ties again; and so it does where more than this share of shorter rows are.
+_FULL, _MOST_NEAR_TIES = 64, 0.25
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class GgufBackend:
             raise ModelError(f"There is no file {missing[0]}.")
         self._n_sequences, self._n_threads = n_sequences, n_threads or usable_cores()
         self._flash_attention, self.near_tie = flash_attention, _NEAR_TIE
+        self._on_gpu = llama.llama_supports_gpu_offload()  # where rows alone leave it idle
+        self.most_near_ties = 1.0 if self._on_gpu else _MOST_NEAR_TIES
         try:
             self._load(path, adapter, max_memory)
         except BaseException:
@@ -245,6 +250,10 @@ class GgufBackend:
         self._n_ctx = n_ctx
         self._memory = llama.llama_get_memory(self._context)
         self._decode([_Part(0, 0, self._prefix, [])])
+
+    def fills(self, prompt: EncodedPrompt) -> bool:
+        """See `Backend.fills`."""
+        return not self._on_gpu and len(prompt.input_ids) - self._shared(prompt) >= _FULL
 
     def run(
         self, prompts: Sequence[EncodedPrompt], alone: bool = False

@@ -82,7 +82,7 @@ class TransformersBackend:
             raise ModelError(
                 f"{path} computes in {dtype}; dtype is {', '.join(_NEAR_TIE)} or auto."
             )
-        self.near_tie = _NEAR_TIE[dtype]
+        self.near_tie, self.most_near_ties = _NEAR_TIE[dtype], 1.0
         self._cache: Any = None
         width = max(len(dimension.options) for dimension in contract.rubric.dimensions)
         self._label_ids = _label_ids(tokenizer, contract.labels[:width], path)
@@ -135,8 +135,12 @@ class TransformersBackend:
             memory_errors("Take the 4-bit or a GGUF file of the judge, or dtype=bfloat16."),
             loading(folder),
         ):
-            model, tokenizer = _load_model(folder, device, dtype), load_tokenizer(folder)
+            model, tokenizer = load_weights(folder, device, dtype), load_tokenizer(folder)
             return cls(model, tokenizer, contract, folder, tokens_per_pack)
+
+    def fills(self, prompt: EncodedPrompt) -> bool:
+        """See `Backend.fills`."""
+        return len(prompt.input_ids) - len(self._prefix) >= self.tokens_per_pack
 
     def run(
         self, prompts: Sequence[EncodedPrompt], alone: bool = False
@@ -280,7 +284,8 @@ def pack_tensors(packed: Pack, device: Any) -> dict[str, Any]:
     return {key: torch.as_tensor(value, device=device) for key, value in vars(packed).items()}
 
 
-def _load_model(folder: Path, device: str | None, dtype: str | None) -> Any:
+def load_weights(folder: Path, device: str | None = None, dtype: str | None = None) -> Any:
+    """The model of a judge's or a base's folder; see `TransformersBackend.load`."""
     import torch
 
     device = choose_device(device, devices())

@@ -7,12 +7,11 @@ from typing import Unpack
 from rich.console import Console
 
 from slm_judge.annotate.rows import truncate
-from slm_judge.artefact.base import OFFLINE, load_config, load_model, load_tokenizer, locate_base
-from slm_judge.artefact.device import choose_device, devices
+from slm_judge.artefact.base import OFFLINE, load_config, load_tokenizer, locate_base
 from slm_judge.artefact.judge_files import DECISION, Contract
 from slm_judge.artefact.locate import locate
 from slm_judge.backends import memory_errors
-from slm_judge.backends.transformers import TransformersBackend
+from slm_judge.backends.transformers import TransformersBackend, load_weights
 from slm_judge.data.item import Item
 from slm_judge.errors import ModelError
 from slm_judge.judge.answer import leanings
@@ -86,11 +85,8 @@ def load(
     load_config(path)
     tokenizer = load_tokenizer(path)
     contract = Contract.build(rubric, tokenizer)
-    device = choose_device(None, devices())
-    dtype = "auto" if device == "cuda" else "float32"
     with memory_errors("Take a smaller base."):
-        weights = load_model(path, device, dtype)
-        return Judge(TransformersBackend(weights, tokenizer, contract, path))
+        return Judge(TransformersBackend(load_weights(path), tokenizer, contract, path))
 
 
 def _asked(rubric: Rubric) -> dict[str, set[str]]:

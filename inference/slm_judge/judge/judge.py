@@ -1,6 +1,6 @@
 """The judge: a rubric, a model that answers it, and an engine."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack
 
@@ -19,6 +19,7 @@ from .answer import Annotation, annotation_from_logits, averaged, gap
 
 BackendName = Literal["auto", "gguf", "transformers"]
 Row = str | Mapping[str, Any]
+_FIRST = 64  # rows that tell how many near ties there are
 
 
 class LoadOptions(TypedDict, total=False):
@@ -182,21 +183,36 @@ class Judge:
 
         Engines compute many rows at a time, and the last digits of a row's logits depend on its
         neighbours. Where the two best labels of a dimension are nearer than the engine's noise,
-        the row is computed again alone.
+        the row is computed again alone. So is a row to begin with that gains nothing by company;
+        and so are all rows that are left once the first ones had too many near ties.
         """
-        if self.exact:
-            yield from self._run(prompts, alone=True)
-            return
-        contract, close, near = self.backend.contract, [], self.backend.near_tie
+        alone: list[int] = []
+        together: list[int] = []
+        for index, prompt in enumerate(prompts):
+            (alone if self.exact or self.backend.fills(prompt) else together).append(index)
+        first, rest = together[:_FIRST], together[_FIRST:]
+        close = yield from self._together(prompts, first)
+        if len(close) > self.backend.most_near_ties * len(first):
+            alone += rest
+        else:
+            close += yield from self._together(prompts, rest)
+        alone += close
+        for k, logits in self._run([prompts[index] for index in alone], alone=True):
+            yield alone[k], logits
+
+    def _together(
+        self, prompts: Sequence[EncodedPrompt], chosen: Sequence[int]
+    ) -> Generator[tuple[int, Logits], None, list[int]]:
+        """Yield (index, logits) of those chosen, but for near ties, whose indices are returned."""
+        contract, close, near = self.backend.contract, list[int](), self.backend.near_tie
         dimensions = contract.rubric.dimensions
         calibrations = [contract.calibration(dimension) for dimension in dimensions]
-        for index, logits in self._run(prompts):
+        for k, logits in self._run([prompts[index] for index in chosen]):
             if any(found < near for found in map(_gap, dimensions, calibrations, logits)):
-                close.append(index)
+                close.append(chosen[k])
             else:
-                yield index, logits
-        for k, logits in self._run([prompts[index] for index in close], alone=True):
-            yield close[k], logits
+                yield chosen[k], logits
+        return close
 
     def _run(
         self, prompts: Sequence[EncodedPrompt], alone: bool = False
