@@ -25,7 +25,8 @@ def quantize_bnb(run: Run, console: Console, unrounded: Unrounded | None = None)
     run.require(run.merged, f"export {run.folder}")
     settings = run.recipe().export
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
-        output = save_moved(run, Path(moved), NF4, console, settings.bnb_16bit, unrounded)
+        kept = dict.fromkeys(settings.bnb_16bit)
+        output = save_moved(run, Path(moved), NF4, console, kept, unrounded)
         with atomic_folder(run.bnb) as work:
             save_bnb(Path(moved), work, settings.dtype, [output, *settings.bnb_16bit])
 

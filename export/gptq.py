@@ -2,16 +2,17 @@
 
 A layer's columns are rounded one after the other, and what the rounding of one changes in the
 layer's outputs, on prompts of the run's training items, is made up for by the columns that are
-still to be rounded (GPTQ, Frantar et al., ICLR 2023, arXiv 2210.17323). The values are those that
+still to be rounded (GPTQ, Frantar et al., ICLR 2023, arXiv 2210.17323). Before that, the layer is
+fitted to what it says in the merged model, since the rounded ones before it have changed what it
+reads (GPTAQ, Li et al., ICML 2025, arXiv 2504.02692, does both in one). The values are those that
 the file can hold, block by block, and the largest weight of a block stays its largest. So the moved
 weights are an ordinary model: bitsandbytes or llama.cpp, which know nothing of this, round each of
 them to the level that was chosen here. (bitsandbytes then keeps the blocks' scales in 8 bits.)
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,15 @@ ITEMS, REFIT_ITEMS = 64, 128
 SLOT_WEIGHT = 5.0
 """Of an answer's position, where another token of an item counts 1."""
 DAMPING = 0.01
-"""Of the mean diagonal of the Hessian, as in the paper's code."""
+"""Of the mean diagonal of the Hessian, as in GPTQ's code."""
+CATCHING_UP, CAUTION = 0.5, 0.1
+"""How far a layer is fitted to what it says in the merged model, and the damping of that fit, so
+that it is not one to these items (docs/results.md)."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a 4-bit file can hold: in a block of weights, its levels times the block's scale."""
+    """What a file of few bits holds: in a block of weights, its levels times the block's scale."""
 
     block: int
     levels: tuple[float, ...]
@@ -69,6 +73,11 @@ NF4 = Grid(
 """bitsandbytes' 4-bit NormalFloat (QLoRA, arXiv 2305.14314)."""
 Q4_0 = Grid(32, tuple(float(level) for level in range(-8, 8)), signed=True)
 """llama.cpp's type of that name."""
+Q5_0 = Grid(32, tuple(float(level) for level in range(-16, 16)), signed=True)
+"""The same in 5 bits."""
+Others = Mapping[str, Grid | None]
+"""Of layers that a file does not hold in its own grid, by name, as transformers matches them; None
+where they are not rounded."""
 
 
 @dataclass
@@ -142,7 +151,7 @@ def save_moved(
     folder: Path,
     grid: Grid,
     console: Console,
-    kept: Sequence[str] = (),
+    others: Others | None = None,
     unrounded: Unrounded | None = None,
     fit: bool = True,
 ) -> str:
@@ -153,7 +162,7 @@ def save_moved(
         folder: where to write it, as `merged/` is.
         grid: what the file can hold.
         console: where progress is written.
-        kept: names of layers that the file does not round, as transformers matches them.
+        others: layers that it holds otherwise.
         unrounded: of the same merged model, filled where it is empty.
         fit: whether the labels' rows are fitted anew afterwards.
 
@@ -165,7 +174,7 @@ def save_moved(
     if asked.prompts:
         with torch.no_grad():
             unrounded.learn(asked)
-            move(model, asked.prompts[:ITEMS], grid, console, kept)
+            move(model, asked.prompts[:ITEMS], grid, console, others or {})
             if fit:
                 refit_labels(model, asked.inputs, unrounded.logits, asked.ids, asked.rubric)
     else:
@@ -184,7 +193,7 @@ def move(
     prompts: Sequence[EncodedPrompt],
     grid: Grid,
     console: Console,
-    kept: Sequence[str] = (),
+    others: Others,
 ) -> None:
     """Move a model's weights, layer after layer; each reads what the moved ones before it say."""
     torch, layers = require("torch", "export"), getattr(model.get_decoder(), "layers", ())
@@ -194,40 +203,23 @@ def move(
         return
     packs = _packs(prompts, model)
     inputs = _first_inputs(model, layers, packs)
+    merged = [replace(one) for one in inputs]  # what the next layer reads in the merged model
     names = {module: name for name, module in model.named_modules()}
     with progress_bar("layers", console=console) as progress:
         for number, layer in enumerate(progress.track(layers, description="rounding")):
-            hessians = _hessians(layer, number, inputs, packs)
-            rounded = [
-                part for part in hessians if should_convert_module(f"{names[layer]}.{part}", kept)
-            ]
-            while rounded:
-                hessian = hessians[rounded[0]]
-                alike = [part for part in rounded if torch.equal(hessians[part], hessian)]
-                weights = [layer.get_submodule(part).weight for part in alike]  # of one input
+            sums = _sums(layer, number, merged, inputs, packs)
+            for alike, (hessian, lost) in sums.items():
+                weights = [layer.get_submodule(part).weight for part in alike]
+                grids = [_grid_of(f"{names[layer]}.{part}", grid, others) for part in alike]
                 try:
-                    with _one_thread():
-                        moved = round_columns(torch.cat(weights), hessian, grid)
+                    moved = _moved(weights, grids, hessian, lost)
                 except torch.linalg.LinAlgError as error:
                     where = f"{names[layer]}.{alike[0]}"
                     raise ModelError(f"{where} reads numbers that are not finite.") from error
-                for weight, part in zip(weights, moved.split([*map(len, weights)]), strict=True):
-                    weight.copy_(part)
-                rounded = [part for part in rounded if part not in alike]
+                for weight, new in zip(weights, moved, strict=True):
+                    weight.copy_(new)
             for one in inputs:
                 one.hidden = one.run(layer, number)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Columns are many small operations, for which threads wait more than they work."""
-    torch = require("torch", "export")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _packs(prompts: Sequence[EncodedPrompt], model: Any) -> list[_Pack]:
@@ -246,7 +238,7 @@ def _packs(prompts: Sequence[EncodedPrompt], model: Any) -> list[_Pack]:
 
 
 def _first_inputs(model: Any, layers: Any, packs: Sequence[_Pack]) -> list[_Input]:
-    """What the first layer reads, and with which options each is called."""
+    """What the first layer reads, and with which options each is called; none is computed."""
     found: list[_Input] = []
 
     def catch(layer: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -257,36 +249,103 @@ def _first_inputs(model: Any, layers: Any, packs: Sequence[_Pack]) -> list[_Inpu
         found[-1].options.append(options)
 
     hooks = [layer.register_forward_pre_hook(catch, with_kwargs=True) for layer in layers]
+    for layer in layers:
+        layer.forward = lambda hidden_states, *_, **__: hidden_states
     for one in packs:
         model(**one.inputs, use_cache=False)
-    for hook in hooks:
+    for layer, hook in zip(layers, hooks, strict=True):
+        del layer.forward
         hook.remove()
     return found
 
 
-def _hessians(
-    layer: Any, number: int, inputs: Sequence[_Input], packs: Sequence[_Pack]
-) -> dict[str, Any]:
-    """Sum over tokens of weight x x', for the inputs x of each linear layer, by its name."""
-    torch, sums = require("torch", "export"), dict[str, Any]()
+def _sums(
+    layer: Any,
+    number: int,
+    merged: Sequence[_Input],
+    inputs: Sequence[_Input],
+    packs: Sequence[_Pack],
+) -> dict[tuple[str, ...], tuple[Any, Any]]:
+    """Sums over tokens of weight z z' and weight (x - z) z', by names of layers of one input.
 
-    def add(name: str, x: Any, weights: Any) -> None:
-        rows = x.flatten(0, -2).float()
-        if len(rows) == len(weights):  # not an expert's, which reads some tokens alone
-            sums[name] = sums.get(name, 0) + rows.T @ (rows * weights[:, None])
-
-    for one, its_pack in zip(inputs, packs, strict=True):
-        hooks = [
-            module.register_forward_pre_hook(
-                lambda _, given, name=name, of=its_pack: add(name, given[0], of.weights)
-            )
-            for name, module in layer.named_modules()
-            if isinstance(module, torch.nn.Linear)
-        ]
-        one.run(layer, number)
-        for hook in hooks:
-            hook.remove()
+    x are linear layers' inputs in the merged model, whose next inputs `merged` has afterwards; z
+    those in the moved one.
+    """
+    sums: dict[tuple[str, ...], tuple[Any, Any]] = {}
+    for right, one, its_pack in zip(merged, inputs, packs, strict=True):
+        (wanted, right.hidden), (read, _) = (_listen(layer, number, of) for of in (right, one))
+        for alike in _of_one_input(read, len(its_pack.weights)):
+            x, z = (of[alike[0]].flatten(0, -2).float() for of in (wanted, read))
+            weighted = z * its_pack.weights[:, None]
+            hessian, lost = sums.get(alike, (0, 0))
+            sums[alike] = hessian + z.T @ weighted, lost + (x - z).T @ weighted
     return sums
+
+
+def _listen(layer: Any, number: int, one: _Input) -> tuple[dict[str, Any], Any]:
+    """What each linear layer of a decoder layer reads, and what the next one will."""
+    torch, read = require("torch", "export"), dict[str, Any]()
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, given, name=name: read.__setitem__(name, given[0])
+        )
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    output = one.run(layer, number)
+    for hook in hooks:
+        hook.remove()
+    return read, output
+
+
+def _of_one_input(read: Mapping[str, Any], n_tokens: int) -> list[tuple[str, ...]]:
+    """Names of layers by what they read; not experts, which read some tokens alone."""
+    groups: dict[int, tuple[str, ...]] = {}
+    for name, x in read.items():
+        if len(x.flatten(0, -2)) == n_tokens:
+            groups[id(x)] = (*groups.get(id(x), ()), name)
+    return [*groups.values()]
+
+
+def _grid_of(name: str, grid: Grid, others: Others) -> Grid | None:
+    found = (other for key, other in others.items() if not should_convert_module(name, [key]))
+    return next(found, grid)
+
+
+def _moved(
+    weights: Sequence[Any], grids: Sequence[Grid | None], hessian: Any, lost: Any
+) -> list[Any]:
+    """The weights of layers of one input, each for its own grid."""
+    torch = require("torch", "export")
+    lengths = torch.tensor([*map(len, weights)])
+    moved = catch_up(torch.cat([*weights]), hessian, lost)
+    for grid in {grid for grid in grids if grid}:
+        own = torch.tensor([one == grid for one in grids]).repeat_interleave(lengths)
+        rows = own.nonzero()[:, 0].to(moved.device)
+        moved[rows] = round_columns(moved[rows], hessian, grid)
+    found: list[Any] = moved.split(lengths.tolist())
+    return found
+
+
+def catch_up(weight: Any, hessian: Any, lost: Any) -> Any:
+    """The weights of a layer, moved towards what it says in the merged model.
+
+    Args:
+        weight: outputs x inputs.
+        hessian: inputs x inputs, sum of z z' over inputs z.
+        lost: the same of (x - z) z', for the inputs x of the merged model.
+
+    Returns:
+        float32.
+    """
+    torch = require("torch", "export")
+    if not lost.any():
+        return weight.float()
+    hessian = hessian.double()
+    damping = CAUTION * hessian.diagonal().mean() * torch.eye(len(hessian), device=weight.device)
+    factor = torch.linalg.cholesky(hessian + damping)
+    step = torch.cholesky_solve((weight @ lost).double().T, factor).T
+    return (weight + CATCHING_UP * step).float()
 
 
 def round_columns(weight: Any, hessian: Any, grid: Grid) -> Any:
@@ -301,29 +360,44 @@ def round_columns(weight: Any, hessian: Any, grid: Grid) -> Any:
         float32: levels of the grid times scales that are exact in bfloat16.
     """
     torch = require("torch", "export")
-    columns, rest = weight.shape[1], weight.float().clone()
-    if columns % grid.block:
-        return rest
-    levels = torch.tensor(grid.levels, device=weight.device)
-    bounds, hessian = (levels[1:] + levels[:-1]) / 2, hessian.double()
+    if weight.shape[1] % grid.block:
+        return weight.float()
+    hessian = hessian.double()
     unused = hessian.diagonal() == 0
     hessian = hessian + torch.diag(unused + DAMPING * hessian.diagonal().mean())
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
-    rounded = torch.empty_like(rest)
-    for start in range(0, columns, grid.block):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # columns are small operations, for which threads wait
+    try:
+        return _round(weight, factor, grid)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _round(weight: Any, factor: Any, grid: Grid) -> Any:
+    """By the upper Cholesky factor of the Hessian's inverse."""
+    torch = require("torch", "export")
+    rest = weight.float().T.contiguous()  # inputs x outputs, so that a column is in one place
+    levels, rounded = torch.tensor(grid.levels, device=weight.device), torch.empty_like(rest)
+    bounds = (levels[1:] + levels[:-1]) / 2
+    for start in range(0, len(rest), grid.block):
         end = start + grid.block
-        block, errors = rest[:, start:end].clone(), torch.empty_like(rest[:, start:end])
-        largest = block.abs().argmax(dim=1)
-        extreme = block.gather(1, largest[:, None])[:, 0]
+        block = rest[start:end]
+        largest = block.abs().argmax(dim=0)
+        extreme = block.gather(0, largest[None])
         scales = grid.scales(extreme)
         divisor = torch.where(scales == 0, 1, scales)
-        extreme = levels[torch.bucketize(extreme / divisor, bounds)] * scales
+        extreme = levels[torch.bucketize(extreme / divisor, bounds)][0]
+        is_extreme = largest == torch.arange(grid.block, device=weight.device)[:, None]
+        block = block / divisor  # in levels from here on
+        chosen, errors = torch.empty_like(block), torch.empty_like(block)
+        own = factor[start:end]
         for k, column in enumerate(range(start, end)):
-            value = levels[torch.bucketize(block[:, k] / divisor, bounds)] * scales
-            value = torch.where(largest == k, extreme, value)  # so that the scale stays
-            rounded[:, column] = value
-            errors[:, k] = (block[:, k] - value) / factor[column, column]
-            block[:, k + 1 :] -= errors[:, k, None] * factor[column, column + 1 : end]
-        rest[:, end:] -= errors @ factor[start:end, end:]
-    return rounded
+            value = levels[torch.bucketize(block[k], bounds)]
+            torch.where(is_extreme[k], extreme, value, out=chosen[k])  # so that the scale stays
+            torch.sub(block[k], chosen[k], out=errors[k]).div_(own[k, column])
+            block[k + 1 :].addr_(own[k, column + 1 : end], errors[k], alpha=-1)
+        rounded[start:end] = chosen * scales
+        rest[end:] -= own[:, end:].T @ (errors * divisor)
+    return rounded.T

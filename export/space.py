@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import slm_judge
-from slm_judge.artefact.locate import DEFAULT_QUANTIZATION
+from slm_judge.artefact.locate import DEFAULT_QUANTIZATIONS
 from slm_judge.errors import JudgeError
 from slm_judge.recipe import Recipe
 from slm_judge.version import __version__
@@ -70,9 +70,8 @@ def space_files(recipe: Recipe, user: str, revision: str | None = None) -> dict[
         JudgeError: what the page needs is not installed here, so its versions are not known.
     """
     model = f"{user}/{recipe.name}-GGUF"
-    quantization = recipe.export.gguf[0]
-    if DEFAULT_QUANTIZATION in recipe.export.gguf:
-        quantization = DEFAULT_QUANTIZATION
+    there = recipe.export.gguf
+    quantization = next((name for name in DEFAULT_QUANTIZATIONS if name in there), there[0])
     facts = {
         "title": recipe.name, "model": model, "port": PORT, "version": __version__,
         "license": recipe.card.license or "other", "quantization": quantization,

@@ -1,13 +1,23 @@
 """Weights are moved to what the 4-bit files can hold, where it costs the judge least."""
 
+from collections import Counter
+
 import gguf
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
-from slm_judge.export.gguf import convert, quantize
-from slm_judge.export.gptq import NF4, Q4_0, importance, round_columns, save_moved
+from slm_judge.export.gguf import VALUES, VALUES_GRID, convert, quantize
+from slm_judge.export.gptq import (
+    NF4,
+    Q4_0,
+    Q5_0,
+    catch_up,
+    importance,
+    round_columns,
+    save_moved,
+)
 from slm_judge.export.importance import in_gguf
 from slm_judge.export.refit import _fit, _ridge, label_logits, refit_labels, states
 from slm_judge.training.slots import label_token_ids
@@ -19,7 +29,7 @@ from slm_judge.backends.transformers import pack_tensors
 from slm_judge.data.item import load_split
 from slm_judge.prompt.readers import DecisionReader
 
-GRIDS = {"nf4": NF4, "q4_0": Q4_0}
+GRIDS = {"nf4": NF4, "q4_0": Q4_0, "q5_0": Q5_0}
 
 
 def drawn(*shape, seed=0):
@@ -35,8 +45,8 @@ def correlated(tokens, channels, rank):
 
 def requantized(weight, name):
     """What the engine's own quantizer makes of a weight."""
-    if name == "q4_0":
-        kind = gguf.GGMLQuantizationType.Q4_0
+    if name != "nf4":
+        kind = gguf.GGMLQuantizationType[name.upper()]
         return torch.from_numpy(gguf.dequantize(gguf.quantize(weight.numpy(), kind), kind))
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
@@ -63,6 +73,15 @@ def test_outputs_change_less_than_by_rounding_to_the_nearest(name):
                     .norm() for x_ in (x, correlated(2000, 192, 16)))  # fmt: skip
     assert seen < 0.4
     assert unseen < 0.4
+
+
+def test_a_layer_catches_up_with_what_it_said_before_its_inputs_changed():
+    x, weight = correlated(2000, 192, 16), drawn(64, 192)
+    z = x + 0.3 * x @ drawn(192, 192, seed=4) / 192**0.5  # a change that a layer can undo
+    caught = catch_up(weight, z.T @ z, (x - z).T @ z)
+    before, after = ((z @ one.T - x @ weight.T).norm() for one in (weight, caught))
+    assert after < 0.6 * before  # half of the way, by intention
+    assert torch.equal(catch_up(weight, x.T @ x, torch.zeros(192, 192)), weight)
 
 
 def test_rows_without_whole_blocks_stay():
@@ -138,20 +157,21 @@ def test_labels_are_fitted_to_a_rounded_model_or_left(judge):
 
 
 def test_files_hold_what_was_moved(run, tmp_path):
-    save_moved(run, tmp_path / "moved", Q4_0, Console(quiet=True))
+    save_moved(run, tmp_path / "moved", Q4_0, Console(quiet=True), {VALUES: VALUES_GRID})
     converted = convert(tmp_path / "moved", tmp_path / "a.gguf", "bf16", "a")
     quantize(converted, tmp_path / "q.gguf", "Q4_0")
     moved = {t.name: t for t in gguf.GGUFReader(converted).tensors}
-    held = 0
+    held: Counter[str] = Counter()
     for tensor in gguf.GGUFReader(tmp_path / "q.gguf").tensors:
-        if tensor.tensor_type != gguf.GGMLQuantizationType.Q4_0 or "blk" not in tensor.name:
+        if tensor.tensor_type.name not in ("Q4_0", "Q5_0") or "blk" not in tensor.name:
             continue
         wide = moved[tensor.name]
         expected = gguf.dequantize(wide.data, wide.tensor_type)
         found = gguf.dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_allclose(found, expected, rtol=2**-8, atol=1e-12)
-        held += 1
-    assert held == 7 * 2  # linear layers of the tiny base
+        held[tensor.tensor_type.name] += 1
+        assert (tensor.tensor_type.name == "Q5_0") == ("attn_v" in tensor.name)
+    assert held == {"Q4_0": 6 * 2, "Q5_0": 2}  # linear layers of the tiny base
 
 
 def test_bitsandbytes_keeps_what_the_recipe_says(run):
