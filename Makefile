@@ -46,7 +46,7 @@ $(READY): pyproject.toml
 demo: $(READY) ## The whole job on the shipped sample: train, export, verify, annotate, compare
 	$(BIN)/slm-judge train recipes/smollm2.yaml --resume
 	$(BIN)/slm-judge export runs/demo
-	$(BIN)/slm-judge annotate samples/new-messages.csv --model runs/demo/gguf --quantization Q4_0 \
+	$(BIN)/slm-judge annotate samples/new-messages.csv --model runs/demo/gguf \
 	  --output runs/demo/annotations.csv --overwrite
 	@echo '$(BIN)/slm-judge verify runs/demo'
 	@$(BIN)/slm-judge verify runs/demo || { [ $$? -eq 1 ] \

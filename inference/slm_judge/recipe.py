@@ -180,9 +180,9 @@ class ExportConfig(_Section):
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Of the merged model."""
-    gguf: list[str] = Field(default=["Q4_K_M", "Q8_0"], min_length=1)
-    """GGUF quantizations; Q4_K_M is the one that people get by default. Weights of Q4_0 are moved
-    before, so that rounding them changes the answers least (docs/training.md)."""
+    gguf: list[str] = Field(default=["Q4_0", "Q8_0"], min_length=1)
+    """GGUF quantizations; of several, people get Q4_0 by default, or Q4_K_M. Weights of Q4_0 are
+    moved before, so that rounding them changes the answers least (docs/training.md)."""
     bnb_16bit: list[Annotated[str, Field(pattern=r"^[\w.]+$")]] = ["self_attn.v_proj"]
     """Ends of the names of linear layers that the bitsandbytes file keeps in 16 bits. The values'
     projections are 1 to 7 % of the weights of models with grouped queries, and lose most in 4."""

@@ -264,6 +264,7 @@ def test_quantizations_are_whole_names():
     assert choose_gguf(files, "F16", "x") == "judge-F16.gguf"
     assert choose_gguf(files, "bf16", "x") == "judge-BF16.gguf"
     assert choose_gguf(files, None, "x") == "judge-Q4_K_M.gguf"
+    assert choose_gguf([*files, "judge-Q4_0.gguf"], None, "x") == "judge-Q4_0.gguf"
     for name in ("F16.gguf", "judge.F16.gguf", "judge_f16.gguf", "F16/F16.gguf"):
         assert choose_gguf(["BF16.gguf", "judge-BF16.gguf", name], "F16", "x") == name
     with pytest.raises(ModelError, match="has no F16 file; choose one"):

@@ -14,7 +14,8 @@ from slm_judge.errors import ModelError
 from slm_judge.hub import hub_errors, is_unreachable, repeated
 from slm_judge.screen import say
 
-DEFAULT_QUANTIZATION = "Q4_K_M"
+DEFAULT_QUANTIZATIONS = ("Q4_0", "Q4_K_M")
+"""Which GGUF file of several is taken, the first that is there."""
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
 """All that a tokenizer and a configuration need."""
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
@@ -26,7 +27,8 @@ def locate(model: str | Path, revision: str | None, quantization: str | None) ->
     Args:
         model: `user/name`, a folder, or a `.gguf` file.
         revision: branch, tag or commit of a repository.
-        quantization: which GGUF to take where there are several, e.g. "Q8_0"; Q4_K_M by default.
+        quantization: which GGUF to take where there are several, e.g. "Q8_0"; by default Q4_0, or
+            Q4_K_M.
 
     Raises:
         ModelError: there is no such judge, or it may not be read.
@@ -114,15 +116,17 @@ def choose_gguf(files: list[str], quantization: str | None, where: str) -> str |
         ModelError: there are GGUF files, but not of the quantization that was asked for.
     """
     candidates = sorted(name for name in files if name.endswith(".gguf"))
-    wanted = quantization or DEFAULT_QUANTIZATION
-    whole = re.compile(rf"(^|[-._/]){re.escape(wanted)}\.gguf$", re.IGNORECASE)
-    for name in candidates:
-        if whole.search(name):  # F16 is not the end of BF16
-            return name
+    wanted = (quantization,) if quantization else DEFAULT_QUANTIZATIONS
+    for one in wanted:
+        whole = re.compile(rf"(^|[-._/]){re.escape(one)}\.gguf$", re.IGNORECASE)
+        for name in candidates:
+            if whole.search(name):  # F16 is not the end of BF16
+                return name
     if quantization and not candidates:
         raise ModelError(f"{where} has no GGUF files, so no quantization {quantization} either.")
     if candidates and (quantization or len(candidates) > 1):
         raise ModelError(
-            f"{where} has no {wanted} file; choose one with quantization=: {', '.join(candidates)}"
+            f"{where} has no {' or '.join(wanted)} file; choose one with quantization=: "
+            f"{', '.join(candidates)}"
         )
     return candidates[0] if candidates else None
