@@ -52,6 +52,13 @@ class Count:
             print(f"FAILED: {what}", flush=True)
 
 
+def gguf_of(run: Path) -> Path:
+    """The GGUF file that people get."""
+    from slm_judge.artefact.locate import locate
+
+    return locate(run / "gguf", None, None)
+
+
 def texts(n: int, rng: random.Random) -> list[str]:
     """Messages of some words, a tenth of them repeated."""
     found = [" ".join(rng.choices(WORDS, k=rng.randrange(3, 25))) for _ in range(n)]
@@ -176,7 +183,7 @@ def killed_annotations(run: Path, n: int, work: Path, rng: random.Random) -> Ite
     from slm_judge.annotate import job  # so that forks have it
 
     del llama_cpp, pyarrow.parquet, job
-    (model,) = (run / "gguf").glob("*Q4_K_M.gguf")
+    model = gguf_of(run)
     count, kills = Count(), 0
     source = write_csv(work / "in.csv", texts(200, rng))
     whole, longest = {}, 0.0
@@ -267,7 +274,7 @@ def hub_files(user: str, name: str) -> tuple[dict[str, str], int]:
 
 def writers(run: Path, rounds: int, work: Path, rng: random.Random) -> Iterator[Count]:
     """Four processes on one output: each makes it as a whole, or says that another does."""
-    (model,) = (run / "gguf").glob("*Q4_K_M.gguf")
+    model = gguf_of(run)
     source, count = write_csv(work / "in.csv", texts(400, rng)), Count()
     command = [sys.executable, "-m", "slm_judge", "annotate", str(source), "--model", str(model),
                "--rows-per-piece", "16", "--overwrite", "--threads", "1", "--output"]  # fmt: skip
@@ -297,7 +304,7 @@ def columns(run: Path, work: Path, rng: random.Random) -> Iterator[Count]:
 
     rows = texts(500, rng)
     seconds: dict[int, list[float]] = {10: [], 10_000: []}
-    (model,) = (run / "gguf").glob("*Q4_K_M.gguf")
+    model = gguf_of(run)
     for n in seconds:
         write_csv(work / f"{n}.csv", rows, n)
     for _ in range(4):

@@ -6,8 +6,9 @@
 Files of a run that is exported (its `merged/` is what is rounded), asked about its test and
 validation items: bytes, alpha with the annotators, the change against the merged model with a
 paired 90 % interval, the share of equal labels, rows a second. `nearest` rounds the weights as they
-are, `moved` after GPTQ, `fitted` with the labels' rows fitted too. Types whose blocks choose their
-scales by rules of their own are rounded as they are, or `weighed` by the inputs' importance.
+are, `moved` as `export` does (layers fitted, then GPTQ; the values of Q4_0 in 5 bits), `fitted`
+the same with the labels' rows fitted. Types whose blocks choose their scales by rules of their own
+are rounded as they are, or `weighed` by the inputs' importance.
 """
 
 import argparse
@@ -22,7 +23,15 @@ from rich.console import Console
 from slm_judge.export.answers import against_annotators, ask, between, losses
 from slm_judge.export.artefacts import ADAPTER
 from slm_judge.export.bnb import save_bnb
-from slm_judge.export.gguf import MOVED, VALUES, VALUES_GRID, add_keys, convert, quantize
+from slm_judge.export.gguf import (
+    MOVED,
+    VALUES,
+    VALUES_GRID,
+    VALUES_TYPE,
+    add_keys,
+    convert,
+    quantize,
+)
 from slm_judge.export.gptq import NF4, Grid, Others, Unrounded, importance, save_moved
 
 from slm_judge import Judge
@@ -69,7 +78,8 @@ class Files:
                 wide = convert(source, self._work / "wide.gguf", "bf16", "judge")
                 add_keys(wide, judge, Contract.load(source))
                 counts = importance(self._run) if method == "weighed" else None
-                quantize(judge, file, kind, counts)
+                values = VALUES_TYPE if method in ("moved", "fitted") else None
+                quantize(judge, file, kind, counts, values)
                 for spare in (wide, judge):
                     spare.unlink()
                 yield f"{kind}, {method}", file, time.monotonic() - started

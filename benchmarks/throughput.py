@@ -121,7 +121,7 @@ def model_options(dtype: str, device: str) -> dict[str, Any]:
 
 
 def parts_of_a_row(judge: Judge, states: Sequence[State]) -> dict[str, float]:
-    """Shares of a row's seconds, and the ceiling of rows of this length.
+    """Shares of a row's seconds without a second look, and the ceiling of rows of this length.
 
     What is timed takes turns, so that what else the machine does meets all of it.
     """
@@ -129,7 +129,8 @@ def parts_of_a_row(judge: Judge, states: Sequence[State]) -> dict[str, float]:
     prompts, behind = judge.encode(states[:64]), len(backend.reader.prefix)
     rows = [prompt.input_ids[behind:] for prompt in prompts]
     n = int(np.searchsorted(np.cumsum([len(row) for row in rows]), 2048)) + 1
-    states, rows = states[: max(n, 4)], rows[: max(n, 4)]
+    n = min(max(n, 4), len(rows))
+    states, rows = states[:n], rows[:n]
     own = sum(map(len, rows)) / len(rows)
     batches: list[list[list[int]]] = [[]]
     for row in rows:

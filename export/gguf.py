@@ -40,7 +40,8 @@ MOVED = {"Q4_0": Q4_0}
 """Quantizations before which the weights are moved; the others choose their scales by rules of
 their own, which would undo it."""
 VALUES, VALUES_TYPE, VALUES_GRID = "self_attn.v_proj", "Q5_0", Q5_0
-"""In these files the layer that loses most by 4 bits, and is 3 % of the weights, has 5."""
+"""What these files hold of the layer that lost most by 4 bits in the judges that were looked at; it
+is 3 to 7 % of the linear weights."""
 WEIGHED = "IQ"
 """Start of the names of quantizations that round by what inputs count. K-quants lose by it on
 judges, where their blocks do not fit the model's width at the latest (docs/results.md)."""
@@ -62,7 +63,7 @@ def export_gguf(run: Run, console: Console, unrounded: Unrounded | None = None) 
         if grid := MOVED.get(name):
             with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as moved:
                 save_moved(run, Path(moved), grid, console, {VALUES: VALUES_GRID}, unrounded)
-                _export_types(run, Path(moved), [name])
+                _export_types(run, Path(moved), [name], values=VALUES_TYPE)
     others = [name for name in quantizations if name not in MOVED]
     weighed = [name for name in others if name.startswith(WEIGHED)]
     if weighed:
@@ -72,7 +73,11 @@ def export_gguf(run: Run, console: Console, unrounded: Unrounded | None = None) 
 
 
 def _export_types(
-    run: Run, model: Path, names: Sequence[str], counts: Importance | None = None
+    run: Run,
+    model: Path,
+    names: Sequence[str],
+    counts: Importance | None = None,
+    values: str | None = None,
 ) -> None:
     """Write the GGUF files of a folder, by way of one in 16 bits."""
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=TEMPORARY) as work:
@@ -81,7 +86,7 @@ def _export_types(
         converted.unlink()
         for name in names:
             with atomic_file(run.gguf_file(name)) as path:
-                quantize(judge, path, name, counts)
+                quantize(judge, path, name, counts, values)
 
 
 def convert(
@@ -196,7 +201,13 @@ def quantization_type(name: str) -> int:
     raise JudgeError(f"llama.cpp knows no quantization {name!r}; it knows {', '.join(known)}.")
 
 
-def quantize(source: Path, output: Path, name: str, importance: Importance | None = None) -> None:
+def quantize(
+    source: Path,
+    output: Path,
+    name: str,
+    importance: Importance | None = None,
+    values: str | None = None,
+) -> None:
     """Quantize a GGUF file, keeping its keys.
 
     Args:
@@ -204,6 +215,7 @@ def quantize(source: Path, output: Path, name: str, importance: Importance | Non
         output: the file to write.
         name: of the quantization.
         importance: of the inputs of layers, by which llama.cpp weighs what rounding changes.
+        values: type of the attention's values, where it is another one.
 
     Raises:
         ModelError: llama.cpp refused.
@@ -215,9 +227,9 @@ def quantize(source: Path, output: Path, name: str, importance: Importance | Non
     params = llama.llama_model_quantize_default_params()
     params.ftype = quantization_type(name)
     params.nthread = usable_cores()
-    if name in MOVED:
+    if values:
         params.tt_overrides = (llama.llama_model_tensor_override * 2)(
-            (rb"attn_v\.weight", getattr(llama, f"GGML_TYPE_{VALUES_TYPE}"))
+            (rb"attn_v\.weight", getattr(llama, f"GGML_TYPE_{values}"))
         )
     if importance:
         params.imatrix = _matrix(in_gguf(importance, _architecture(source)))

@@ -238,7 +238,7 @@ def _packs(prompts: Sequence[EncodedPrompt], model: Any) -> list[_Pack]:
 
 
 def _first_inputs(model: Any, layers: Any, packs: Sequence[_Pack]) -> list[_Input]:
-    """What the first layer reads, and with which options each is called; none is computed."""
+    """What the first layer reads, and with which options each is called."""
     found: list[_Input] = []
 
     def catch(layer: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -249,12 +249,9 @@ def _first_inputs(model: Any, layers: Any, packs: Sequence[_Pack]) -> list[_Inpu
         found[-1].options.append(options)
 
     hooks = [layer.register_forward_pre_hook(catch, with_kwargs=True) for layer in layers]
-    for layer in layers:
-        layer.forward = lambda hidden_states, *_, **__: hidden_states
     for one in packs:
         model(**one.inputs, use_cache=False)
-    for layer, hook in zip(layers, hooks, strict=True):
-        del layer.forward
+    for hook in hooks:
         hook.remove()
     return found
 

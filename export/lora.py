@@ -16,13 +16,15 @@ from slm_judge.offline.llama_source import LORA_CONVERTER
 from slm_judge.run import Run
 from slm_judge.screen import say
 
-from .gguf import add_keys, convert, quantize
+from .gguf import MOVED, add_keys, convert, quantize
 
 
 def export_lora(run: Run, console: Console | None = None) -> None:
     """Write `gguf-lora/`: the base in each quantization of the recipe, and the adapter.
 
-    The base is as training saw it: where it was frozen in 4 bits, these values, written out.
+    The base is as training saw it: where it was frozen in 4 bits, these values, written out. In a
+    type whose weights are moved for one judge, it is not made, since it is to serve all; where
+    there is no other, it is in Q8_0.
     Judges of the same base, frozen alike, share its files; a base that is there is kept.
 
     Raises:
@@ -46,7 +48,12 @@ def export_lora(run: Run, console: Console | None = None) -> None:
         with atomic_file(run.lora_file()) as path:
             add_keys(plain, path, Contract.load(adapter), named)
         whole = work / "whole.gguf"
-        for name in run.recipe().export.gguf:
+        asked = run.recipe().export.gguf
+        kept = [name for name in asked if name not in MOVED] or ["Q8_0"]
+        if left := [name for name in asked if name in MOVED]:
+            moved, bases = ", ".join(left), ", ".join(kept)
+            say(console, [f"No base in {moved}, whose weights are moved for one judge: {bases}."])
+        for name in kept:
             if not (target := run.lora_file(name)).exists():
                 if not whole.exists():
                     plain = convert(work / "base", work / "base.gguf", "bf16", run.recipe().base)

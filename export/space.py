@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import slm_judge
-from slm_judge.artefact.locate import DEFAULT_QUANTIZATIONS
+from slm_judge.artefact.locate import default_quantization
 from slm_judge.errors import JudgeError
 from slm_judge.recipe import Recipe
 from slm_judge.version import __version__
@@ -70,8 +70,7 @@ def space_files(recipe: Recipe, user: str, revision: str | None = None) -> dict[
         JudgeError: what the page needs is not installed here, so its versions are not known.
     """
     model = f"{user}/{recipe.name}-GGUF"
-    there = recipe.export.gguf
-    quantization = next((name for name in DEFAULT_QUANTIZATIONS if name in there), there[0])
+    quantization = default_quantization(recipe.export.gguf)
     facts = {
         "title": recipe.name, "model": model, "port": PORT, "version": __version__,
         "license": recipe.card.license or "other", "quantization": quantization,

@@ -419,7 +419,10 @@ def compare(
         list[str] | None, typer.Option(help="field=column, where the data's name differs.")
     ] = None,
     artefact: Annotated[
-        str, typer.Option(help="Of the run, e.g. Q4_0 or bnb-4bit; by default its first GGUF.")
+        str,
+        typer.Option(
+            help="Of the run, e.g. Q4_0 or bnb-4bit; by default the GGUF that people get."
+        ),
     ] = "",
     tolerance: Annotated[float, typer.Option(help="Differences that do not matter.")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

@@ -810,6 +810,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     [
         ("a.json", "[1, 2]", "expected a list of objects"),
         ("a.json", "{", "cannot be read as json"),
+        ("a.json", '[{"text": "a", "text": "b"}]', "an object has the key 'text' 2 times"),
         ("a.json", "[]", "has no rows"),
         (
             "a.json",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
-from slm_judge.export.gguf import VALUES, VALUES_GRID, convert, quantize
+from slm_judge.export.gguf import VALUES, VALUES_GRID, VALUES_TYPE, convert, quantize
 from slm_judge.export.gptq import (
     NF4,
     Q4_0,
@@ -159,7 +159,7 @@ def test_labels_are_fitted_to_a_rounded_model_or_left(judge):
 def test_files_hold_what_was_moved(run, tmp_path):
     save_moved(run, tmp_path / "moved", Q4_0, Console(quiet=True), {VALUES: VALUES_GRID})
     converted = convert(tmp_path / "moved", tmp_path / "a.gguf", "bf16", "a")
-    quantize(converted, tmp_path / "q.gguf", "Q4_0")
+    quantize(converted, tmp_path / "q.gguf", "Q4_0", values=VALUES_TYPE)
     moved = {t.name: t for t in gguf.GGUFReader(converted).tensors}
     held: Counter[str] = Counter()
     for tensor in gguf.GGUFReader(tmp_path / "q.gguf").tensors:

@@ -35,6 +35,20 @@ def apart(run, tmp_path_factory):
     return copy
 
 
+def test_a_type_whose_weights_are_moved_for_one_judge_is_no_base_of_all(run, tmp_path, capsys):
+    copy = Run(tmp_path / "demo")
+    shutil.copytree(run.adapter, copy.adapter)
+    recipe = run.recipe()
+    exports = recipe.export.model_copy(update={"gguf": ["Q4_0"]})
+    write_text(copy.recipe_file, recipe.model_copy(update={"export": exports}).model_dump_json())
+    export_lora(copy)
+    assert {path.name for path in copy.lora.iterdir()} == {
+        copy.lora_file().name,
+        copy.lora_file("Q8_0").name,
+    }
+    assert "No base in Q4_0" in capsys.readouterr().out
+
+
 def said(*paths, **options):
     with Judge.from_pretrained(*paths, trust=True, **options) as judge:
         logits = dict(judge.logits(TEXTS))

@@ -151,6 +151,7 @@ def test_splits_survive_the_run_folder(tmp_path):
         ("d.csv", "a,b\n1,2,3,4\n", "cannot be read as csv"),
         ("d.csv", "a,b\n\"1,2\n", "cannot be read as csv: line 2"),
         ("d.jsonl", '{"a": 1}\n{"a": \n', "cannot be read as json"),
+        ("d.jsonl", '{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', "line 2: an object has the key 'a' 2"),
         ("d.parquet", "not parquet", "cannot be read as parquet"),
         ("d.xlsx", "", "cannot be read as Excel"),
         ("d.pdf", "", "is neither .csv"),

@@ -1,6 +1,7 @@
 """Finding a judge: a Hub repository, a folder or a `.gguf` file. Weights are never pickled."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, partial
 from glob import escape
@@ -15,7 +16,7 @@ from slm_judge.hub import hub_errors, is_unreachable, repeated
 from slm_judge.screen import say
 
 DEFAULT_QUANTIZATIONS = ("Q4_0", "Q4_K_M")
-"""Which GGUF file of several is taken, the first that is there."""
+"""Which GGUF file of several is taken, the first that is there; see `default_quantization`."""
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
 """All that a tokenizer and a configuration need."""
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
@@ -107,6 +108,11 @@ def snapshot(repo: str, commit: str, *patterns: str) -> Path:
             (folder.parents[1] / "trees" / f"{commit}.json").unlink(missing_ok=True)
             raise ModelError(f"{repo}: the Hub lists no files at commit {commit}. Try again.")
     return folder
+
+
+def default_quantization(names: Sequence[str]) -> str:
+    """The one that people get who do not choose; one of `DEFAULT_QUANTIZATIONS` if it is there."""
+    return next((name for name in DEFAULT_QUANTIZATIONS if name in names), names[0])
 
 
 def choose_gguf(files: list[str], quantization: str | None, where: str) -> str | None:

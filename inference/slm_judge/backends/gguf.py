@@ -31,8 +31,8 @@ _SMALLEST_ROW = 16  # tokens that a row needs at the least
 # Tokens that llama.cpp computes at a time, and so those of a batch, but for one longer row: beyond
 # it nothing is gained, and each row's attention passes over the cells of the others.
 _MICRO_BATCH = 512
-# Measured on 2 cores of a CPU (docs/results.md): from so many tokens on, a batch gains less than it
-# costs to compute near ties again; and so it does where more than this share of shorter rows are.
+# Measured on 2 cores of a CPU (benchmarks/alone.py): from so many tokens on, a batch gains less
+# than it costs to compute near ties again; and where more than this share of shorter rows are some.
 _FULL, _MOST_NEAR_TIES = 64, 0.25
 
 

@@ -33,6 +33,8 @@ from slm_judge.errors import DataError
 from slm_judge.hub import hub_errors, missing_message, repeated
 from slm_judge.text import to_utf8
 
+from .text import read_json
+
 csv.field_size_limit(2**31 - 1)
 
 _FORMATS = {
@@ -452,7 +454,7 @@ class TableStream:
 
     def _parse(self, number: int, line: str) -> dict[str, Any]:
         try:
-            row = json.loads(line)
+            row = read_json(line)
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{self.location} cannot be read as json: line {number}: {error}"

@@ -2,7 +2,9 @@
 
 import datetime
 import decimal
+import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -53,6 +55,23 @@ def read_text(value: object) -> tuple[str, str]:
         return "", problem
     text = normalise(text)
     return (text, "") if text.strip() else ("", "empty field: {}")
+
+
+def read_json(text: str) -> Any:
+    """What a text in JSON means.
+
+    Raises:
+        ValueError: it is none, or an object has a key twice, so that one value would be lost.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (key, times), *_ = Counter(key for key, _ in pairs).most_common()
+        raise ValueError(f"an object has the key {key!r} {times} times")
+    return found
 
 
 def is_replaced_in(values: Iterable[object]) -> bool:

@@ -44,7 +44,7 @@ class LoadOptions(TypedDict, total=False):
     """llama.cpp only: GiB for the weights and the key-value cache."""
     exact: bool
     """Compute each row by itself, so that probabilities too do not depend on the rows beside it,
-    to the last bit (labels never do); about 1.4 times the time."""
+    to the last bit (labels never do); for short rows, 1.3 to 1.5 times the time."""
     trust: bool
     """llama.cpp only: load a file without trying it in a process of its own first, once a file; a
     damaged one can end this process."""

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from slm_judge.data.tables import file_format, read_table
-from slm_judge.data.text import is_blank, read_name
+from slm_judge.data.text import is_blank, read_json, read_name
 from slm_judge.errors import DataError, require
 
 from .export import LINE, SOURCE, Export, Row
@@ -120,9 +120,9 @@ def _json(path: Path, location: str) -> list[Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         try:
-            content = json.loads(text)
-        except ValueError:
-            content = [json.loads(line) for line in text.splitlines() if line.strip()]
+            content = read_json(text)
+        except json.JSONDecodeError:
+            content = [read_json(line) for line in text.splitlines() if line.strip()]
     except (ValueError, RecursionError) as error:
         raise DataError(f"{location} cannot be read as json: {error}") from error
     if isinstance(content, dict):
