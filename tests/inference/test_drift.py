@@ -28,7 +28,7 @@ RUBRIC = Rubric.model_validate(
         ],
     }
 )
-ARTEFACT = "Q4_K_M"
+ARTEFACT = "Q4_0"  # that people get by default
 
 
 class World:
