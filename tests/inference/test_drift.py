@@ -12,6 +12,7 @@ from slm_judge.data.item import Item, load_split, save_splits
 from slm_judge.data.predictions import Answers, write_predictions
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.evaluation.drift import Source, compare
+from slm_judge.evaluation.evaluate import systems_of
 from slm_judge.files import write_text
 from slm_judge.recipe import Recipe
 from slm_judge.rubric import RUBRIC_FILE, Rubric
@@ -318,10 +319,11 @@ def test_texts_are_annotated_by_the_run_and_kept(run, tmp_path):
         (mine.folder / name).symlink_to(getattr(run, name).resolve())
     shutil.copy(run.recipe_file, mine.recipe_file)
     items = load_split(run.data, "test")[:40]
-    with Judge.from_pretrained(run.gguf_file(ARTEFACT), trust=True) as judge:
+    artefact = systems_of(run.recipe())[0]
+    with Judge.from_pretrained(run.gguf_file(artefact), trust=True) as judge:
         heard = ask(judge, items)
     mine.predictions.mkdir(parents=True)
-    write_predictions(mine.predictions / f"{ARTEFACT}.jsonl", items, rubric, heard.answers)
+    write_predictions(mine.predictions / f"{artefact}.jsonl", items, rubric, heard.answers)
     rows = [
         {"item_id": item.item_id, "body": item.state["text"], "who": who,
          **{d.name: d.values[item.votes[d.name][who]] for d in rubric.dimensions if who in item.votes[d.name]}}
