@@ -41,6 +41,7 @@ from shapes import DATA, MODELS, asked, judge_folder, judge_gguf, make_items, ru
 from slm_judge import Judge
 from slm_judge.backends import Logits
 from slm_judge.backends.gguf import _Part
+from slm_judge.backends.packing import split_into_packs
 from slm_judge.judge.answer import gap
 from slm_judge.prompt.readers import DecisionReader
 from slm_judge.text import MARK
@@ -132,11 +133,6 @@ def parts_of_a_row(judge: Judge, states: Sequence[State]) -> dict[str, float]:
     n = min(max(n, 4), len(rows))
     states, rows = states[:n], rows[:n]
     own = sum(map(len, rows)) / len(rows)
-    batches: list[list[list[int]]] = [[]]
-    for row in rows:
-        if sum(map(len, batches[-1])) + len(row) > 512:
-            batches.append([])
-        batches[-1].append(row)
 
     def decode(rows: Sequence[Sequence[int]], behind: int, outputs: int) -> Callable[[], object]:
         parts = [
@@ -154,7 +150,8 @@ def parts_of_a_row(judge: Judge, states: Sequence[State]) -> dict[str, float]:
         return work
 
     short = [(row * 16)[:16] for row in (rows * 32)[:32]]
-    together = [decode(batch, behind, 0) for batch in batches if batch]
+    together = [decode([rows[i] for i in batch], behind, 0)
+                for batch in split_into_packs(prompts[:n], behind, behind + 512)]  # fmt: skip
     works: dict[str, Callable[[], object]] = {
         "all": lambda: dict(judge.logits(states)), "products": decode(short, 0, 0),
         "heads": decode(short, 0, 8), "together": lambda: [work() for work in together],

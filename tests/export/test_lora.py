@@ -23,25 +23,24 @@ from slm_judge.run import Run
 TEXTS = ["My card was charged twice. Please refund me.", "Where is my parcel?", "I love the lamp!"]
 
 
-@pytest.fixture(scope="module")
-def apart(run, tmp_path_factory):
+def exported(run, folder, quantization):
     """The run in a copy that has no more than its adapter, and the files apart."""
-    copy = Run(tmp_path_factory.mktemp("apart") / "demo")
+    copy = Run(folder / "demo")
     shutil.copytree(run.adapter, copy.adapter)
     recipe = run.recipe()
-    exports = recipe.export.model_copy(update={"gguf": ["BF16"]})
+    exports = recipe.export.model_copy(update={"gguf": [quantization]})
     write_text(copy.recipe_file, recipe.model_copy(update={"export": exports}).model_dump_json())
     export_lora(copy)
     return copy
 
 
+@pytest.fixture(scope="module")
+def apart(run, tmp_path_factory):
+    return exported(run, tmp_path_factory.mktemp("apart"), "BF16")
+
+
 def test_a_type_whose_weights_are_moved_for_one_judge_is_no_base_of_all(run, tmp_path, capsys):
-    copy = Run(tmp_path / "demo")
-    shutil.copytree(run.adapter, copy.adapter)
-    recipe = run.recipe()
-    exports = recipe.export.model_copy(update={"gguf": ["Q4_0"]})
-    write_text(copy.recipe_file, recipe.model_copy(update={"export": exports}).model_dump_json())
-    export_lora(copy)
+    copy = exported(run, tmp_path, "Q4_0")
     assert {path.name for path in copy.lora.iterdir()} == {
         copy.lora_file().name,
         copy.lora_file("Q8_0").name,
