@@ -40,7 +40,7 @@ from slm_judge.data.read import read_annotations
 from slm_judge.errors import DataError, RubricError
 from slm_judge.evaluation.baselines import baselines
 from slm_judge.evaluation.zero_shot import zero_shot
-from slm_judge.judge.answer import annotation_from_logits, averaged, probabilities, softmax
+from slm_judge.judge.answer import annotation_from_logits, averaged, gap, probabilities, softmax
 from slm_judge.prompt.readers import DecisionReader, encode_readings
 from slm_judge.recipe import AugmentationConfig, ExportConfig
 from tests.conftest import ROOT, small_recipe
@@ -241,6 +241,45 @@ def test_labels_and_flips_do_not_depend_on_the_batch(judge):
     finally:
         judge.exact = True
     assert 0 < sum(a.flipped["preferred"] for a in exact) < 40
+
+
+def test_near_ties_of_options_in_reverse_are_found_in_the_rubrics_order(judge):
+    """The second look of the probe that lists options the other way round."""
+    backend, dimensions = judge.backend, judge.rubric.dimensions
+    turned = [d.model_copy(update={"options": d.options[::-1]}) for d in dimensions]
+    reader = backend.reader_of(judge.rubric.model_copy(update={"dimensions": turned}))
+    near_tie, plain, alone = backend.near_tie, backend.run, []
+
+    def run_and_note(prompts, by_itself=False):
+        alone.extend(prompts if by_itself else ())
+        return plain(prompts, by_itself)
+
+    try:
+        backend.expect(reader)
+        prompts = judge.encode(pairs(20), reader)
+        both = [one for prompt in prompts for one in (prompt, prompt.exchanged)]
+        raw = dict(plain(both, True))
+        exact = dict(judge.decide(prompts, reverse=True))
+        for index, (preferred, long) in exact.items():
+            for reading in (0, 1):
+                assert np.array_equal(preferred[reading], raw[2 * index + reading][0][::-1])
+            assert np.array_equal(long, raw[2 * index][1][::-1])
+        how = backend.contract.calibration(dimensions[0])
+        gaps = [
+            min(*map(gap, preferred), gap(averaged(preferred, how)) / 2, gap(long))
+            for preferred, long in (exact[index] for index in range(20))
+        ]
+        judge.exact, backend.run = False, run_and_note
+        backend.near_tie = sum(sorted(gaps)[9:11]) / 2
+        dict(judge.decide(prompts, reverse=True))
+        near = [found < backend.near_tie or backend.fills(prompt)
+                for found, prompt in zip(gaps, prompts, strict=True)]  # fmt: skip
+        assert 0 < sum(near) < 20
+        expected = [one for k, one in enumerate(both) if near[k // 2]]
+        assert sorted(one.input_ids for one in alone) == sorted(one.input_ids for one in expected)
+    finally:
+        judge.exact, backend.near_tie, backend.run = True, near_tie, plain
+        backend.expect(backend.reader)
 
 
 def test_a_stock_engine_answers_the_order_that_it_is_given(small):

@@ -75,9 +75,9 @@ def _labels(judge: Judge, prompts: Sequence[Any], advance: Callable[[], object])
     """Option indices of the rubric, from prompts with its options in reverse."""
     contract = judge.backend.contract
     labels = np.zeros((len(prompts), len(judge.rubric.dimensions)), dtype=int)
-    for index, logits in judge.decide(prompts):
+    for index, logits in judge.decide(prompts, reverse=True):
         labels[index] = [
-            leanings(dimension, row[..., ::-1], contract.calibration(dimension)).argmax()
+            leanings(dimension, row, contract.calibration(dimension)).argmax()
             for dimension, row in zip(contract.rubric.dimensions, logits, strict=True)
         ]
         advance()

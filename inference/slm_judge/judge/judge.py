@@ -178,8 +178,13 @@ class Judge:
         """
         return encode_readings((reader or self.backend.reader).encode, self.rubric, states)
 
-    def decide(self, prompts: Sequence[EncodedPrompt]) -> Iterator[tuple[int, Logits]]:
+    def decide(
+        self, prompts: Sequence[EncodedPrompt], reverse: bool = False
+    ) -> Iterator[tuple[int, Logits]]:
         """Yield (index, logits) of `encode`'s prompts; how they are batched decides no label.
+
+        With `reverse`, the prompts list each dimension's options from the last to the first; the
+        logits are in the rubric's order all the same.
 
         Engines compute many rows at a time, and the last digits of a row's logits depend on its
         neighbours. Where the two best labels of a dimension are nearer than the engine's noise,
@@ -191,23 +196,23 @@ class Judge:
         for index, prompt in enumerate(prompts):
             (alone if self.exact or self.backend.fills(prompt) else together).append(index)
         first, rest = together[:_FIRST], together[_FIRST:]
-        close = yield from self._together(prompts, first)
+        close = yield from self._together(prompts, first, reverse)
         if len(close) > self.backend.most_near_ties * len(first):
             alone += rest
         else:
-            close += yield from self._together(prompts, rest)
+            close += yield from self._together(prompts, rest, reverse)
         alone += close
-        for k, logits in self._run([prompts[index] for index in alone], alone=True):
+        for k, logits in self._run([prompts[index] for index in alone], True, reverse):
             yield alone[k], logits
 
     def _together(
-        self, prompts: Sequence[EncodedPrompt], chosen: Sequence[int]
+        self, prompts: Sequence[EncodedPrompt], chosen: Sequence[int], reverse: bool
     ) -> Generator[tuple[int, Logits], None, list[int]]:
         """Yield (index, logits) of those chosen, but for near ties, whose indices are returned."""
         contract, close, near = self.backend.contract, list[int](), self.backend.near_tie
         dimensions = contract.rubric.dimensions
         calibrations = [contract.calibration(dimension) for dimension in dimensions]
-        for k, logits in self._run([prompts[index] for index in chosen]):
+        for k, logits in self._run([prompts[index] for index in chosen], False, reverse):
             if any(found < near for found in map(_gap, dimensions, calibrations, logits)):
                 close.append(chosen[k])
             else:
@@ -215,28 +220,26 @@ class Judge:
         return close
 
     def _run(
-        self, prompts: Sequence[EncodedPrompt], alone: bool = False
+        self, prompts: Sequence[EncodedPrompt], alone: bool, reverse: bool
     ) -> Iterator[tuple[int, Logits]]:
-        if self.rubric.pair:
-            yield from self._run_twice(prompts, alone)
-        else:
-            yield from self._run_once(prompts, alone)
+        run = self._run_twice if self.rubric.pair else self._run_once
+        yield from run(prompts, alone, reverse)
 
     def _run_once(
-        self, readings: Sequence[EncodedPrompt], alone: bool
+        self, readings: Sequence[EncodedPrompt], alone: bool, reverse: bool
     ) -> Iterator[tuple[int, Logits]]:
         for index, logits in self.backend.run(readings, alone):
             check_finite(logits, self.backend.path)
-            yield index, logits
+            yield index, [row[::-1] for row in logits] if reverse else logits
 
     def _run_twice(
-        self, prompts: Sequence[EncodedPrompt], alone: bool
+        self, prompts: Sequence[EncodedPrompt], alone: bool, reverse: bool
     ) -> Iterator[tuple[int, Logits]]:
         """Preferences from both readings, which are neighbours; other dimensions from the first."""
         readings = [one for p in prompts for one in (p, p.exchanged) if one]
         assert len(readings) == 2 * len(prompts), "prompts are those of Judge.encode"
         waiting: dict[int, Logits] = {}
-        for number, logits in self._run_once(readings, alone):
+        for number, logits in self._run_once(readings, alone, reverse):
             index, second = divmod(number, 2)
             if index not in waiting:
                 waiting[index] = logits
