@@ -1,4 +1,4 @@
-"""Training steps on a CPU: attention in parts, adapters in place; against dense masks and PEFT.
+"""Training steps on a CPU: attention in parts, adapters in place, oneDNN's products; against none.
 
     python benchmarks/cpu_training.py --repeats 7
 
@@ -11,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,18 @@ from slm_judge.training.targets import Targets
 from slm_judge.training.trainer import SlotTrainer
 
 from slm_judge.artefact.base import load_tokenizer
+from slm_judge.artefact.device import full_width
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.recipe import DataConfig, LoraConfig, Recipe, TrainingConfig
 from slm_judge.run import Run
 
-BEFORE, AFTER = "dense mask, PEFT's layers", "rows in parts, adapters in place"
-WAYS = {BEFORE: (False, False), "rows in parts": (True, False), AFTER: (True, True)}
+BEFORE, AFTER = "dense mask, PEFT's layers", "and oneDNN where MKL is slower"
+WAYS = {
+    BEFORE: (False, False, False),
+    "rows in parts": (True, False, False),
+    "rows in parts, adapters in place": (True, True, False),
+    AFTER: (True, True, True),
+}
 
 
 def trainer_of(data: str, batch: int, layers: float) -> tuple[SlotTrainer, list[dict[str, Any]]]:
@@ -52,14 +59,15 @@ def trainer_of(data: str, batch: int, layers: float) -> tuple[SlotTrainer, list[
 
 def step(trainer: SlotTrainer, packs: list[dict[str, Any]], way: str) -> tuple[float, float, float]:
     """Seconds, loss and the gradients' norm of one batch."""
-    trainer._by_rows, in_place = WAYS[way]
+    trainer._by_rows, in_place, wide = WAYS[way]
     plain, lora._in_place = lora._in_place, lora._in_place if in_place else lambda *_: False
     trainer.model.zero_grad()
     started, total = time.perf_counter(), 0.0
-    for pack in packs:
-        loss = trainer._pack_loss(trainer.model, pack, trainer._loss)[0]
-        loss.backward()
-        total += loss.item()
+    with full_width("cpu") if wide else nullcontext():
+        for pack in packs:
+            loss = trainer._pack_loss(trainer.model, pack, trainer._loss)[0]
+            loss.backward()
+            total += loss.item()
     seconds = time.perf_counter() - started
     lora._in_place = plain
     gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]

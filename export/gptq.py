@@ -21,7 +21,7 @@ from slm_judge.training.slots import label_token_ids
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from slm_judge.artefact.base import load_model, load_tokenizer
-from slm_judge.artefact.device import pack_budget
+from slm_judge.artefact.device import full_width, pack_budget
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.packing import pack, shared_prefix, split_into_packs
 from slm_judge.backends.transformers import pack_tensors
@@ -141,7 +141,8 @@ def importance(run: Run) -> Importance:
     asked, found = _Asked(run), Importance()
     weights = [one.weights for one in asked.packs]
     if weights:
-        with require("torch", "export").no_grad(), listening(asked.model, weights) as found:
+        no_grad, model = require("torch", "export").no_grad, asked.model
+        with no_grad(), full_width(model.device), listening(model, weights) as found:
             states(asked.model, asked.inputs)
     return found
 
@@ -172,7 +173,7 @@ def save_moved(
     torch, asked = require("torch", "export"), _Asked(run)
     model, unrounded = asked.model, unrounded or Unrounded()
     if asked.prompts:
-        with torch.no_grad():
+        with torch.no_grad(), full_width(model.device):
             unrounded.learn(asked)
             move(model, asked.prompts[:ITEMS], grid, console, others or {})
             if fit:

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from rich.console import Console
 
 from slm_judge.artefact.base import load_tokenizer
+from slm_judge.artefact.device import full_width
 from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.backends import memory_errors
 from slm_judge.data.item import Item
@@ -115,10 +116,11 @@ def _train_run(
         with claimed(run, overwrite) if process.is_main_process else nullcontext():
             if process.is_main_process:
                 keep(run, recipe, learner.base, rubric, splits)
-            if len(seeds) > 1:
-                train_seeds(learner, seeds, _train, console)
-            else:
-                _train(learner, console)
+            with full_width(base.device):
+                if len(seeds) > 1:
+                    train_seeds(learner, seeds, _train, console)
+                else:
+                    _train(learner, console)
     return run
 
 

@@ -18,6 +18,7 @@ from slm_judge.artefact.device import (
     devices,
     dtype_for_answers,
     dtype_for_training,
+    full_width,
     pack_budget,
     tokens_that_fit,
 )
@@ -461,6 +462,22 @@ def test_packs_are_sized_by_the_model_and_what_is_free():
     assert tokens_that_fit(13e9, small) == 8192
     assert tokens_that_fit(12.9e9, large) == tokens_that_fit(13.1e9, large)  # as when resumed
     assert pack_budget("cpu", small) == 1024
+
+
+def test_products_on_a_cpu_are_exact_to_float32_whoever_computes_them():
+    matmul, x = torch.backends.mkldnn.matmul, torch.full((300, 200), 1 + 2.0**-12)
+    before = matmul.fp32_precision
+    with pytest.raises(ZeroDivisionError), full_width("cpu"):
+        assert (torch.nn.functional.linear(x, torch.eye(200)) == x).all()
+        assert (torch.eye(300) @ x == x).all()
+        _ = 1 / 0
+    assert matmul.fp32_precision == before
+
+
+def test_products_of_a_gpu_are_left_alone():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with full_width("cuda:0"):
+        assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

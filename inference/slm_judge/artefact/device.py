@@ -1,6 +1,8 @@
 """Where a model computes, in which type of numbers, and how much at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from slm_judge.errors import ModelError, require
@@ -67,6 +69,38 @@ def dtype_for_training(asked: str, device: str, bfloat16: bool) -> str:
     if asked != "auto":
         return asked
     return ("bfloat16" if bfloat16 else "float16") if on_gpu else "float32"
+
+
+@contextmanager
+def full_width(device: Any) -> Iterator[None]:
+    """On a CPU, let PyTorch multiply float32 with oneDNN's kernels where MKL's are slower.
+
+    On AMD's processors MKL leaves AVX512 alone, which is half of what they can do. PyTorch calls
+    oneDNN where it is allowed to round factors to bfloat16; where it would do so (with AMX),
+    everything stays as it is.
+    """
+    matmul = getattr(require("torch", "transformers").backends.mkldnn, "matmul", None)
+    if matmul is None or not str(device).startswith("cpu") or not _keeps_float32():
+        yield
+        return
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+@cache
+def _keeps_float32() -> bool:
+    """Whether products are exact to float32 where PyTorch may round their factors to bfloat16."""
+    torch = require("torch", "transformers")
+    matmul, size = torch.backends.mkldnn.matmul, 512
+    x = torch.full((size, size), 1 + 2.0**-12)  # 1 in bfloat16
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        return bool((x @ torch.eye(size) == x).all())
+    finally:
+        matmul.fp32_precision = before
 
 
 def pack_budget(device: Any, config: Any) -> int:

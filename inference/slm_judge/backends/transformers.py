@@ -20,6 +20,7 @@ from slm_judge.artefact.device import (
     choose_device,
     devices,
     dtype_for_answers,
+    full_width,
     multiplies_bfloat16,
     pack_budget,
 )
@@ -209,7 +210,7 @@ class TransformersBackend:
             cache = DynamicCache()
             ids = torch.tensor([prefix], device=self.model.device)
             keep = {"logits_to_keep": 1} if self._label_rows is None else {}
-            with torch.inference_mode():
+            with torch.inference_mode(), full_width(self.model.device):
                 self._body(input_ids=ids, use_cache=True, **{self._cache_argument: cache}, **keep)
         if extra := cache.get_seq_length() - len(prefix):  # of the last pack
             cache.crop(-extra)
@@ -220,7 +221,7 @@ class TransformersBackend:
 
         tensors = pack_tensors(packed, self.model.device)
         tensors |= {self._cache_argument: cache, "use_cache": cache is not None}
-        with torch.inference_mode():
+        with torch.inference_mode(), full_width(self.model.device):
             if self._label_rows is None:
                 logits = self._body(**tensors).logits[0][:, self._label_ids].float()
             else:
