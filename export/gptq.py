@@ -1,13 +1,15 @@
 """Weights moved so that rounding them to 4 bits changes the judge's answers least.
 
-A layer's columns are rounded one after the other, and what the rounding of one changes in the
-layer's outputs, on prompts of the run's training items, is made up for by the columns that are
-still to be rounded (GPTQ, Frantar et al., ICLR 2023, arXiv 2210.17323). Before that, the layer is
-fitted to what it says in the merged model, since the rounded ones before it have changed what it
-reads (GPTAQ, Li et al., ICML 2025, arXiv 2504.02692, does both in one). The values are those that
-the file can hold, block by block, and the largest weight of a block stays its largest. So the moved
-weights are an ordinary model: bitsandbytes or llama.cpp, which know nothing of this, round each of
-them to the level that was chosen here. (bitsandbytes then keeps the blocks' scales in 8 bits.)
+A layer's columns are rounded one after the other, those first whose inputs are large, and what the
+rounding of one changes in the layer's outputs, on prompts of the run's training items, is made up
+for by the columns that are still to be rounded (GPTQ, Frantar et al., ICLR 2023, arXiv 2210.17323).
+Then each column is chosen once more, now that all others are known (as in QuantEase, Behdin et al.,
+2023, arXiv 2309.01885). Before all that, the layer is fitted to what it says in the merged model,
+since the rounded ones before it have changed what it reads (GPTAQ, Li et al., ICML 2025, arXiv
+2504.02692, does it while it rounds). The values are those that the file can hold, block by block,
+and one weight of each block has the level that tells the block's scale. So the moved weights are an
+ordinary model: bitsandbytes or llama.cpp, which know nothing of this, round each of them to the
+level that was chosen here. (bitsandbytes then keeps the blocks' scales in 8 bits.)
 """
 
 import random
@@ -44,6 +46,10 @@ DAMPING = 0.01
 CATCHING_UP, CAUTION = 0.5, 0.1
 """How far a layer is fitted to what it says in the merged model, and the damping of that fit, so
 that it is not one to these items (docs/results.md)."""
+SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
+"""Of a block's largest weight, tried as the largest that its scale can hold."""
+AT_ONCE = 64
+"""Columns whose errors reach the others in one product."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,11 @@ class Grid:
         """Of blocks, by the weight of each that is largest in size; exact in bfloat16."""
         scales = largest / self.levels[0] if self.signed else largest.abs() / self.levels[-1]
         return scales.bfloat16().float()
+
+    def tensors(self, device: Any) -> tuple[Any, Any]:
+        """The levels, and the bounds between them."""
+        levels = require("torch", "export").tensor(self.levels, device=device)
+        return levels, (levels[1:] + levels[:-1]) / 2
 
 
 NF4 = Grid(
@@ -357,45 +368,110 @@ def round_columns(weight: Any, hessian: Any, grid: Grid) -> Any:
     Returns:
         float32: levels of the grid times scales that are exact in bfloat16.
     """
-    torch = require("torch", "export")
+    torch, weight = require("torch", "export"), weight.float()
     if weight.shape[1] % grid.block:
-        return weight.float()
+        return weight
     hessian = hessian.double()
     unused = hessian.diagonal() == 0
     hessian = hessian + torch.diag(unused + DAMPING * hessian.diagonal().mean())
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    counts = hessian.diagonal()
+    order = counts.argsort(descending=True, stable=True)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
+    scales, held = _scales(weight, counts.float(), grid)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # columns are small operations, for which threads wait
     try:
-        return _round(weight, factor, grid)
+        columns = _Columns(scales.T[order], held.T[order], grid)
+        moved, weight = torch.empty_like(weight), weight.T[order]
+        rounded = _round(weight, columns, factor)
+        _choose_again(weight, rounded, columns, hessian[order][:, order].float())
+        moved[:, order] = rounded.T
     finally:
         torch.set_num_threads(threads)
+    return moved
 
 
-def _round(weight: Any, factor: Any, grid: Grid) -> Any:
-    """By the upper Cholesky factor of the Hessian's inverse."""
+def _scales(weight: Any, counts: Any, grid: Grid) -> tuple[Any, Any]:
+    """Choose each block's scale by what rounding to the nearest level costs.
+
+    Args:
+        weight: outputs x inputs.
+        counts: mean squares of the inputs, or in proportion to them.
+        grid: of the file.
+
+    Returns:
+        outputs x inputs: scales; and the levels of those weights that must have the first level or
+        the last, so that the engine finds that scale (nan for the others).
+    """
     torch = require("torch", "export")
-    rest = weight.float().T.contiguous()  # inputs x outputs, so that a column is in one place
-    levels, rounded = torch.tensor(grid.levels, device=weight.device), torch.empty_like(rest)
-    bounds = (levels[1:] + levels[:-1]) / 2
-    for start in range(0, len(rest), grid.block):
-        end = start + grid.block
-        block = rest[start:end]
-        largest = block.abs().argmax(dim=0)
-        extreme = block.gather(0, largest[None])
-        scales = grid.scales(extreme)
-        divisor = torch.where(scales == 0, 1, scales)
-        extreme = levels[torch.bucketize(extreme / divisor, bounds)][0]
-        is_extreme = largest == torch.arange(grid.block, device=weight.device)[:, None]
-        block = block / divisor  # in levels from here on
-        chosen, errors = torch.empty_like(block), torch.empty_like(block)
-        own = factor[start:end]
-        for k, column in enumerate(range(start, end)):
-            value = levels[torch.bucketize(block[k], bounds)]
-            torch.where(is_extreme[k], extreme, value, out=chosen[k])  # so that the scale stays
-            torch.sub(block[k], chosen[k], out=errors[k]).div_(own[k, column])
-            block[k + 1 :].addr_(own[k, column + 1 : end], errors[k], alpha=-1)
-        rounded[start:end] = chosen * scales
-        rest[end:] -= own[:, end:].T @ (errors * divisor)
-    return rounded.T
+    blocks, counts = weight.unflatten(1, (-1, grid.block)), counts.unflatten(0, (-1, grid.block))
+    levels, bounds = grid.tensors(weight.device)
+    sides = [blocks, -blocks] if grid.signed else [blocks.abs()]
+    least = None
+    for side in sides:
+        largest = side.argmax(dim=2, keepdim=True)
+        for share in SHARES:
+            scale = grid.scales(share * blocks.gather(2, largest))
+            chosen = levels[torch.bucketize(blocks / _divisor(scale), bounds)]
+            error = (counts * (blocks - chosen * scale).square()).sum(dim=2, keepdim=True)
+            found = [error, scale, largest, chosen.gather(2, largest)]
+            if least is not None:
+                found = [*map(torch.where, [error < least[0]] * 4, found, least)]
+            least = found
+    _, scale, largest, extreme = least  # type: ignore[misc]
+    held = torch.full_like(blocks, torch.nan).scatter_(2, largest, extreme)
+    return scale.expand_as(blocks).flatten(1), held.flatten(1)
+
+
+def _divisor(scales: Any) -> Any:
+    return require("torch", "export").where(scales == 0, 1, scales)
+
+
+class _Columns:
+    """What a file can hold of the columns of a layer, in the order in which they are rounded."""
+
+    def __init__(self, scales: Any, held: Any, grid: Grid) -> None:
+        """Both inputs x outputs, as of `_scales`."""
+        self._scales, self._divisors = scales, _divisor(scales)
+        self._held, self._free = held, held.isnan()
+        self._levels, self._bounds = grid.tensors(scales.device)
+
+    def nearest(self, column: int, wanted: Any) -> Any:
+        """The column (outputs) that is nearest to one that is wanted."""
+        torch = require("torch", "export")
+        level = self._levels[torch.bucketize(wanted / self._divisors[column], self._bounds)]
+        return torch.where(self._free[column], level, self._held[column]) * self._scales[column]
+
+
+def _round(weight: Any, columns: _Columns, factor: Any) -> Any:
+    """Column by column, by the upper Cholesky factor of the Hessian's inverse.
+
+    All are inputs x outputs, so that a column is in one place.
+    """
+    rest, rounded = weight.clone(), weight.clone()
+    for start in range(0, len(rest), AT_ONCE):
+        end = start + AT_ONCE
+        own, errors = factor[start:end], rest[start:end].clone()
+        for k, error in enumerate(errors):
+            column = start + k
+            rounded[column] = columns.nearest(column, rest[column])
+            error.copy_(rest[column]).sub_(rounded[column]).div_(own[k, column])
+            rest[column + 1 : end].addr_(own[k, column + 1 : end], error, alpha=-1)
+        rest[end:] -= own[:, end:].T @ errors
+    return rounded
+
+
+def _choose_again(weight: Any, rounded: Any, columns: _Columns, hessian: Any) -> None:
+    """Let each column of `rounded` be the best one beside all others, one after the other."""
+    errors = weight - rounded
+    for start in range(0, len(weight), AT_ONCE):
+        end = start + AT_ONCE
+        own = hessian[start:end, start:end]
+        for k, pull in enumerate(pulls := hessian[start:end] @ errors):
+            column = start + k
+            better = columns.nearest(column, rounded[column] + pull / own[k, k])
+            change = better - rounded[column]
+            pulls[k + 1 :].addr_(own[k, k + 1 :], change, alpha=-1)
+            rounded[column] = better
+            errors[column] -= change
