@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import numpy as np
 from shapes import judge_folder, judge_gguf, make_items
 
 from slm_judge import Judge
+from slm_judge.artefact.device import full_width
+from slm_judge.backends import transformers
 from slm_judge.data.tables import read_table
 from slm_judge.data.text import item_state
 from slm_judge.judge.answer import gap
@@ -73,6 +76,7 @@ def settings(path: Path, kind: str) -> dict[str, dict[str, Any]]:
         "alone, shuffled": {"alone": True, "shuffle": True},
         **{f"packs of {n} tokens": {"tokens": n} for n in (256, 1024, 4096)},
         "packs of 1024, shuffled": {"tokens": 1024, "shuffle": True},
+        "packs of 1024, MKL's products": {"tokens": 1024, "narrow": True},
     }
 
 
@@ -83,6 +87,7 @@ def load(path: Path, kind: str, options: dict[str, Any]) -> Judge:
 
         names = ("n_sequences", "n_threads", "flash_attention")
         return Judge(GgufBackend(path, **{k: options[k] for k in names if k in options}))
+    vars(transformers)["full_width"] = nullcontext if options.get("narrow") else full_width
     judge = Judge.from_pretrained(path, dtype=options.get("dtype"))
     judge.backend.tokens_per_pack = options.get("tokens", 1024)  # type: ignore[attr-defined]
     return judge
