@@ -75,7 +75,7 @@ format: $(READY) ## Mend what the style checker can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(READY) ## The whole suite, about 35 minutes on 2 cores (all but what is marked slow, gpu or network)
+test: $(READY) ## The whole suite, 15 to 35 minutes on 2 cores (all but what is marked slow, gpu or network)
 	$(BIN)/pytest --numprocesses $(or $(WORKERS),2) --dist loadfile
 
 test-gpu: $(READY) ## What needs a CUDA device

@@ -376,7 +376,8 @@ def round_columns(weight: Any, hessian: Any, grid: Grid) -> Any:
     hessian = hessian + torch.diag(unused + DAMPING * hessian.diagonal().mean())
     counts = hessian.diagonal()
     order = counts.argsort(descending=True, stable=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
+    ordered = hessian[order][:, order]
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
     factor = torch.linalg.cholesky(inverse, upper=True).float()
     scales, held = _scales(weight, counts.float(), grid)
     threads = torch.get_num_threads()
@@ -385,7 +386,7 @@ def round_columns(weight: Any, hessian: Any, grid: Grid) -> Any:
         columns = _Columns(scales.T[order], held.T[order], grid)
         moved, weight = torch.empty_like(weight), weight.T[order]
         rounded = _round(weight, columns, factor)
-        _choose_again(weight, rounded, columns, hessian[order][:, order].float())
+        _choose_again(weight, rounded, columns, ordered.float())
         moved[:, order] = rounded.T
     finally:
         torch.set_num_threads(threads)
