@@ -1,4 +1,4 @@
-"""Training steps on a CPU: attention in parts, adapters in place, oneDNN's products; against none.
+"""Training steps on a CPU: attention in parts, adapters in place, oneDNN's products, or without.
 
     python benchmarks/cpu_training.py --repeats 7
 
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from shapes import make_items, rubric_of
 from slm_judge.training import lora
+from slm_judge.training import trainer as training
 from slm_judge.training.facts import base_settings
 from slm_judge.training.model import Learner
 from slm_judge.training.targets import Targets
@@ -60,6 +61,7 @@ def trainer_of(data: str, batch: int, layers: float) -> tuple[SlotTrainer, list[
 def step(trainer: SlotTrainer, packs: list[dict[str, Any]], way: str) -> tuple[float, float, float]:
     """Seconds, loss and the gradients' norm of one batch."""
     trainer._by_rows, in_place, wide = WAYS[way]
+    vars(training)["full_width"] = full_width if wide else nullcontext
     plain, lora._in_place = lora._in_place, lora._in_place if in_place else lambda *_: False
     trainer.model.zero_grad()
     started, total = time.perf_counter(), 0.0

@@ -9,11 +9,12 @@ since the rounded ones before it have changed what it reads (GPTAQ, Li et al., I
 2504.02692, does it while it rounds). The values are those that the file can hold, block by block,
 and one weight of each block has the level that tells the block's scale. So the moved weights are an
 ordinary model: bitsandbytes or llama.cpp, which know nothing of this, round each of them to the
-level that was chosen here. (bitsandbytes then keeps the blocks' scales in 8 bits.)
+level that was chosen here. (bitsandbytes then keeps the blocks' scales in 8 bits; llama.cpp's have
+few digits where all weights of a block are below 1e-4.)
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,10 @@ class Grid:
     levels: tuple[float, ...]
     """Ascending."""
     signed: bool
-    """Whether the scale has the sign that puts the block's largest weight on the first level."""
+    """Whether a weight of either sign may be on the first level, which no other then exceeds."""
 
     def scales(self, largest: Any) -> Any:
-        """Of blocks, by the weight of each that is largest in size; exact in bfloat16."""
+        """Of blocks, by what is to be the largest weight in size; exact in bfloat16."""
         scales = largest / self.levels[0] if self.signed else largest.abs() / self.levels[-1]
         return scales.bfloat16().float()
 
@@ -372,8 +373,8 @@ def round_columns(weight: Any, hessian: Any, grid: Grid) -> Any:
     if weight.shape[1] % grid.block:
         return weight
     hessian = hessian.double()
-    unused = hessian.diagonal() == 0
-    hessian = hessian + torch.diag(unused + DAMPING * hessian.diagonal().mean())
+    damping = DAMPING * hessian.diagonal().mean().item() or 1.0  # 1: all inputs are 0
+    hessian = hessian + damping * torch.eye(len(hessian), device=hessian.device)
     counts = hessian.diagonal()
     order = counts.argsort(descending=True, stable=True)
     ordered = hessian[order][:, order]
@@ -398,31 +399,36 @@ def _scales(weight: Any, counts: Any, grid: Grid) -> tuple[Any, Any]:
 
     Args:
         weight: outputs x inputs.
-        counts: mean squares of the inputs, or in proportion to them.
+        counts: of inputs, by which the square of a weight's error counts.
         grid: of the file.
 
     Returns:
-        outputs x inputs: scales; and the levels of those weights that must have the first level or
-        the last, so that the engine finds that scale (nan for the others).
+        outputs x inputs: scales; and the level of the weight of each block that tells the engine
+        its scale, the first or the last level unless all weights are 0 (nan for the others).
     """
     torch = require("torch", "export")
     blocks, counts = weight.unflatten(1, (-1, grid.block)), counts.unflatten(0, (-1, grid.block))
-    levels, bounds = grid.tensors(weight.device)
-    sides = [blocks, -blocks] if grid.signed else [blocks.abs()]
-    least = None
-    for side in sides:
+    least, *others = _tried(blocks, counts, grid)
+    for found in others:
+        least = [*map(torch.where, [found[0] < least[0]] * 4, found, least)]
+    _, scale, largest, extreme = least
+    held = torch.full_like(blocks, torch.nan).scatter_(2, largest, extreme)
+    return scale.expand_as(blocks).flatten(1), held.flatten(1)
+
+
+def _tried(blocks: Any, counts: Any, grid: Grid) -> Iterator[list[Any]]:
+    """Of each block: the cost of a scale, the scale, which weight tells it, and that one's level.
+
+    In a signed grid the first level reaches further than the last, so it is tried for either sign.
+    """
+    torch, (levels, bounds) = require("torch", "export"), grid.tensors(blocks.device)
+    for side in (blocks, -blocks) if grid.signed else (blocks.abs(),):
         largest = side.argmax(dim=2, keepdim=True)
         for share in SHARES:
             scale = grid.scales(share * blocks.gather(2, largest))
             chosen = levels[torch.bucketize(blocks / _divisor(scale), bounds)]
-            error = (counts * (blocks - chosen * scale).square()).sum(dim=2, keepdim=True)
-            found = [error, scale, largest, chosen.gather(2, largest)]
-            if least is not None:
-                found = [*map(torch.where, [error < least[0]] * 4, found, least)]
-            least = found
-    _, scale, largest, extreme = least  # type: ignore[misc]
-    held = torch.full_like(blocks, torch.nan).scatter_(2, largest, extreme)
-    return scale.expand_as(blocks).flatten(1), held.flatten(1)
+            cost = (counts * (blocks - chosen * scale).square()).sum(dim=2, keepdim=True)
+            yield [cost, scale, largest, chosen.gather(2, largest)]
 
 
 def _divisor(scales: Any) -> Any:
@@ -433,7 +439,7 @@ class _Columns:
     """What a file can hold of the columns of a layer, in the order in which they are rounded."""
 
     def __init__(self, scales: Any, held: Any, grid: Grid) -> None:
-        """Both inputs x outputs, as of `_scales`."""
+        """What `_scales` gives, as inputs x outputs."""
         self._scales, self._divisors = scales, _divisor(scales)
         self._held, self._free = held, held.isnan()
         self._levels, self._bounds = grid.tensors(scales.device)

@@ -10,7 +10,6 @@ from accelerate import PartialState
 from rich.console import Console
 
 from slm_judge.artefact.base import load_tokenizer
-from slm_judge.artefact.device import full_width
 from slm_judge.artefact.judge_files import Contract, calibration_notes
 from slm_judge.backends import memory_errors
 from slm_judge.data.item import Item
@@ -116,11 +115,10 @@ def _train_run(
         with claimed(run, overwrite) if process.is_main_process else nullcontext():
             if process.is_main_process:
                 keep(run, recipe, learner.base, rubric, splits)
-            with full_width(base.device):
-                if len(seeds) > 1:
-                    train_seeds(learner, seeds, _train, console)
-                else:
-                    _train(learner, console)
+            if len(seeds) > 1:
+                train_seeds(learner, seeds, _train, console)
+            else:
+                _train(learner, console)
     return run
 
 

@@ -21,6 +21,7 @@ from slm_judge.agreement.alpha import judge_alpha
 from slm_judge.agreement.parts import all_parts
 from slm_judge.agreement.sets import judge_pairs
 from slm_judge.artefact.calibration import Calibration
+from slm_judge.artefact.device import full_width
 from slm_judge.data.item import Item, votes_of
 from slm_judge.data.sets import chosen_by, chosen_by_annotators
 from slm_judge.errors import JudgeError
@@ -94,7 +95,8 @@ class SlotTrainer(SFTTrainer):
         total = torch.zeros((), device=count.device)
         for number, pack in enumerate(inputs["packs"], start=1):
             last = number == len(inputs["packs"])
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            alone = nullcontext() if last else self.accelerator.no_sync(model)
+            with alone, full_width(self.args.device):
                 with self.compute_loss_context_manager():
                     loss = self._pack_loss(model, pack, self._loss)[0] / count
                 self.accelerator.backward(loss)
@@ -127,7 +129,8 @@ class SlotTrainer(SFTTrainer):
     def logits_of(self, model: Any, pack: dict[str, Any]) -> torch.Tensor:
         """The logits at the slots of a pack's R rows: R x K x V."""
         rows = {"rows": pack["rows"]} if self._by_rows else {}
-        logits: torch.Tensor = model(**pack["inputs"], **rows, use_cache=False).logits[0]
+        with full_width(self.args.device):
+            logits: torch.Tensor = model(**pack["inputs"], **rows, use_cache=False).logits[0]
         return logits.unflatten(0, pack["targets"].shape[:2])
 
     def prediction_step(

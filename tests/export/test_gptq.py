@@ -72,7 +72,7 @@ def test_outputs_change_less_than_by_rounding_to_the_nearest(name):
     moved = round_columns(weight, x.T @ x, GRIDS[name])
     plain = requantized(weight, name)
     for x_ in (x, correlated(2000, 192, 16, seed=7)):
-        assert (x_ @ (moved - weight).T).norm() < 0.2 * (x_ @ (plain - weight).T).norm()
+        assert (x_ @ (moved - weight).T).norm() < 0.165 * (x_ @ (plain - weight).T).norm()
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -116,7 +116,7 @@ def test_a_layer_catches_up_with_what_it_said_before_its_inputs_changed():
     z = x + 0.3 * x @ drawn(192, 192, seed=4) / 192**0.5  # a change that a layer can undo
     caught = catch_up(weight, z.T @ z, (x - z).T @ z)
     before, after = ((z @ one.T - x @ weight.T).norm() for one in (weight, caught))
-    assert after < 0.8 * before  # a part of the way, by intention
+    assert 0.65 * before < after < 0.75 * before  # CATCHING_UP of the way
     assert torch.equal(catch_up(weight, x.T @ x, torch.zeros(192, 192)), weight)
 
 
@@ -125,10 +125,19 @@ def test_rows_without_whole_blocks_stay():
     assert torch.equal(round_columns(weight, torch.eye(48), NF4), weight)
 
 
-def test_channels_that_are_never_used_are_no_error():
-    x = correlated(100, 64, 8)
-    x[:, 10:20] = 0
-    assert torch.isfinite(round_columns(drawn(8, 64), x.T @ x, NF4)).all()
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_channels_that_are_never_used_cost_the_others_nothing(size):
+    x, weight, costs = size * correlated(100, 64, 8), drawn(64, 64), []
+    x[:, 10:40] = 0
+    for _ in range(2):
+        moved = round_columns(weight, x.T @ x, NF4)
+        costs.append((x @ (moved - weight).T).norm())
+        weight[:, 10:40] = 0
+    assert costs[0] < 1.15 * costs[1]
+
+
+def test_a_layer_that_reads_nothing_is_no_error():
+    assert torch.isfinite(round_columns(drawn(8, 64), torch.zeros(64, 64), NF4)).all()
 
 
 def test_ridge_finds_a_linear_loss_and_leaves_noise():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 import transformers
 
 from slm_judge import Judge
+from slm_judge.artefact import device
 from slm_judge.artefact.base import Base, base_commit, load_base, locate_base
 from slm_judge.artefact.device import (
     choose_device,
@@ -464,22 +466,53 @@ def test_packs_are_sized_by_the_model_and_what_is_free():
     assert pack_budget("cpu", small) == 1024
 
 
+MATMUL = getattr(torch.backends.mkldnn, "matmul", None)
+settable = pytest.mark.skipif(MATMUL is None, reason="this PyTorch has no choice of products")
+
+
 def test_products_on_a_cpu_are_exact_to_float32_whoever_computes_them():
-    matmul, x = torch.backends.mkldnn.matmul, torch.full((300, 200), 1 + 2.0**-12)
-    before = matmul.fp32_precision
+    x = torch.full((300, 200), 1 + 2.0**-12)
     with full_width("cpu"):
         assert (torch.nn.functional.linear(x, torch.eye(200)) == x).all()
         assert (torch.eye(300) @ x == x).all()
-    assert matmul.fp32_precision == before
-    with pytest.raises(ModelError), full_width("cpu"):
+
+
+@settable
+def test_products_that_round_are_never_chosen(monkeypatch):
+    """Only a CPU of AMD's with AVX512 is asked; what it says decides."""
+    monkeypatch.setattr(device, "_made_by_amd", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for keeps in (True, False):
+        monkeypatch.setattr(device, "_keeps_float32", lambda _, keeps=keeps: keeps)
+        assert device._found_wider.__wrapped__() == keeps
+    monkeypatch.setattr(device, "_made_by_amd", lambda: False)
+    assert not device._found_wider.__wrapped__()
+
+
+@settable
+@pytest.mark.parametrize(("name", "wider", "inside"), [
+    ("cpu", True, "bf16"), ("cpu", False, None), ("cuda:0", True, None), ("mps", True, None),
+])  # fmt: skip
+def test_products_are_switched_where_that_is_wider_and_back(monkeypatch, name, wider, inside):
+    before = MATMUL.fp32_precision
+    monkeypatch.setattr(device, "_onednn_is_wider", lambda: wider)
+    with suppress(ModelError), full_width(name):
+        assert MATMUL.fp32_precision == (inside or before)
         raise ModelError
-    assert matmul.fp32_precision == before
+    assert MATMUL.fp32_precision == before
 
 
-def test_products_of_a_gpu_are_left_alone():
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    with full_width("cuda:0"):
-        assert torch.backends.mkldnn.matmul.fp32_precision == before
+@settable
+def test_the_last_of_several_threads_switches_back(monkeypatch):
+    before = MATMUL.fp32_precision
+    monkeypatch.setattr(device, "_onednn_is_wider", lambda: True)
+    first, second = full_width("cpu"), full_width("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert MATMUL.fp32_precision == "bf16"
+    second.__exit__(None, None, None)
+    assert MATMUL.fp32_precision == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -497,6 +530,7 @@ def test_bfloat16_answers_as_float32_where_it_is_no_tie(folder):
         Judge.from_pretrained(folder, dtype="float32") as whole,
     ):
         reference = dict(whole.logits(TEXTS))
+        assert max(gap(row) for rows in reference.values() for row in rows) > half.backend.near_tie
         for index, rows in half.logits(TEXTS):
             for ours, theirs in zip(rows, reference[index], strict=True):
                 assert ours.argmax() == theirs.argmax() or gap(theirs) < half.backend.near_tie

@@ -1,8 +1,11 @@
 """Where a model computes, in which type of numbers, and how much at a time."""
 
+import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from slm_judge.errors import ModelError, require
@@ -73,28 +76,64 @@ def dtype_for_training(asked: str, device: str, bfloat16: bool) -> str:
 
 @contextmanager
 def full_width(device: Any) -> Iterator[None]:
-    """On a CPU, let PyTorch multiply float32 with oneDNN's kernels where MKL's are slower.
+    """On AMD's CPUs with AVX512, let PyTorch multiply float32 with oneDNN's kernels.
 
-    On AMD's processors MKL leaves AVX512 alone, which is half of what they can do. PyTorch calls
-    oneDNN where it is allowed to round factors to bfloat16; where it would do so (with AMX),
-    everything stays as it is.
+    MKL leaves AVX512 alone there. PyTorch calls oneDNN where it is allowed to round factors to
+    bfloat16; on a CPU where it would do so (with AMX), everything stays as it is. The permission is
+    the process's, so the first who asks for it gives it and the last takes it back. Meanwhile
+    `torch.get_float32_matmul_precision`, the older way to ask, raises an error.
     """
-    matmul = getattr(require("torch", "transformers").backends.mkldnn, "matmul", None)
-    if matmul is None or not str(device).startswith("cpu") or not _keeps_float32():
+    if not str(device).startswith("cpu") or not _onednn_is_wider():
         yield
         return
-    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    matmul = require("torch", "transformers").backends.mkldnn.matmul
+    with _permission.lock:
+        if not _permission.holders:
+            _permission.before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+        _permission.holders += 1
     try:
         yield
     finally:
-        matmul.fp32_precision = before
+        with _permission.lock:
+            _permission.holders -= 1
+            if not _permission.holders:
+                matmul.fp32_precision = _permission.before
+
+
+class _Permission:
+    """To round factors to bfloat16: who holds it, and what held before."""
+
+    def __init__(self) -> None:
+        self.lock, self.holders, self.before = RLock(), 0, "none"
+
+
+_permission = _Permission()
+
+
+def _onednn_is_wider() -> bool:
+    """Whether oneDNN computes in float32 with AVX512 here, and MKL without."""
+    with _permission.lock:
+        return _found_wider()
 
 
 @cache
-def _keeps_float32() -> bool:
-    """Whether products are exact to float32 where PyTorch may round their factors to bfloat16."""
+def _found_wider() -> bool:
     torch = require("torch", "transformers")
-    matmul, size = torch.backends.mkldnn.matmul, 512
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)  # since PyTorch 2.9
+    if matmul is None or "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return False
+    return _made_by_amd() and _keeps_float32(matmul)
+
+
+def _made_by_amd() -> bool:
+    with suppress(OSError):
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    return "AuthenticAMD" in platform.processor()  # on Windows
+
+
+def _keeps_float32(matmul: Any) -> bool:
+    """Whether products are exact to float32 where PyTorch may round their factors to bfloat16."""
+    torch, size = require("torch", "transformers"), 512
     x = torch.full((size, size), 1 + 2.0**-12)  # 1 in bfloat16
     before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
