@@ -61,11 +61,11 @@ def trainer_of(data: str, batch: int, layers: float) -> tuple[SlotTrainer, list[
 def step(trainer: SlotTrainer, packs: list[dict[str, Any]], way: str) -> tuple[float, float, float]:
     """Seconds, loss and the gradients' norm of one batch."""
     trainer._by_rows, in_place, wide = WAYS[way]
-    vars(training)["full_width"] = full_width if wide else nullcontext
+    vars(training)["full_width"] = products = full_width if wide else nullcontext
     plain, lora._in_place = lora._in_place, lora._in_place if in_place else lambda *_: False
     trainer.model.zero_grad()
     started, total = time.perf_counter(), 0.0
-    with full_width("cpu") if wide else nullcontext():
+    with products("cpu"):
         for pack in packs:
             loss = trainer._pack_loss(trainer.model, pack, trainer._loss)[0]
             loss.backward()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from threading import RLock
+from threading import Lock
 from typing import Any
 
 from slm_judge.errors import ModelError, require
@@ -104,7 +104,7 @@ class _Permission:
     """To round factors to bfloat16: who holds it, and what held before."""
 
     def __init__(self) -> None:
-        self.lock, self.holders, self.before = RLock(), 0, "none"
+        self.lock, self.holders, self.before = Lock(), 0, "none"
 
 
 _permission = _Permission()
