@@ -26,7 +26,7 @@ from slm_judge.artefact.calibration import Calibration
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.item import Item, load_split, votes_of
 from slm_judge.data.split import load_splits
-from slm_judge.judge.answer import probabilities
+from slm_judge.judge.answer import collected, probabilities
 from slm_judge.recipe import Recipe
 from slm_judge.run import Run
 
@@ -36,8 +36,8 @@ def of_run(run: Run) -> Iterator[str]:
     items = load_split(run.data, "test")
     with Judge.from_pretrained(run.gguf) as judge:
         contract = judge.backend.contract
-        found = dict(judge.logits([item.state for item in items]))
-    logits = [np.stack([found[i][k] for i in range(len(items))]) for k in range(len(found[0]))]
+        decided = judge.logits([item.state for item in items])
+        logits = collected(contract.rubric, decided, len(items))
     yield from rows(run.recipe().name, contract, items, logits)
 
 

@@ -50,7 +50,7 @@ from slm_judge.errors import JudgeError
 from slm_judge.evaluation.baselines import fit_systems, score, score_annotators
 from slm_judge.evaluation.zero_shot import zero_shot
 from slm_judge.files import write_json
-from slm_judge.judge.answer import softmax
+from slm_judge.judge.answer import collected, softmax
 from slm_judge.recipe import Recipe, RecipeError, public_settings
 from slm_judge.rubric import Rubric, explain
 from slm_judge.run import Run
@@ -272,10 +272,10 @@ def judged(run: Run, items: Sequence[Item]) -> tuple[dict[str, list[int]], dict[
     """The adapter's option indices, and its log loss against the vote shares, per dimension."""
     with Judge.from_pretrained(run.adapter) as judge:
         contract = judge.backend.contract
-        found = dict(judge.logits([item.state for item in items]))
+        decided = judge.logits([item.state for item in items])
+        found = collected(contract.rubric, decided, len(items))
     labels, losses = {}, {}
-    for k, dimension in enumerate(contract.rubric.dimensions):
-        logits = np.stack([found[i][k] for i in range(len(items))])
+    for dimension, logits in zip(contract.rubric.dimensions, found, strict=True):
         labels[dimension.name] = logits.argmax(axis=1).tolist()
         votes = votes_of(items, dimension.name)
         answered = [i for i, row in enumerate(votes) if row]

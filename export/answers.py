@@ -32,7 +32,7 @@ from slm_judge.annotate.rows import EXACT_DIGITS
 from slm_judge.data.item import Item
 from slm_judge.data.predictions import Answers
 from slm_judge.errors import DataError
-from slm_judge.judge.answer import answers_from_logits
+from slm_judge.judge.answer import answers_from_logits, collected
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.prompt.readers import EncodedPrompt
@@ -61,7 +61,7 @@ class Heard:
         return found
 
 
-def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lambda: None) -> Heard:
+def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] | None = None) -> Heard:
     """Annotate items, and keep their prompts; `advance` after each.
 
     Raises:
@@ -75,11 +75,7 @@ def ask(judge: Judge, items: Sequence[Item], advance: Callable[[], object] = lam
                 f"Item {item.item_id} needs {prompt.n_tokens} tokens, but there is room for "
                 f"{backend.max_tokens}. Shorten its longest field in the data, and train again."
             )
-    rows: list[Any] = [None] * len(items)
-    for index, logits in judge.decide(prompts):
-        rows[index] = logits
-        advance()
-    logits = [np.stack(given) for given in zip(*rows, strict=True)]
+    logits = collected(contract.rubric, judge.decide(prompts), len(items), advance)
     answers = answers_from_logits(contract.rubric, logits, contract.calibration)
     for name, said in answers.items():
         assert said.probabilities is not None

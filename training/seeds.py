@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
@@ -26,7 +25,7 @@ from slm_judge.data.item import Item, votes_of
 from slm_judge.data.predictions import Answers, read_predictions, write_predictions
 from slm_judge.errors import JudgeError
 from slm_judge.files import atomic_folder, finite, remove, write_json, write_text
-from slm_judge.judge.answer import answers_from_logits
+from slm_judge.judge.answer import answers_from_logits, collected
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.rubric import Rubric
@@ -147,13 +146,11 @@ def answers_of(
     device: str | None = None,
 ) -> dict[str, Answers]:
     """What an adapter says about items, by dimension; `name` is that of the progress bar."""
-    loaded, rows = Judge.from_pretrained(adapter, device=device), list[Any]([None] * len(items))
+    loaded = Judge.from_pretrained(adapter, device=device)
     with progress_bar(console=console) as bar, loaded as judge:
         advance = partial(bar.advance, bar.add_task(name, total=len(items)))
-        for index, given in judge.logits([item.state for item in items]):
-            rows[index] = given
-            advance(1)
-        logits = [np.stack(given) for given in zip(*rows, strict=True)]
+        decided = judge.logits([item.state for item in items])
+        logits = collected(rubric, decided, len(items), advance)
         return answers_from_logits(rubric, logits, judge.backend.contract.calibration)
 
 

@@ -275,6 +275,10 @@ class _Dimension(BaseModel):
         """Other words that mean option `index` in data."""
         return self.synonyms.get(self.key(index), ())
 
+    def reversed(self) -> Self:
+        """The same dimension with its options from the last to the first, whatever its type."""
+        return self.model_copy(update={"options": self.options[::-1]})
+
     def __copy__(self) -> Self:
         """Without the look-ups: a copy may get other options."""
         copied = super().__copy__()
@@ -633,6 +637,10 @@ class Rubric(BaseModel):
         assert self.pair
         first, second = self.pair
         return {**state, first: state[second], second: state[first]}
+
+    def reversed(self) -> "Rubric":
+        """The same rubric with each dimension's options from the last to the first."""
+        return self.model_copy(update={"dimensions": [d.reversed() for d in self.dimensions]})
 
     def questions(self) -> dict[str, dict[str, Any]]:
         """The dimensions as System One questions, in order."""

@@ -364,15 +364,7 @@ def test_the_rubric_in_other_words_is_read_once_too(run, kind):
     path = run.merged if kind == "transformers" else run.gguf_file("Q8_0")
     with Judge.from_pretrained(path) as judge:
         backend = judge.backend
-        turned = backend.contract.rubric.model_copy(
-            update={
-                "dimensions": [
-                    d.model_copy(update={"options": d.options[::-1]})
-                    for d in backend.contract.rubric.dimensions
-                ]
-            }
-        )
-        reader = backend.reader_of(turned)
+        reader = backend.reader_of(backend.contract.rubric.reversed())
         states = [{"text": text} for text in TEXTS[:4]]
         prompts, plain = reader.encode(states), backend.reader.encode(states)
         assert prompts[0].input_ids[: len(reader.prefix)] == reader.prefix != backend.reader.prefix

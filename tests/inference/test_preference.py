@@ -247,8 +247,7 @@ def test_labels_and_flips_do_not_depend_on_the_batch(judge):
 def test_near_ties_of_options_in_reverse_are_found_in_the_rubrics_order(judge):
     """The second look of the probe that lists options the other way round."""
     backend, dimensions = judge.backend, judge.rubric.dimensions
-    turned = [d.model_copy(update={"options": d.options[::-1]}) for d in dimensions]
-    reader = backend.reader_of(judge.rubric.model_copy(update={"dimensions": turned}))
+    reader = backend.reader_of(judge.rubric.reversed())
     near_tie, plain, alone = backend.near_tie, backend.run, []
 
     def run_and_note(prompts, by_itself=False):

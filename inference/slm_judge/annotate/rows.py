@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from slm_judge.backends import Backend
 from slm_judge.data.tables import Piece, names
 from slm_judge.data.text import MOST_CHARACTERS, TOO_LONG, is_replaced_in, read_state
 from slm_judge.errors import DataError
-from slm_judge.judge.answer import annotation_from_logits
+from slm_judge.judge.answer import Annotation, annotations_from_logits, collected
 from slm_judge.judge.judge import Judge
 from slm_judge.prompt.readers import EncodedPrompt, encode_readings
 from slm_judge.rubric import FLIPPED, Dimension, Multi, Preference, Rubric, format_value
@@ -151,22 +151,27 @@ class PieceAnnotator:
         """
         keys, states, outcomes = self._states(piece, first_row)
         known = {key: state for key, state in states.items() if key in self._cache}
-        prompts: dict[str, EncodedPrompt] = {}
-        fresh = {key: state for key, state in states.items() if key not in known}
-        encoded = self.judge.encode(list(fresh.values()))
-        for (key, state), prompt in zip(fresh.items(), encoded, strict=True):
+        prompts = self._encode({key: states[key] for key in states if key not in known})
+        for key, prompt in list(prompts.items()):
             length, most = prompt.n_tokens, self.judge.backend.max_tokens
-            if length > most:
+            if length <= most:
+                continue
+            outcomes[key] = f"{TOO_LONG}: {length} tokens, room for {most}"
+            if self.options.on_too_long == "fail":
                 where = _where(piece, first_row, keys.index(key))
-                outcomes[key] = f"{TOO_LONG}: {length} tokens, room for {most}"
-                if self.options.on_too_long == "fail":
-                    raise DataError(f"{where} is {outcomes[key]}. See --on-too-long.")
-                if self.options.on_too_long == "skip":
-                    continue
-                prompt = truncate(self.judge.backend, self.judge.rubric, state)
+                raise DataError(f"{where} is {outcomes[key]}. See --on-too-long.")
+            if self.options.on_too_long == "skip":
+                del prompts[key]
+            else:
+                prompts[key] = self._cut(states[key])
                 outcomes[key] = TRUNCATED
-            prompts[key] = prompt
         return Prepared(piece, keys, prompts, outcomes, known)
+
+    def _encode(self, states: Mapping[str, Any]) -> dict[str, EncodedPrompt]:
+        return dict(zip(states, self.judge.encode([*states.values()]), strict=True))
+
+    def _cut(self, state: Mapping[str, str]) -> EncodedPrompt:
+        return truncate(self.judge.backend, self.judge.rubric, state)
 
     def _states(
         self, piece: Piece, first_row: int
@@ -200,42 +205,24 @@ class PieceAnnotator:
 
     def annotate(self, piece: Prepared) -> pa.Table:
         """The piece with the judge's columns; equal texts are computed once."""
-        for key, state in piece.known.items():
-            if key not in self._cache:  # forgotten in between
-                (prompt,), backend = self.judge.encode([state]), self.judge.backend
-                long = prompt.n_tokens > backend.max_tokens  # so it was cut then
-                piece.prompts[key] = truncate(backend, self.judge.rubric, state) if long else prompt
+        forgotten = {key: s for key, s in piece.known.items() if key not in self._cache}
+        for key, prompt in self._encode(forgotten).items():
+            long = prompt.n_tokens > self.judge.backend.max_tokens  # so it was cut then
+            piece.prompts[key] = self._cut(forgotten[key]) if long else prompt
         # In the order of the rows, whatever was known when: rows are computed beside the same ones.
         answered = [
             key for key in dict.fromkeys(piece.keys) if key in piece.prompts or key in piece.known
         ]
         fresh = [key for key in answered if key not in self._cache]
-        contract = self.judge.backend.contract
         found: dict[str, tuple[Any, ...]] = {
             key: self._cache[key] for key in answered if key in self._cache
         }
-        for index, logits in self.judge.decide([piece.prompts[key] for key in fresh]):
-            answer = annotation_from_logits(contract.rubric, logits, contract.calibration)
-            cells: list[Any] = []
-            for dimension in contract.rubric.as_written:
-                label = answer.labels[dimension.name]
-                sure = answer.confidence[dimension.name]
-                beside = bool(dimension.span) or isinstance(dimension, Preference)
-                if label is None or sure is None:  # not asked
-                    cells += [None, None, *([None] if beside else [])]
-                    continue
-                if isinstance(label, list):
-                    label = [format_value(value) for value in label]
-                elif self.added[f"{self.options.prefix}{dimension.name}"] == pa.string():
-                    # Of a rubric that mixes numbers, or true and false, and words.
-                    label = format_value(label) if isinstance(label, bool) else str(label)
-                cells += [label, round(sure, self._digits)]
-                if dimension.span:
-                    digits = self._digits - math.ceil(math.log10(dimension.span))
-                    cells.append(round(answer.expected(dimension), digits))
-                if isinstance(dimension, Preference):
-                    cells.append(answer.flipped[dimension.name])
-            found[fresh[index]] = (*cells, piece.outcomes[fresh[index]])
+        rubric, calibration = self.judge.rubric, self.judge.backend.contract.calibration
+        decided = self.judge.decide([piece.prompts[key] for key in fresh])
+        logits = collected(rubric, decided, len(fresh))
+        answers = annotations_from_logits(rubric, logits, calibration)
+        for key, answer in zip(fresh, answers, strict=True):
+            found[key] = (*self._cells(answer), piece.outcomes[key])
         self.computed += len(fresh)
         nothing = (None,) * (len(self.added) - 1)
         rows = [found.get(key) or (*nothing, piece.outcomes.get(key, key)) for key in piece.keys]
@@ -245,6 +232,28 @@ class PieceAnnotator:
         for (name, kind), column in zip(self.added.items(), columns, strict=True):
             table = table.append_column(name, pa.array(column, kind))
         return table
+
+    def _cells(self, answer: Annotation) -> Iterator[Any]:
+        """Of a row's new columns, but for the outcome."""
+        for dimension in self.judge.rubric.as_written:
+            label, sure = answer.labels[dimension.name], answer.confidence[dimension.name]
+            if label is None or sure is None:  # not asked
+                beside = bool(dimension.span) or isinstance(dimension, Preference)
+                yield from (None, None, *([None] if beside else []))
+                continue
+            if isinstance(label, list):
+                yield [format_value(value) for value in label]
+            elif self.added[f"{self.options.prefix}{dimension.name}"] == pa.string():
+                # Of a rubric that mixes numbers, or true and false, and words.
+                yield format_value(label) if isinstance(label, bool) else str(label)
+            else:
+                yield label
+            yield round(sure, self._digits)
+            if dimension.span:
+                digits = self._digits - math.ceil(math.log10(dimension.span))
+                yield round(answer.expected(dimension), digits)
+            if isinstance(dimension, Preference):
+                yield answer.flipped[dimension.name]
 
     def forget(self) -> None:
         """Compute texts anew, so that a piece's columns are a function of its own rows alone."""

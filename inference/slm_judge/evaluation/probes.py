@@ -8,7 +8,7 @@ import numpy as np
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap
 from slm_judge.agreement.scores import agreeing_share
 from slm_judge.data.item import Item, votes_of
-from slm_judge.judge.answer import leanings
+from slm_judge.judge.answer import collected, leanings
 from slm_judge.judge.judge import Judge
 
 PROBED_ITEMS = 300  # with another order of options
@@ -18,7 +18,7 @@ def option_order(
     judge: Judge,
     items: Sequence[Item],
     given: Mapping[str, Sequence[int]],
-    advance: Callable[[], object] = lambda: None,
+    advance: Callable[[], object] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
@@ -40,25 +40,19 @@ def option_order(
         in the share of annotators who agree, each with its interval; nan where nobody answered.
     """
     rubric, backend = judge.rubric, judge.backend
-    turned = rubric.model_copy(
-        update={
-            "dimensions": [
-                d.model_copy(update={"options": d.options[::-1]}) for d in rubric.dimensions
-            ]
-        }
-    )
-    states = [item.state for item in items]
-    reader = backend.reader_of(turned)
+    reader = backend.reader_of(rubric.reversed())
+    prompts = judge.encode([item.state for item in items], reader)
     backend.expect(reader)
     try:
-        reverse = _labels(judge, judge.encode(states, reader), advance)
+        logits = collected(rubric, judge.decide(prompts, reverse=True), len(items), advance)
     finally:
         backend.expect(backend.reader)
     groups = [item.group for item in items]
     found: dict[str, dict[str, Any]] = {}
-    for k, dimension in enumerate(rubric.dimensions):
+    for dimension, rows_of_logits in zip(rubric.dimensions, logits, strict=True):
         n_options = len(dimension.options)
-        before, after = np.asarray(given[dimension.name]), reverse[:, k]
+        how, before = backend.contract.calibration(dimension), np.asarray(given[dimension.name])
+        after = leanings(dimension, rows_of_logits, how).argmax(axis=-1)
         votes = votes_of(items, dimension.name)
         agree = [agreeing_share(labels, votes, n_options) for labels in (before, after)]
         changes = np.where(before < 0, np.nan, agree[1] - agree[0])  # nan: not asked
@@ -69,19 +63,6 @@ def option_order(
             known = Bootstrap(len(rows), resamples, seed, [groups[row] for row in rows])
             found[dimension.name][name] = _mean(per_item[rows], known)
     return found
-
-
-def _labels(judge: Judge, prompts: Sequence[Any], advance: Callable[[], object]) -> Any:
-    """Option indices of the rubric, from prompts with its options in reverse."""
-    contract = judge.backend.contract
-    labels = np.zeros((len(prompts), len(judge.rubric.dimensions)), dtype=int)
-    for index, logits in judge.decide(prompts, reverse=True):
-        labels[index] = [
-            leanings(dimension, row, contract.calibration(dimension)).argmax()
-            for dimension, row in zip(contract.rubric.dimensions, logits, strict=True)
-        ]
-        advance()
-    return labels
 
 
 def _mean(per_item: Any, bootstrap: Bootstrap) -> Mapping[str, float]:

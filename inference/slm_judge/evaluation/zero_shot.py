@@ -1,6 +1,7 @@
 """A base that was not trained, or a judge, asked the rubric through the judge's own prompt."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -14,7 +15,7 @@ from slm_judge.backends import memory_errors
 from slm_judge.backends.transformers import TransformersBackend, load_weights
 from slm_judge.data.item import Item
 from slm_judge.errors import ModelError
-from slm_judge.judge.answer import leanings
+from slm_judge.judge.answer import collected, leanings
 from slm_judge.judge.judge import Judge, LoadOptions
 from slm_judge.progress import progress_bar
 from slm_judge.rubric import Rubric
@@ -44,16 +45,15 @@ def zero_shot(
         for i, prompt in enumerate(prompts):
             if prompt.n_tokens > backend.max_tokens:
                 prompts[i] = truncate(backend, judge.rubric, items[i].state)
-        found = {dimension.name: [0] * len(items) for dimension in theirs}
-        task = bar.add_task(Path(model).name, total=len(items))
-        for i, logits in judge.decide(prompts):
-            for dimension, row in zip(theirs, logits, strict=True):
-                best = leanings(dimension, row, backend.contract.calibration(dimension)).argmax()
-                key = dimension.key(int(best))  # its options may have another order
-                option = rubric.dimension(dimension.name).index(key)
-                assert option is not None
-                found[dimension.name][i] = option
-            bar.advance(task)
+        advance = partial(bar.advance, bar.add_task(Path(model).name, total=len(items)))
+        logits = collected(judge.rubric, judge.decide(prompts), len(items), advance)
+    found: dict[str, list[int]] = {}
+    for dimension, rows in zip(theirs, logits, strict=True):
+        best = leanings(dimension, rows, backend.contract.calibration(dimension)).argmax(axis=-1)
+        keys = [dimension.key(option) for option in best.tolist()]  # in another order, perhaps
+        ours = rubric.dimension(dimension.name)
+        found[dimension.name] = [option for key in keys if (option := ours.index(key)) is not None]
+        assert len(found[dimension.name]) == len(items)
     return found
 
 

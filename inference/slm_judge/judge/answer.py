@@ -1,8 +1,9 @@
 """From the logits at the answer slots to labels, probabilities and confidence."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,8 +81,35 @@ def leanings(dimension: Dimension, logits: npt.ArrayLike, calibration: Calibrati
 
 def gap(logits: npt.ArrayLike) -> float:
     """Difference between the largest and the second largest of a dimension's logits."""
-    second, first = np.partition(np.asarray(logits, dtype=np.float64), -2)[-2:]
+    second, first = sorted(np.asarray(logits, dtype=np.float64).tolist())[-2:]
     return float(first - second)
+
+
+def collected(
+    rubric: Rubric,
+    decided: Iterable[tuple[int, Sequence[npt.ArrayLike]]],
+    n_rows: int,
+    advance: Callable[[], object] | None = None,
+) -> list[npt.NDArray[np.float32]]:
+    """What `Judge.logits` or `Judge.decide` gives, in the order of the rows.
+
+    Args:
+        rubric: K dimensions.
+        decided: (row, K arrays) of each row, in any order.
+        n_rows: N.
+        advance: called after each row.
+
+    Returns:
+        K arrays, N x options of the dimension; of a preference N x 2 x options.
+    """
+    shapes = [(2,) * isinstance(d, Preference) + (len(d.options),) for d in rubric.dimensions]
+    found = [np.empty((n_rows, *shape), dtype=np.float32) for shape in shapes]
+    for row, logits in decided:
+        for whole, own in zip(found, logits, strict=True):
+            whole[row] = own
+        if advance:
+            advance()
+    return found
 
 
 def answers_from_logits(
@@ -116,33 +144,42 @@ def annotation_from_logits(
     logits: Sequence[npt.ArrayLike],
     calibration: Callable[[Dimension], Calibration],
 ) -> Annotation:
-    """Make an annotation.
+    """The annotation of one item, of whose logits there is no first axis N (see below)."""
+    rows = [np.asarray(row)[None] for row in logits]
+    return annotations_from_logits(rubric, rows, calibration)[0]
 
-    Args:
-        rubric: K dimensions.
-        logits: K arrays, one logit an option of the dimension; of a preference, two rows of them.
-        calibration: of a dimension, as `Contract.calibration`.
-    """
-    annotation = Annotation({}, {}, {})
-    answers = answers_from_logits(rubric, [np.asarray(row)[None] for row in logits], calibration)
-    labels = {name: int(said.labels[0]) for name, said in answers.items()}
-    likely = {
-        name: of[0].tolist() for name, a in answers.items() if (of := a.probabilities) is not None
-    }
+
+def annotations_from_logits(
+    rubric: Rubric,
+    logits: Sequence[npt.ArrayLike],
+    calibration: Callable[[Dimension], Calibration],
+) -> list[Annotation]:
+    """The annotations of N items; see `answers_from_logits`."""
+    answers = answers_from_logits(rubric, logits, calibration)
+    found = [Annotation({}, {}, {}) for _ in range(len(next(iter(answers.values())).labels))]
     for dimension in rubric.as_written:
         name, values = dimension.name, dimension.values
         questions = dimension.members if isinstance(dimension, Multi) else [name]
-        asked = labels[questions[0]] >= 0  # all of a set are, or none
-        label: Value | list[Value] | None = None
-        if isinstance(dimension, Multi):
-            shares = [likely[question][1] for question in questions]
-            label = [v for v, question in zip(values, questions, strict=True) if labels[question]]
-        else:
-            shares, label = likely[name], values[labels[name]]
-        annotation.labels[name] = label if asked else None
-        annotation.probabilities[name] = dict(zip(values, shares, strict=True))
-        sure = math.prod(likely[question][labels[question]] for question in questions)
-        annotation.confidence[name] = sure if asked else None
-        if asked and (flipped := answers[questions[0]].flipped) is not None:
-            annotation.flipped[name] = bool(flipped[0])
-    return annotation
+        parts = [answers[question] for question in questions]
+        chosen = zip(*(part.labels.tolist() for part in parts), strict=True)
+        likely = zip(*(_listed(part.probabilities) for part in parts), strict=True)
+        flipped = _listed(parts[0].flipped)
+        for row, (annotation, picks, shares) in enumerate(zip(found, chosen, likely, strict=True)):
+            asked = picks[0] >= 0  # all of a set are, or none
+            sure = math.prod(own[pick] for own, pick in zip(shares, picks, strict=True))
+            label: Value | list[Value]
+            if isinstance(dimension, Multi):
+                label = [value for value, pick in zip(values, picks, strict=True) if pick]
+                given = [own[1] for own in shares]
+            else:
+                label, given = values[picks[0]], shares[0]
+            annotation.labels[name] = label if asked else None
+            annotation.probabilities[name] = dict(zip(values, given, strict=True))
+            annotation.confidence[name] = sure if asked else None
+            if asked and flipped:
+                annotation.flipped[name] = flipped[row]
+    return found
+
+
+def _listed(values: npt.NDArray[Any] | None) -> list[Any]:
+    return [] if values is None else values.tolist()

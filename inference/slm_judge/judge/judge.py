@@ -1,6 +1,7 @@
 """The judge: a rubric, a model that answers it, and an engine."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack
 
@@ -15,7 +16,7 @@ from slm_judge.errors import DataError, ModelError
 from slm_judge.prompt.readers import EncodedPrompt, encode_readings
 from slm_judge.rubric import Dimension, Preference, Rubric
 
-from .answer import Annotation, annotation_from_logits, averaged, gap
+from .answer import Annotation, annotations_from_logits, averaged, collected, gap
 
 BackendName = Literal["auto", "gguf", "transformers"]
 Row = str | Mapping[str, Any]
@@ -138,15 +139,9 @@ class Judge:
         Raises:
             DataError: a row lacks a field or its text; nothing is annotated then.
         """
-        contract = self.backend.contract
-        annotations: list[Annotation | None] = [None] * len(rows)
-        for index, logits in self.logits(rows):
-            annotations[index] = annotation_from_logits(
-                contract.rubric, logits, contract.calibration
-            )
-            if progress:
-                progress(1)
-        return [annotation for annotation in annotations if annotation is not None]
+        advance = partial(progress, 1) if progress else None
+        logits = collected(self.rubric, self.logits(rows), len(rows), advance)
+        return annotations_from_logits(self.rubric, logits, self.backend.contract.calibration)
 
     def logits(self, rows: Sequence[Row]) -> Iterator[tuple[int, Logits]]:
         """Yield (row index, per dimension the options' logits before temperature), unordered.
