@@ -18,7 +18,7 @@ from slm_judge.agreement.alpha import (
     judge_alpha,
     judge_coincidences,
 )
-from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
+from slm_judge.agreement.bootstrap import Bootstrap, Interval, percentile_interval
 from slm_judge.agreement.compare import (
     CONFIDENCE,
     change_cost,
@@ -172,10 +172,17 @@ def between(
     equal = share_of(same, None if groups is None else [groups[row] for row in rows])
     apart = np.abs(first.probabilities(source) - second.probabilities(source))
     return {
+        **alike(equal, alpha),
+        "largest_difference": float(apart.max()),
+        "mean_difference": float(apart.mean()),
+    }
+
+
+def alike(equal: Interval, alpha: Interval) -> dict[str, Any]:
+    """What the report says of two artefacts: the share of equal labels, and their alpha."""
+    return {
         "agreement": equal.estimate,
         "agreement_interval": equal.as_dict(),
         "alpha": alpha.estimate,
         "alpha_interval": alpha.as_dict(),
-        "largest_difference": float(apart.max()),
-        "mean_difference": float(apart.mean()),
     }

@@ -20,7 +20,7 @@ from slm_judge.data.sets import chosen_by, chosen_by_annotators
 from slm_judge.evaluation.annotators import shared_items
 from slm_judge.rubric import Multi
 
-from .answers import Heard
+from .answers import Heard, alike
 from .artefacts import ADAPTER
 
 _Sets = Sequence[Chosen | None]
@@ -92,10 +92,4 @@ def _between(
     alpha = lower_limit(percentile_interval(alphas, CONFIDENCE, units=units), alphas, cost)
     rows = [row for row, given in enumerate(own) if given]
     same = np.array([own[row][0] == sets[row] for row in rows], dtype=float)
-    equal = share_of(same, [groups[row] for row in rows])
-    return {
-        "agreement": equal.estimate,
-        "agreement_interval": equal.as_dict(),
-        "alpha": alpha.estimate,
-        "alpha_interval": alpha.as_dict(),
-    }
+    return alike(share_of(same, [groups[row] for row in rows]), alpha)
