@@ -494,6 +494,30 @@ def test_products_are_switched_where_that_is_wider_and_back(monkeypatch, name, w
     assert MATMUL.fp32_precision == before
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from Linux")
+def test_packs_of_many_lengths_do_not_fill_the_memory():
+    """oneDNN keeps what it has made for a shape: without a bound, half a GiB here."""
+    work = """
+import torch
+from slm_judge.artefact.device import full_width
+def mebibytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) / 256
+layers = [torch.randn(n, 256) for n in (128, 256, 512, 640)]
+with torch.inference_mode(), full_width("cpu"):
+    torch.nn.functional.linear(torch.randn(900, 256), layers[0])
+    before = mebibytes()
+    for length in range(850, 1050):
+        for layer in layers:
+            torch.nn.functional.linear(torch.randn(length, 256), layer)
+    print(mebibytes() - before)
+"""
+    grown = subprocess.run(
+        [sys.executable, "-c", work], check=True, capture_output=True, text=True, timeout=300
+    )
+    assert float(grown.stdout) < 300
+
+
 @settable
 def test_the_last_of_several_threads_switches_back(monkeypatch):
     before = MATMUL.fp32_precision

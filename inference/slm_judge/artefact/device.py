@@ -1,5 +1,6 @@
 """Where a model computes, in which type of numbers, and how much at a time."""
 
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,6 +12,9 @@ from typing import Any
 from slm_judge.errors import ModelError, require
 
 _SMALLEST, _LARGEST = 512, 8192
+_PRODUCTS_KEPT = "128"
+"""Of oneDNN's ready-made products, one a shape, of which packs of different lengths have many:
+PyTorch and oneDNN would keep 1024 each, about 0.7 MB apiece. A pack needs far fewer."""
 
 
 def devices() -> list[str]:
@@ -122,7 +126,11 @@ def _found_wider() -> bool:
     matmul = getattr(torch.backends.mkldnn, "matmul", None)  # since PyTorch 2.9
     if matmul is None or "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return False
-    return _made_by_amd() and _keeps_float32(matmul)
+    if not _made_by_amd():
+        return False
+    for caches in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(caches, _PRODUCTS_KEPT)  # read at the first product
+    return _keeps_float32(matmul)
 
 
 def _made_by_amd() -> bool:
