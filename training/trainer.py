@@ -22,6 +22,7 @@ from slm_judge.agreement.parts import all_parts
 from slm_judge.agreement.sets import judge_pairs
 from slm_judge.artefact.calibration import Calibration
 from slm_judge.artefact.device import full_width
+from slm_judge.backends.transformers import as_scores
 from slm_judge.data.item import Item, votes_of
 from slm_judge.data.sets import chosen_by, chosen_by_annotators
 from slm_judge.errors import JudgeError
@@ -128,10 +129,22 @@ class SlotTrainer(SFTTrainer):
 
     def logits_of(self, model: Any, pack: dict[str, Any]) -> torch.Tensor:
         """The logits at the slots of a pack's R rows: R x K x V."""
-        rows = {"rows": pack["rows"]} if self._by_rows else {}
+        inputs = dict(pack["inputs"])
+        if self._by_rows:
+            inputs["rows"] = pack["rows"]
+        else:
+            inputs["attention_mask"] = as_scores(inputs["attention_mask"], self._dtype())
         with full_width(self.args.device):
-            logits: torch.Tensor = model(**pack["inputs"], **rows, use_cache=False).logits[0]
+            logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
         return logits.unflatten(0, pack["targets"].shape[:2])
+
+    def _dtype(self) -> torch.dtype:
+        """In which attention is computed."""
+        device = self.args.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        found: torch.dtype = self.model.dtype
+        return found
 
     def prediction_step(
         self,

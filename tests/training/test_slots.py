@@ -19,7 +19,7 @@ from slm_judge.training.targets import Targets
 from slm_judge.artefact.base import Base, load_base
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.packing import pack
-from slm_judge.backends.transformers import pack_tensors
+from slm_judge.backends.transformers import as_scores, pack_tensors
 from slm_judge.data.item import Item
 from slm_judge.errors import DataError
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
@@ -130,6 +130,33 @@ def test_packed_loss_and_gradients_are_those_of_whole_prompts(
     for name, gradient in plain.items():
         scale = gradient.abs().max().clamp(min=1e-6)
         assert ((packed[name] - gradient).abs().max() / scale) < 1e-3, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mask_is_kept_for_the_backward_pass_once(dataset, targets, contract, tokenizer, dtype):
+    """SDPA keeps one of its own in each layer, unless it is given what it adds to the scores."""
+    model = adapted("none", dtype=str(dtype).removeprefix("torch."))
+    inputs = SlotCollator(targets, 1024)(list(dataset))["packs"][0]["inputs"]
+    mask, found = inputs["attention_mask"], {}
+    for given in (mask, as_scores(mask, dtype)):
+        kept = set()
+
+        def keep(tensor, kept=kept):
+            if tensor.shape[-2:] == mask.shape[-2:]:
+                kept.add(tensor.untyped_storage().data_ptr())
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+        ):
+            logits = model(**inputs | {"attention_mask": given}, use_cache=False).logits
+        found[len(kept)] = logits.detach()
+    assert model.config.num_hidden_layers > 1
+    assert [*found] == [model.config.num_hidden_layers, 1]
+    assert torch.equal(*found.values())
+    assert given.dtype == dtype
+    assert all(stride % 8 == 0 for stride in given.stride()[:-1])
 
 
 def test_in_16_bits_the_adapter_is_added_as_well_as_by_peft(dataset, targets, contract, tokenizer):
