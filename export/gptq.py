@@ -16,6 +16,7 @@ few digits where all weights of a block are below 1e-4.)
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,15 @@ class Grid:
         scales = largest / self.levels[0] if self.signed else largest.abs() / self.levels[-1]
         return scales.bfloat16().float()
 
-    def tensors(self, device: Any) -> tuple[Any, Any]:
+    def nearest(self, wanted: Any) -> Any:
+        """The levels that are nearest to numbers."""
+        if self.levels == tuple(range(int(self.levels[0]), int(self.levels[-1]) + 1)):
+            return wanted.round().clamp_(self.levels[0], self.levels[-1])
+        levels, bounds = self._tensors(wanted.device)
+        return levels[require("torch", "export").bucketize(wanted, bounds)]
+
+    @cache  # noqa: B019 (grids are constants)
+    def _tensors(self, device: Any) -> tuple[Any, Any]:
         """The levels, and the bounds between them."""
         levels = require("torch", "export").tensor(self.levels, device=device)
         return levels, (levels[1:] + levels[:-1]) / 2
@@ -378,8 +387,7 @@ def round_columns(weight: Any, hessian: Any, grid: Grid) -> Any:
     counts = hessian.diagonal()
     order = counts.argsort(descending=True, stable=True)
     ordered = hessian[order][:, order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
-    factor = torch.linalg.cholesky(inverse, upper=True).float()
+    factor = _factor_of_inverse(ordered).float()
     scales, held = _scales(weight, counts.float(), grid)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # columns are small operations, for which threads wait
@@ -392,6 +400,13 @@ def round_columns(weight: Any, hessian: Any, grid: Grid) -> Any:
     finally:
         torch.set_num_threads(threads)
     return moved
+
+
+def _factor_of_inverse(hessian: Any) -> Any:
+    """The upper Cholesky factor of the inverse: the lower one of the reversed matrix, inverted."""
+    linalg = require("torch", "export").linalg
+    lower = linalg.cholesky(hessian.flip(0, 1))
+    return linalg.solve_triangular(lower, lower.new_ones(len(lower)).diag(), upper=False).flip(0, 1)
 
 
 def _scales(weight: Any, counts: Any, grid: Grid) -> tuple[Any, Any]:
@@ -421,12 +436,11 @@ def _tried(blocks: Any, counts: Any, grid: Grid) -> Iterator[list[Any]]:
 
     In a signed grid the first level reaches further than the last, so it is tried for either sign.
     """
-    torch, (levels, bounds) = require("torch", "export"), grid.tensors(blocks.device)
     for side in (blocks, -blocks) if grid.signed else (blocks.abs(),):
         largest = side.argmax(dim=2, keepdim=True)
         for share in SHARES:
             scale = grid.scales(share * blocks.gather(2, largest))
-            chosen = levels[torch.bucketize(blocks / _divisor(scale), bounds)]
+            chosen = grid.nearest(blocks / _divisor(scale))
             cost = (counts * (blocks - chosen * scale).square()).sum(dim=2, keepdim=True)
             yield [cost, scale, largest, chosen.gather(2, largest)]
 
@@ -441,13 +455,12 @@ class _Columns:
     def __init__(self, scales: Any, held: Any, grid: Grid) -> None:
         """What `_scales` gives, as inputs x outputs."""
         self._scales, self._divisors = scales, _divisor(scales)
-        self._held, self._free = held, held.isnan()
-        self._levels, self._bounds = grid.tensors(scales.device)
+        self._held, self._free, self._grid = held, held.isnan(), grid
 
     def nearest(self, column: int, wanted: Any) -> Any:
         """The column (outputs) that is nearest to one that is wanted."""
         torch = require("torch", "export")
-        level = self._levels[torch.bucketize(wanted / self._divisors[column], self._bounds)]
+        level = self._grid.nearest(wanted / self._divisors[column])
         return torch.where(self._free[column], level, self._held[column]) * self._scales[column]
 
 
