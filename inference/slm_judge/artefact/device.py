@@ -150,18 +150,19 @@ def _keeps_float32(matmul: Any) -> bool:
         matmul.fp32_precision = before
 
 
-def pack_budget(device: Any, config: Any) -> int:
+def pack_budget(device: Any, config: Any, elsewhere: int = 1024) -> int:
     """Tokens of a forward and backward pass that a GPU's free memory has room for.
 
-    On a CPU, 1024: attention to all of a pack costs its square. On a GPU, where a pass costs
-    launches, what training keeps of a token fills up to two fifths of what is free.
+    On a CUDA GPU, where a pass costs launches, what training keeps of a token fills up to two fifths of
+    what is free.
 
     Args:
         device: of PyTorch.
         config: of the model's text part.
+        elsewhere: what it is without a CUDA GPU.
     """
     if not str(device).startswith("cuda"):
-        return 1024
+        return elsewhere
     free, _ = require("torch", "transformers").cuda.mem_get_info(device)
     return tokens_that_fit(0.4 * free, config)
 

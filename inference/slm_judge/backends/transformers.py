@@ -37,6 +37,9 @@ from .packing import Pack, pack, split_into_packs
 # it rounds to an eighth of what bfloat16 rounds to.
 _NEAR_TIE = {"float32": 0.002, "bfloat16": 0.5, "float16": 0.0625}
 
+# Each row's attention passes over the scores of the whole pack; measured (docs/annotation.md).
+_CPU_PACK = 512
+
 
 class TransformersBackend:
     """Rows packed behind one copy of the rubric, logits at the slots alone."""
@@ -73,7 +76,7 @@ class TransformersBackend:
                 f"{path} is loaded with {attention} attention, which does not keep rows apart. "
                 'Load the model with attn_implementation="sdpa".'
             )
-        self.tokens_per_pack = tokens_per_pack or pack_budget(model.device, config)
+        self.tokens_per_pack = tokens_per_pack or pack_budget(model.device, config, _CPU_PACK)
         self._tokenizer = tokenizer
         self.reader = self.reader_of(contract.rubric)
         self._prefix = self.reader.prefix

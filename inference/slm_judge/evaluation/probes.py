@@ -49,10 +49,10 @@ def option_order(
         backend.expect(backend.reader)
     groups = [item.group for item in items]
     found: dict[str, dict[str, Any]] = {}
-    for dimension, rows_of_logits in zip(rubric.dimensions, logits, strict=True):
+    for dimension, raw in zip(rubric.dimensions, logits, strict=True):
         n_options = len(dimension.options)
         how, before = backend.contract.calibration(dimension), np.asarray(given[dimension.name])
-        after = leanings(dimension, rows_of_logits, how).argmax(axis=-1)
+        after = leanings(dimension, raw, how).argmax(axis=-1)
         votes = votes_of(items, dimension.name)
         agree = [agreeing_share(labels, votes, n_options) for labels in (before, after)]
         changes = np.where(before < 0, np.nan, agree[1] - agree[0])  # nan: not asked

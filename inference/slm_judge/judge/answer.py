@@ -104,11 +104,14 @@ def collected(
     """
     shapes = [(2,) * isinstance(d, Preference) + (len(d.options),) for d in rubric.dimensions]
     found = [np.empty((n_rows, *shape), dtype=np.float32) for shape in shapes]
+    rows = set()
     for row, logits in decided:
+        rows.add(row)
         for whole, own in zip(found, logits, strict=True):
             whole[row] = own
         if advance:
             advance()
+    assert len(rows) == n_rows, "an engine decides every row"
     return found
 
 
