@@ -153,8 +153,8 @@ def _keeps_float32(matmul: Any) -> bool:
 def pack_budget(device: Any, config: Any, elsewhere: int = 1024) -> int:
     """Tokens of a forward and backward pass that a GPU's free memory has room for.
 
-    On a CUDA GPU, where a pass costs launches, what training keeps of a token fills up to two fifths of
-    what is free.
+    On a CUDA GPU, where a pass costs launches, what training keeps of a token fills up to two
+    fifths of what is free.
 
     Args:
         device: of PyTorch.
