@@ -201,3 +201,13 @@ def kill_until_done(
         if not (code == 0 and output.exists()) and not (killed and code == -signal.SIGKILL):
             fail(f"ended with exit code {code}")
     return kills
+
+
+def annotation_from_logits(rubric, logits, calibration):
+    """The annotation of one item, of whose logits there is no axis of items."""
+    import numpy as np
+
+    from slm_judge.judge.answer import annotations_from_logits
+
+    rows = [np.asarray(row)[None] for row in logits]
+    return annotations_from_logits(rubric, rows, calibration)[0]

@@ -138,13 +138,11 @@ class SlotTrainer(SFTTrainer):
             logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
         return logits.unflatten(0, pack["targets"].shape[:2])
 
-    def _dtype(self) -> torch.dtype:
+    def _dtype(self) -> Any:
         """In which attention is computed."""
-        device = self.args.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        found: torch.dtype = self.model.dtype
-        return found
+        kind = self.args.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if autocast else self.model.dtype
 
     def prediction_step(
         self,

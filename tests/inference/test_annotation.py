@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from slm_judge.artefact.calibration import Calibration
-from slm_judge.judge.answer import annotation_from_logits, softmax
+from slm_judge.judge.answer import softmax
+from tests.conftest import annotation_from_logits
 
 
 def test_labels_are_the_annotators_values(support):

@@ -22,8 +22,7 @@ from slm_judge.errors import RubricError
 from slm_judge.evaluation.baselines import _asked
 from slm_judge.evaluation.dimension import Settings
 from slm_judge.evaluation.evaluate import evaluate, of_files
-from slm_judge.judge.answer import annotation_from_logits
-from tests.conftest import ROOT
+from tests.conftest import ROOT, annotation_from_logits
 
 SEVERITY = {"name": "severity", "type": "score", "instructions": "How bad?",
             "options": {-2: "very", -1: "mild", 1: "not at all"},

@@ -41,10 +41,10 @@ from slm_judge.data.read import read_annotations
 from slm_judge.errors import DataError, RubricError
 from slm_judge.evaluation.baselines import baselines
 from slm_judge.evaluation.zero_shot import zero_shot
-from slm_judge.judge.answer import annotation_from_logits, averaged, gap, probabilities, softmax
+from slm_judge.judge.answer import averaged, gap, probabilities, softmax
 from slm_judge.prompt.readers import DecisionReader, encode_readings
 from slm_judge.recipe import AugmentationConfig, ExportConfig
-from tests.conftest import ROOT, small_recipe
+from tests.conftest import ROOT, annotation_from_logits, small_recipe
 
 FILE = ROOT / "rubrics" / "preference.yaml"
 BETTER = {"name": "better", "type": "preference", "instructions": "Which?", "between": ["a", "b"]}

@@ -26,8 +26,7 @@ from slm_judge.errors import DataError, RubricError
 from slm_judge.evaluation.baselines import _set_table
 from slm_judge.evaluation.dimension import Settings
 from slm_judge.evaluation.evaluate import evaluate, of_files
-from slm_judge.judge.answer import annotation_from_logits
-from tests.conftest import ROOT
+from tests.conftest import ROOT, annotation_from_logits
 
 ABUSIVE = {"name": "abusive", "type": "noul", "instructions": "Is it?"}
 KIND = {"name": "kind", "type": "multi", "instructions": "Which?", "ask_if": {"abusive": True},

@@ -8,7 +8,7 @@ from typing import Any
 
 from slm_judge.data.text import read_state
 from slm_judge.errors import JudgeError
-from slm_judge.judge.answer import Annotation, annotation_from_logits
+from slm_judge.judge.answer import Annotation, annotations_from_logits, collected
 from slm_judge.judge.judge import Judge
 from slm_judge.rubric import Rubric, format_value
 
@@ -64,15 +64,13 @@ class Judges:
                 if (length := prompt.n_tokens) > backend.max_tokens:
                     problems[name] = f"too long: {length} tokens, room for {backend.max_tokens}"
                     del prompts[name]
-            decided = list(named.judge.decide(list(prompts.values())))
+            decided = named.judge.decide(list(prompts.values()))
+            logits = collected(contract.rubric, decided, len(prompts))
             seconds = time.perf_counter() - started
         # The page asks people each yes or no of a set by itself.
-        order, asked = list(prompts), contract.rubric.model_copy(update={"sets": []})
-        said = {
-            order[i]: annotation_from_logits(asked, logits, contract.calibration)
-            for i, logits in decided
-        }
-        return said, problems, seconds
+        asked = contract.rubric.model_copy(update={"sets": []})
+        said = annotations_from_logits(asked, logits, contract.calibration)
+        return dict(zip(prompts, said, strict=True)), problems, seconds
 
     def try_out(self, state: Mapping[str, str]) -> list[dict[str, Any]]:
         """Every judge's probabilities for a text, its label, and the seconds that it took."""

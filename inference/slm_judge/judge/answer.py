@@ -142,16 +142,6 @@ def answers_from_logits(
     }
 
 
-def annotation_from_logits(
-    rubric: Rubric,
-    logits: Sequence[npt.ArrayLike],
-    calibration: Callable[[Dimension], Calibration],
-) -> Annotation:
-    """The annotation of one item, of whose logits there is no first axis N (see below)."""
-    rows = [np.asarray(row)[None] for row in logits]
-    return annotations_from_logits(rubric, rows, calibration)[0]
-
-
 def annotations_from_logits(
     rubric: Rubric,
     logits: Sequence[npt.ArrayLike],

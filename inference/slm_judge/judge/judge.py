@@ -191,34 +191,29 @@ class Judge:
         for index, prompt in enumerate(prompts):
             (alone if self.exact or self.backend.fills(prompt) else together).append(index)
         first, rest = together[:_FIRST], together[_FIRST:]
-        close = yield from self._together(prompts, first, reverse)
+        run = partial(self._run_twice if self.rubric.pair else self._run_once, reverse=reverse)
+        close = yield from self._together(prompts, first, run)
         if len(close) > self.backend.most_near_ties * len(first):
             alone += rest
         else:
-            close += yield from self._together(prompts, rest, reverse)
+            close += yield from self._together(prompts, rest, run)
         alone += close
-        for k, logits in self._run([prompts[index] for index in alone], True, reverse):
+        for k, logits in run([prompts[index] for index in alone], alone=True):
             yield alone[k], logits
 
     def _together(
-        self, prompts: Sequence[EncodedPrompt], chosen: Sequence[int], reverse: bool
+        self, prompts: Sequence[EncodedPrompt], chosen: Sequence[int], run: Callable[..., Any]
     ) -> Generator[tuple[int, Logits], None, list[int]]:
         """Yield (index, logits) of those chosen, but for near ties, whose indices are returned."""
         contract, close, near = self.backend.contract, list[int](), self.backend.near_tie
         dimensions = contract.rubric.dimensions
         calibrations = [contract.calibration(dimension) for dimension in dimensions]
-        for k, logits in self._run([prompts[index] for index in chosen], False, reverse):
+        for k, logits in run([prompts[index] for index in chosen], alone=False):
             if any(found < near for found in map(_gap, dimensions, calibrations, logits)):
                 close.append(chosen[k])
             else:
                 yield chosen[k], logits
         return close
-
-    def _run(
-        self, prompts: Sequence[EncodedPrompt], alone: bool, reverse: bool
-    ) -> Iterator[tuple[int, Logits]]:
-        run = self._run_twice if self.rubric.pair else self._run_once
-        yield from run(prompts, alone, reverse)
 
     def _run_once(
         self, readings: Sequence[EncodedPrompt], alone: bool, reverse: bool
