@@ -141,8 +141,9 @@ class SlotTrainer(SFTTrainer):
     def _dtype(self) -> Any:
         """In which attention is computed."""
         kind = self.args.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        return torch.get_autocast_dtype(kind) if autocast else self.model.dtype
+        with self.accelerator.autocast():  # as around the model's forward pass
+            autocast = torch.is_autocast_enabled(kind)
+            return torch.get_autocast_dtype(kind) if autocast else self.model.dtype
 
     def prediction_step(
         self,

@@ -171,6 +171,11 @@ def test_truncation_keeps_the_rubric_and_the_slots(judge, tmp_path):
     options = AnnotateOptions(on_too_long="truncate")
     summary = annotate_table(judge, source, tmp_path / "out.csv", options, show_progress=False)
     assert dict(summary.outcomes) == {"annotated": 1, "truncated": 1}
+    (piece,) = TableStream(source).pieces(2)
+    annotator = PieceAnnotator(judge, options)
+    whole, again = annotator.annotate(annotator.prepare(piece, 0)), annotator.prepare(piece, 0)
+    annotator.forget()
+    assert annotator.annotate(again).equals(whole)
     prompt = truncate(judge.backend, judge.rubric, {"text": long})
     assert judge.backend.max_tokens - 3 <= len(prompt.input_ids) <= judge.backend.max_tokens
     short = judge.backend.reader.encode([{"text": "start word"}])[0]

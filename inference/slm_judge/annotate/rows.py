@@ -207,8 +207,9 @@ class PieceAnnotator:
         """The piece with the judge's columns; equal texts are computed once."""
         forgotten = {key: s for key, s in piece.known.items() if key not in self._cache}
         for key, prompt in self._encode(forgotten).items():
-            long = prompt.n_tokens > self.judge.backend.max_tokens  # so it was cut then
-            piece.prompts[key] = self._cut(forgotten[key]) if long else prompt
+            piece.prompts[key] = prompt
+            if prompt.n_tokens > self.judge.backend.max_tokens:  # so it was cut then
+                piece.prompts[key], piece.outcomes[key] = self._cut(forgotten[key]), TRUNCATED
         # In the order of the rows, whatever was known when: rows are computed beside the same ones.
         answered = [
             key for key in dict.fromkeys(piece.keys) if key in piece.prompts or key in piece.known

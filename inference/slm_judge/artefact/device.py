@@ -84,7 +84,8 @@ def full_width(device: Any) -> Iterator[None]:
 
     MKL leaves AVX512 alone there. PyTorch calls oneDNN where it is allowed to round factors to
     bfloat16; on a CPU where it would do so (with AMX), everything stays as it is. The permission is
-    the process's, so the first who asks for it gives it and the last takes it back. Meanwhile
+    the process's, so the first who asks for it gives it and the last takes it back (a bound on what
+    oneDNN keeps stays, in the environment, where none was set). Meanwhile
     `torch.get_float32_matmul_precision`, the older way to ask, raises an error.
     """
     if not str(device).startswith("cpu") or not _onednn_is_wider():
@@ -124,9 +125,8 @@ def _onednn_is_wider() -> bool:
 def _found_wider() -> bool:
     torch = require("torch", "transformers")
     matmul = getattr(torch.backends.mkldnn, "matmul", None)  # since PyTorch 2.9
-    if matmul is None or "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        return False
-    if not _made_by_amd():
+    width = torch.backends.cpu.get_cpu_capability()
+    if matmul is None or "AVX512" not in width or not _made_by_amd():
         return False
     for caches in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(caches, _PRODUCTS_KEPT)  # read at the first product
@@ -150,19 +150,18 @@ def _keeps_float32(matmul: Any) -> bool:
         matmul.fp32_precision = before
 
 
-def pack_budget(device: Any, config: Any, elsewhere: int = 1024) -> int:
+def pack_budget(device: Any, config: Any) -> int:
     """Tokens of a forward and backward pass that a GPU's free memory has room for.
 
-    On a CUDA GPU, where a pass costs launches, what training keeps of a token fills up to two
-    fifths of what is free.
+    Without a CUDA GPU, 1024. On one, where a pass costs launches, what training keeps of a token
+    fills up to two fifths of what is free.
 
     Args:
         device: of PyTorch.
         config: of the model's text part.
-        elsewhere: what it is without a CUDA GPU.
     """
     if not str(device).startswith("cuda"):
-        return elsewhere
+        return 1024
     free, _ = require("torch", "transformers").cuda.mem_get_info(device)
     return tokens_that_fit(0.4 * free, config)
 

@@ -76,7 +76,10 @@ class TransformersBackend:
                 f"{path} is loaded with {attention} attention, which does not keep rows apart. "
                 'Load the model with attn_implementation="sdpa".'
             )
-        self.tokens_per_pack = tokens_per_pack or pack_budget(model.device, config, _CPU_PACK)
+        usual = _CPU_PACK if model.device.type == "cpu" else pack_budget(model.device, config)
+        self.tokens_per_pack = tokens_per_pack or usual
+        kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        self._one_dtype = len(kinds) == 1  # so that of the queries is known
         self._tokenizer = tokenizer
         self.reader = self.reader_of(contract.rubric)
         self._prefix = self.reader.prefix
@@ -225,9 +228,9 @@ class TransformersBackend:
         import torch
 
         tensors = pack_tensors(packed, self.model.device)
-        mask = as_scores(tensors["attention_mask"], self.model.dtype)
-        tensors |= {"attention_mask": mask, "use_cache": cache is not None}
-        tensors[self._cache_argument] = cache
+        if self._one_dtype:
+            tensors["attention_mask"] = as_scores(tensors["attention_mask"], self.model.dtype)
+        tensors |= {self._cache_argument: cache, "use_cache": cache is not None}
         with torch.inference_mode(), full_width(self.model.device):
             if self._label_rows is None:
                 logits = self._body(**tensors).logits[0][:, self._label_ids].float()
@@ -303,8 +306,7 @@ def as_scores(mask: Any, dtype: Any) -> Any:
         dtype: in which attention is computed.
 
     Returns:
-        The same shape, with strides of multiples of 8, as the kernels of CUDA need it: they would
-        copy another one.
+        The same shape, in strides of multiples of 8: CUDA's kernels would copy another one.
     """
     import torch
 

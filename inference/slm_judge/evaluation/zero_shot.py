@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
 from rich.console import Console
 
 from slm_judge.annotate.rows import truncate
@@ -50,10 +51,9 @@ def zero_shot(
     found: dict[str, list[int]] = {}
     for dimension, rows in zip(theirs, logits, strict=True):
         best = leanings(dimension, rows, backend.contract.calibration(dimension)).argmax(axis=-1)
-        keys = [dimension.key(option) for option in best.tolist()]  # in another order, perhaps
-        ours = rubric.dimension(dimension.name)
-        found[dimension.name] = [option for key in keys if (option := ours.index(key)) is not None]
-        assert len(found[dimension.name]) == len(items)
+        keys = map(dimension.key, range(len(dimension.options)))  # in another order, perhaps
+        ours = np.array([rubric.dimension(dimension.name).index(key) for key in keys], dtype=int)
+        found[dimension.name] = ours[best].tolist()
     return found
 
 

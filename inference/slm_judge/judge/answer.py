@@ -111,7 +111,8 @@ def collected(
             whole[row] = own
         if advance:
             advance()
-    assert len(rows) == n_rows, "an engine decides every row"
+    if len(rows) != n_rows:
+        raise RuntimeError(f"The engine decided {len(rows)} rows of {n_rows}.")
     return found
 
 

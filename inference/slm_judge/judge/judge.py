@@ -37,8 +37,8 @@ class LoadOptions(TypedDict, total=False):
     adapter's training; by default "auto" on a CUDA GPU (float16 where it has no bfloat16),
     and float32 elsewhere."""
     tokens_per_pack: int | None
-    """transformers only: rows' tokens of one pass, which bounds memory; by default 512; on a CUDA
-    GPU 512 to 8192, by the model and by what memory is free."""
+    """transformers only: rows' tokens of one pass, which bounds memory; by default 512 on a CPU,
+    1024 on Apple's GPUs; on a CUDA GPU 512 to 8192, by the model and by what memory is free."""
     n_threads: int | None
     """llama.cpp only; by default all cores."""
     max_memory: float | None
