@@ -13,7 +13,7 @@ FOLDERS = ("inference/slm_judge", "training", "export", "model_card")
 
 
 def test_the_house_stays_small():
-    """Fewer than 23,500 lines of Python, blank ones not counted; raise it where a stage comes."""
+    """Fewer than 24,000 lines of Python, blank ones not counted; raise it where a stage comes."""
     lines = {
         str(path.relative_to(ROOT)): sum(map(bool, map(str.strip, path.read_text().splitlines())))
         for folder in FOLDERS
