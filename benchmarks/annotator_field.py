@@ -21,6 +21,7 @@ from slm_judge.agreement.alpha import alpha_of_coincidences, judge_coincidences
 from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
 from slm_judge.data.item import Item
 from slm_judge.files import write_text
+from slm_judge.judge.answer import collected
 
 FOLDER, SOMEONE = ROOT / "runs" / "annotator-field", "someone"
 SEVERITY = {"rubric": str(ROOT / "rubrics" / "abuse-severity.yaml"), "training.targets": "sampled"}
@@ -66,8 +67,9 @@ def main() -> None:
     pairs = [(n, who, vote) for n, said in enumerate(votes) for who, vote in said.items()]
     asked = [*(told(item, SOMEONE) for item in test), *(told(test[n], who) for n, who, _ in pairs)]
     with Judge.from_pretrained(run.adapter) as judge:
-        logits = dict(judge.logits([item.state for item in asked]))
-    labels = [int(logits[k][0].argmax()) for k in range(len(asked))]
+        decided = judge.logits([item.state for item in asked])
+        logits = collected(judge.rubric, decided, len(asked))
+    labels = logits[0].argmax(axis=1).tolist()
     draws, scores = Bootstrap(len(pairs), groups=[test[n].group for n, *_ in pairs]), []
     for said in ([labels[n] for n, *_ in pairs], labels[len(test) :]):
         tables = judge_coincidences(said, [[vote] for *_, vote in pairs], len(dimension.options))

@@ -203,6 +203,24 @@ def kill_until_done(
     return kills
 
 
+def small_trainer(folder: Path, items: int | None = None, r: int = 8):
+    """The trainer of `small_recipe` with an unquantized base, and so many training items."""
+    from accelerate import PartialState
+    from slm_judge.training.train import _prepare
+
+    from slm_judge.data.split import load_splits
+    from slm_judge.recipe import LoraConfig
+    from slm_judge.rubric import Rubric
+    from slm_judge.run import Run
+
+    recipe = small_recipe(folder, lora=LoraConfig(r=r, dropout=0.0), quantization="none")
+    rubric = Rubric.from_file(recipe.rubric)
+    splits = load_splits(recipe.data, rubric, 0)
+    splits["train"] = splits["train"][:items]
+    PartialState()
+    return _prepare(recipe, Run(folder), rubric, splits, False).trainer(evaluate=False)
+
+
 def annotation_from_logits(rubric, logits, calibration):
     """The annotation of one item, of whose logits there is no axis of items."""
     import numpy as np

@@ -1,22 +1,12 @@
 """What a trainer does where attention goes by the mask, as on a GPU."""
 
 import torch
-from accelerate import PartialState
-from slm_judge.training.train import _prepare
 
-from slm_judge.data.split import load_splits
-from slm_judge.recipe import LoraConfig
-from slm_judge.rubric import Rubric
-from slm_judge.run import Run
-from tests.conftest import small_recipe
+from tests.conftest import small_trainer
 
 
 def test_the_trainer_gives_the_model_what_it_adds_to_the_scores(tmp_path):
-    recipe = small_recipe(tmp_path, lora=LoraConfig(r=8, dropout=0.0), quantization="none")
-    rubric = Rubric.from_file(recipe.rubric)
-    PartialState()
-    run, splits = Run(tmp_path), load_splits(recipe.data, rubric, 0)
-    trainer = _prepare(recipe, run, rubric, splits, False).trainer(evaluate=False)
+    trainer = small_trainer(tmp_path)
     rows = [trainer.train_dataset[i] for i in range(8)]
     pack, given = trainer.data_collator(rows)["packs"][0], []
     model = trainer.model.eval()

@@ -2,26 +2,14 @@
 
 import pytest
 import torch
-from accelerate import PartialState
 from slm_judge.training import initial
 from slm_judge.training.initial import start_at_activations
-from slm_judge.training.train import _prepare
 
-from slm_judge.data.split import load_splits
-from slm_judge.recipe import LoraConfig
-from slm_judge.rubric import Rubric
-from slm_judge.run import Run
-from tests.conftest import small_recipe
+from tests.conftest import small_trainer
 
 
 def started(folder, items=None, r=8):
-    recipe = small_recipe(folder, lora=LoraConfig(r=r, dropout=0.0), quantization="none")
-    rubric = Rubric.from_file(recipe.rubric)
-    splits = load_splits(recipe.data, rubric, 0)
-    splits["train"] = splits["train"][:items]
-    PartialState()
-    learner = _prepare(recipe, Run(folder), rubric, splits, False)
-    trainer = learner.trainer(evaluate=False)
+    trainer = small_trainer(folder, items, r)
     before = factors(trainer.model)
     start_at_activations(trainer)
     return trainer, before, factors(trainer.model)
