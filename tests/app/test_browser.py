@@ -93,6 +93,29 @@ def test_twenty_items_by_keyboard_by_two_annotators_at_once(visit, make_store, s
         assert set(next_up) == {"urgency", "topic"}
 
 
+def test_a_key_that_is_held_answers_once_and_the_last_answer_can_be_taken_back(
+    visit, make_store, support
+):
+    store = make_store(1)
+    with serving(support, store) as address:
+        page = begin(visit, address, "Ada", width=375)
+        assert page.text_content("#task-text") == support.instructions
+        for _ in range(3):  # without `up` between them: as the key repeats
+            page.keyboard.down("2")
+        wait_for(page, "#annotate-said", "Kept")
+        assert store.own("item 00", "Ada") == {"urgency": "2"}
+        page.keyboard.up("2")
+        page.evaluate("document.querySelector('#annotate-said').textContent = 'lost '.repeat(40)")
+        heights = [page.locator(f"#{name}").bounding_box()["height"] for name in ("undo", "next")]
+        assert max(heights) < 60  # the words of a button stay on a line
+        for key in ("1", "1", "Enter"):
+            page.keyboard.press(key)
+        wait_for(page, "#annotate-said", "nothing left for you")
+        page.keyboard.press("u")
+        wait_for(page, "#item-id", "item 00")
+        assert len(store.own("item 00", "Ada")) == 2
+
+
 def test_many_options_have_numbers_of_two_digits(visit, make_store):
     from slm_judge import Rubric
 
@@ -188,7 +211,7 @@ def test_killed_and_resumed(visit, tmp_path, support):
         page.reload()
         page.wait_for_selector("#item-id")
         assert page.text_content("#item-id") != item
-        page.keyboard.press("u")
+        page.keyboard.press("U")  # whatever Caps Lock is
         wait_for(page, "#item-id", item)
         wait_for(page, "#annotate-said", "taken back")
         assert page.locator("input:checked").count() == 2
@@ -310,6 +333,7 @@ def test_trying_two_judges(visit, run, make_store, support, photograph):
                 for judge, found in enumerate((expected, other)):
                     head = card.locator("thead th").nth(judge + 1).text_content()
                     key = dimension.key(dimension.index(found.labels[dimension.name]))
+                    key = {"true": "yes", "false": "no"}.get(key, key)
                     assert (
                         f"{working.named[judge].name}: {key} ({100 * found.confidence[dimension.name]:.0f} % sure)"
                         in head
@@ -319,6 +343,8 @@ def test_trying_two_judges(visit, run, make_store, support, photograph):
                 assert ("they differ" in card.text_content()) == differ
                 option = dimension.options[0]
                 assert option.description in page.text_content("#rubric")
+            assert page.evaluate("document.activeElement.textContent") == "Ask the judge"
+            page.evaluate("document.querySelector('#try-example').add(new Option('W'.repeat(60)))")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             photograph(page, f"try-{width}")
     (found, _) = working.try_out({"text": "x" * (MOST_CHARACTERS + 1)})
@@ -350,7 +376,7 @@ def test_every_control_has_a_name_and_a_place_in_the_order(visit, make_store, su
         page.keyboard.press("ArrowLeft")
         page.wait_for_selector("#annotate:visible")
         order = []
-        for _ in range(6):
+        for _ in range(7):
             page.keyboard.press("Tab")
             order.append(
                 page.evaluate(
@@ -359,6 +385,7 @@ def test_every_control_has_a_name_and_a_place_in_the_order(visit, make_store, su
             )
         assert order == [
             "rename",
+            "task-title",
             "text",
             "urgency",
             "topic",

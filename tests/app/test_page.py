@@ -12,9 +12,9 @@ import pytest
 import slm_judge.app
 from slm_judge.app.app import Settings, check, load_judges
 from slm_judge.app.judging import _shares
-from slm_judge.app.server import LARGEST
+from slm_judge.app.server import LARGEST, LONGEST_COMMENT
 from slm_judge.app.standing import check_names
-from slm_judge.app.store import Judged, Task
+from slm_judge.app.store import Judged, Store, Task
 from slm_judge.cli import main
 from slm_judge.errors import JudgeError
 from slm_judge.judge.answer import Annotation
@@ -27,8 +27,9 @@ ADA = {"annotator": "Ada"}
 
 
 def fetch(address, body=None, **headers):
-    """Status and content of an answer."""
+    """Status and content of an answer; a request says what the page says on its own."""
     if body is not None and not isinstance(body, bytes):
+        body = {"version": version(address.partition("/api/")[0]), **body}
         body, headers = json.dumps(body).encode(), {"content-type": "application/json", **headers}
     request = urllib.request.Request(
         address, body, {k.replace("_", "-"): v for k, v in headers.items()}
@@ -38,6 +39,11 @@ def fetch(address, body=None, **headers):
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def version(address):
+    """Of the questions of a page."""
+    return json.loads(fetch(f"{address}/api/start")[1])["version"]
 
 
 def test_nothing_but_the_page_is_served(make_store, support):
@@ -78,6 +84,69 @@ def test_who_saw_the_judge_s_answer_in_settle_is_kept(make_store, support):
     assert dict(map(tuple, store.rows(query))) == {"Ada": 0, "Mia": 0, "Bob": 1}
     store.reveal(["item 01"], "Eve")
     assert store.rows("SELECT 1 FROM claim WHERE item = 'item 01' AND at > ''") == []
+
+
+def test_an_answer_is_kept_under_the_question_that_was_on_the_screen(make_store, support):
+    """A page that outlived its server's rubric, or what it shows of the judge, is refused."""
+    store = make_store(1)
+    topic = support.dimension("topic").model_copy(
+        update={"instructions": "What is it about, then?"}
+    )
+    others = [d for d in support.dimensions if d.name != "topic"]
+    reworded = support.model_copy(update={"dimensions": [topic, *others]})
+    body = ADA | {"item": "item 00", "dimension": "topic", "option": "billing", "seconds": 1}
+    old = body | {"version": store.mark}
+    for rubric, task in ((reworded, Task()), (support, Task(shown="after"))):
+        again = Store(store.path, rubric, task)
+        with serving(rubric, again) as address:
+            for name in ("next", "answer", "undo", "settling", "settle", "standing"):
+                status, said = fetch(f"{address}/api/{name}", old)
+                assert (status, "Load the page again" in said) == (422, True), name
+            assert fetch(f"{address}/api/answer", body)[0] == 200
+    assert [row["rubric"] for row in store.rows("SELECT rubric FROM answer")] == [
+        Store(store.path, reworded).version, store.version]  # fmt: skip
+
+
+def test_what_was_shown_before_stays_known_where_the_setting_changes(make_store, support):
+    store = make_store(1, shown="before")
+    store.add_judged("judge", {"item 00": Judged({"topic": ("product", 0.6)})})
+    assert store.next_item("Ada") == "item 00"
+    answer(Store(store.path, support, Task()), "item 00", "Ada")
+    query = "SELECT DISTINCT seen FROM answer WHERE dimension = 'topic'"
+    assert [row["seen"] for row in store.rows(query)] == [1]
+
+
+def test_try_shows_no_item_that_is_to_be_annotated(make_store, support):
+    """And whoever asks about one all the same is known to have seen the judge's answer."""
+    store = make_store(2)
+    with serving(support, store) as address:
+        start = json.loads(fetch(f"{address}/api/start")[1])
+        assert start["examples"]
+        assert store.state("item 00") not in start["examples"]
+        for who, state in {"Ada": store.state("item 00"), "": store.state("item 01")}.items():
+            assert fetch(f"{address}/api/try", {"state": state, "who": who})[0] == 200
+    assert [tuple(row)[:2] for row in store.rows("SELECT * FROM claim")] == [("item 00", "Ada")]
+
+
+def test_who_cannot_tell_stands_in_settle_and_a_decision_can_be_withdrawn(make_store, support):
+    store = make_store(1)
+    for who, topic in {"Ada": "billing", "Bob": "product", "Eve": None}.items():
+        answer(store, "item 00", who, topic=topic)
+    settled = {"item": "item 00", "dimension": "topic", "who": "Mia"}
+    with serving(support, store) as address:
+
+        def row():
+            (found,) = json.loads(fetch(f"{address}/api/settling", {"settled": True})[1])["items"]
+            return found
+
+        assert row()["people"] == {"Ada": "billing", "Bob": "product", "Eve": None}
+        for option, comment in (("billing", ""), (None, "both, rather")):
+            change = settled | {"option": option, "comment": comment}
+            assert fetch(f"{address}/api/settle", change)[0] == 200
+            assert row()["closed"] == (option is not None)
+        assert row()["settled"]["comment"] == "both, rather"
+        long = settled | {"option": None, "comment": "x" * (LONGEST_COMMENT + 1)}
+        assert fetch(f"{address}/api/settle", long)[0] == 422
 
 
 def test_what_is_too_large_or_no_request_is_refused_in_words(make_store, support):

@@ -1,10 +1,11 @@
 // Annotating: one item at a time, by keyboard. Every choice is sent at once, one after the other;
 // the page goes to another item when all of them are kept.
-import { $, ask, described, h, percent, say, texts, tried } from "./page.js";
+import { $, ask, described, h, percent, plain, say, texts, tried } from "./page.js";
 
 export function annotate(start) {
   const { fields, dimensions } = start.rubric;
   const said = $("annotate-said");
+  const kinds = Object.fromEntries(dimensions.map((d) => [d.name, d]));
   let annotator = localStorage.annotator ?? "";
   let item = null; // what is shown
   let answers = {};
@@ -72,7 +73,7 @@ export function annotate(start) {
     const wide = dimension.options.length > 9 ? 2 : 1;
     const set = h("fieldset", { tabIndex: -1, "data-dimension": dimension.name },
       h("legend", { dir: "auto" }, dimension.instructions),
-      dimension.options.map((one, i) => option(one.key, String(i + 1).padStart(wide, "0"), described(one))),
+      dimension.options.map((one, i) => option(one.key, String(i + 1).padStart(wide, "0"), described(one, dimension))),
       option("", "c", "cannot tell"), h("p", { className: "soft judge" }));
     set.addEventListener("change", (event) => choose(place, event.target.value || null));
     set.addEventListener("focusin", () => activate(place));
@@ -83,7 +84,7 @@ export function annotate(start) {
     for (const set of sets()) {
       const one = judge?.[set.dataset.dimension];
       set.querySelector(".judge").textContent = !judge ? ""
-        : one?.option ? `The judge: ${one.option} (${percent(one.confidence)} sure)`
+        : one?.option ? `The judge: ${plain(one.option, kinds[set.dataset.dimension])} (${percent(one.confidence)} sure)`
           : `The judge gave no answer${one?.problem ? `: ${one.problem}` : ""}`;
     }
   }
@@ -187,13 +188,15 @@ export function annotate(start) {
   }
 
   function key(event) {
-    if ($("annotate").hidden || $("work").hidden || !item || busy) return;
+    if ($("annotate").hidden || $("work").hidden || busy || event.repeat) return;
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.matches("input:not([type=radio]), textarea, select")) return;
-    if (event.key === "Enter" && !event.target.matches("button, a")) goOn();
-    else if (event.key === "u") change("undo");
-    else if (event.key === "c") pick(null);
-    else if (/^[0-9]$/.test(event.key)) digit(event.key);
+    const pressed = event.key.toLowerCase(); // whatever Caps Lock is
+    if (pressed === "u") change("undo");
+    else if (!item) return;
+    else if (pressed === "enter" && !event.target.matches("button, a, summary")) goOn();
+    else if (pressed === "c") pick(null);
+    else if (/^[0-9]$/.test(pressed)) digit(pressed);
     else return;
     event.preventDefault();
   }
@@ -226,6 +229,9 @@ export function annotate(start) {
     else $("annotator").focus();
   }
 
+  $("task").open = matchMedia("(min-width: 48rem)").matches;
+  $("task").hidden = !start.rubric.instructions;
+  $("task-text").textContent = start.rubric.instructions;
   $("name-form").addEventListener("submit", (event) => {
     event.preventDefault();
     annotator = $("annotator").value.trim();

@@ -79,7 +79,8 @@ def serve(settings: Settings, console: Console | None = None) -> None:
     except BaseException:
         judges.close()
         raise
-    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    host = socket.gethostname() if settings.host == "0.0.0.0" else settings.host  # noqa: S104
+    address = f"http://{host}:{listening.getsockname()[1]}"
     say(console, [*notes, *([f"Answers are kept in {store.path}."] if store else [])])
     say(console, [f"The page: {address} (Ctrl-C ends it)"], "")
     if settings.browser and not settings.public:

@@ -15,10 +15,13 @@ export function h(tag, properties = {}, ...children) {
   return made;
 }
 
+let version = null; // of the questions that this page asks
+
 /** What the server answers; an error in its own words. */
 export async function ask(name, body) {
   const request = body === undefined ? {} : {
-    method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body),
+    method: "POST", headers: { "content-type": "application/json" },
+    body: JSON.stringify({ version, ...body }),
   };
   let response;
   try {
@@ -61,8 +64,11 @@ export function texts(fields, state) {
 }
 
 export const percent = (share) => `${(100 * share).toFixed(0)} %`;
-export const described = (option) => [
-  h("b", { dir: "auto" }, option.key),
+/** A label in words: yes and no are true and false in tables. */
+export const plain = (key, dimension) =>
+  (dimension.type === "noul" ? { true: "yes", false: "no" }[key] : null) ?? key;
+export const described = (option, dimension) => [
+  h("b", { dir: "auto" }, plain(option.key, dimension)),
   option.description ? h("span", { dir: "auto" }, ` ${option.description}`) : null,
 ];
 
@@ -127,12 +133,13 @@ function tryOut(start) {
   $("try-form").addEventListener("submit", (event) => {
     event.preventDefault();
     const state = Object.fromEntries(fields.map((field, i) => [field, boxes[i].value]));
-    const button = event.submitter ?? $("try-form").querySelector("button");
+    const button = $("try-form").querySelector("button");
+    if (button.getAttribute("aria-disabled")) return; // it stays where the focus is
     say($("try-said"), "The judge is reading …");
     $("try-answers").replaceChildren();
-    button.disabled = true;
+    button.setAttribute("aria-disabled", true);
     tried($("try-said"), async () => {
-      const { answers } = await ask("try", { state });
+      const { answers } = await ask("try", { state, who: localStorage.annotator ?? "" });
       const problems = answers.filter((one) => one.problem);
       say($("try-said"), problems.length
         ? problems.map((one) => `${one.judge} cannot judge this: ${one.problem}.`).join(" ")
@@ -140,13 +147,13 @@ function tryOut(start) {
       problems.length > 0);
       const said = answers.filter((one) => !one.problem);
       if (said.length) $("try-answers").append(...dimensions.map((d) => verdict(d, said, start)));
-    }).finally(() => { button.disabled = false; });
+    }).finally(() => button.removeAttribute("aria-disabled"));
   });
   $("rubric").append(
     h("h2", {}, "The rubric"), h("p", { dir: "auto" }, start.rubric.instructions),
     ...dimensions.flatMap((d) => [
       h("h3", {}, d.name), h("p", { dir: "auto" }, d.instructions),
-      h("ul", {}, d.options.map((option) => h("li", {}, described(option)))),
+      h("ul", {}, d.options.map((option) => h("li", {}, described(option, d)))),
     ]));
 }
 
@@ -156,7 +163,7 @@ function verdict(dimension, answers, start) {
   const below = (one) => one.label !== null && start.review_below !== null
     && Math.round(100 * one.confidence) / 100 < start.review_below; // as `annotate` compares them
   const rows = dimension.options.map((option) => h("tr", {},
-    h("th", { scope: "row" }, described(option)),
+    h("th", { scope: "row" }, described(option, dimension)),
     ...found.map((one) => {
       const bar = h("div", { "aria-hidden": "true" });
       bar.style.width = `${100 * one.probabilities[option.key]}%`;
@@ -164,7 +171,8 @@ function verdict(dimension, answers, start) {
         percent(one.probabilities[option.key]) + (one.label === option.key ? " ✓" : ""), bar);
     })));
   const heads = answers.map((one, i) => h("th", { scope: "col" },
-    answers.length > 1 ? `${one.judge}: ` : "", h("bdi", {}, found[i].label ?? "not asked"),
+    answers.length > 1 ? `${one.judge}: ` : "", h("bdi", {},
+      found[i].label === null ? "not asked" : plain(found[i].label, dimension)),
     found[i].label === null ? null : ` (${percent(found[i].confidence)} sure)`,
     below(found[i]) ? h("div", { className: "mark" }, "a person should look") : null));
   return h("div", { className: "card", "data-dimension": dimension.name },
@@ -179,6 +187,8 @@ function verdict(dimension, answers, start) {
 
 function settling(start) {
   let most = 20;
+  $("settle-task").hidden = !start.rubric.instructions;
+  $("settle-text").textContent = start.rubric.instructions;
   choices($("settle-dimension"), [["", "all"], ...start.rubric.dimensions.map((d) => [d.name, d.name])]);
   const load = () => tried($("settle-said"), async () => {
     const found = await ask("settling", {
@@ -208,20 +218,27 @@ function difference(row, start) {
   const comment = h("input", { id: `${name}-comment`, dir: "auto", maxLength: 2000,
                                value: row.settled?.comment ?? "" });
   const closed = () => row.settled?.option
-    ? `Settled as ${row.settled.option} by ${row.settled.who}.` : "";
+    ? `Settled as ${plain(row.settled.option, dimension)} by ${row.settled.who}.`
+    : row.settled ? `Left open by ${row.settled.who}; the comment is kept.` : "";
   say(said, closed());
   const form = h("form", { "aria-label": `Settle ${row.dimension} of ${row.item}` },
     h("fieldset", {}, h("legend", { dir: "auto" }, dimension.instructions),
       dimension.options.map((option) => h("label", { className: "option" },
         h("input", { type: "radio", name, value: option.key,
                      checked: option.key === row.settled?.option }),
-        h("span", {}, described(option))))),
+        h("span", {}, described(option, dimension)))),
+      h("label", { className: "option" },
+        h("input", { type: "radio", name, value: "", checked: !row.settled?.option }),
+        h("span", {}, "left open"))),
     h("p", {}, h("label", { htmlFor: comment.id }, "Comment "), comment, " ",
       h("button", { className: "main" }, "Settle")), said);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const option = form.querySelector(":checked")?.value ?? null;
-    if (option === null) { say(said, "Choose an answer.", true); return; }
+    const option = form.querySelector(":checked").value || null;
+    if (option === null && !row.settled && !comment.value) {
+      say(said, "Choose an answer, or write a comment.", true);
+      return;
+    }
     const who = $("settle-who").value;
     tried(said, async () => {
       await ask("settle", { item: row.item, dimension: row.dimension, option, who,
@@ -230,8 +247,11 @@ function difference(row, start) {
       say(said, closed());
     });
   });
-  const answers = Object.entries(row.people).map(([who, key]) => [who, key]);
-  if (row.judge) answers.push([`the judge (${percent(row.judge[1])} sure)`, row.judge[0]]);
+  const answers = Object.entries(row.people).map(([who, key]) => [
+    who, key === null ? "cannot tell" : plain(key, dimension)]);
+  if (row.judge) {
+    answers.push([`the judge (${percent(row.judge[1])} sure)`, plain(row.judge[0], dimension)]);
+  }
   return h("article", { className: "card", "data-item": row.item },
     h("h2", {}, `${row.dimension}, item `, h("bdi", {}, row.item)),
     ...texts(start.rubric.fields, row.state),
@@ -309,6 +329,7 @@ function curve(one) {
 
 tried($("problem"), async () => {
   const start = await ask("start");
+  version = start.version;
   $("rubric-name").textContent = start.rubric.name;
   $("notes").replaceChildren(...start.notes.map((note) => h("li", { dir: "auto" }, note)));
   tryOut(start);

@@ -33,6 +33,7 @@ from .standing import disagreements, export, report, standing
 from .store import Store
 
 LARGEST = 8 * 2**20  # bytes of a request: a text of MOST_CHARACTERS fits
+LONGEST_COMMENT = 2000  # characters, as page.js has it
 _FILES = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"),
           "/page.js": ("page.js", "text/javascript"),
           "/annotate.js": ("annotate.js", "text/javascript")}  # fmt: skip
@@ -184,6 +185,7 @@ def _start(page: Page, asked: Mapping[str, Any]) -> Any:
         "examples": _examples(page),
         "notes": [*page.notes, *filter(None, [page.judges.problem])],
         "task": vars(store.task) if store else None,
+        "version": store.mark if store else None,
     }  # fmt: skip
 
 
@@ -192,10 +194,7 @@ def _keys(dimension: Dimension, values: Sequence[object]) -> list[str]:
 
 
 def _examples(page: Page) -> list[dict[str, str]]:
-    """Items to try; without any, what the rubric says about its options."""
-    if page.store:
-        query = "SELECT state FROM item ORDER BY place LIMIT ?"
-        return [json.loads(row["state"]) for row in page.store.rows(query, _EXAMPLES)]
+    """What the rubric says about its options; no item, which people are yet to annotate."""
     texts = [o.description for d in page.rubric.dimensions for o in d.options if o.description]
     return [dict.fromkeys(page.rubric.fields, text) for text in texts[:_EXAMPLES]]
 
@@ -204,6 +203,8 @@ def _try(page: Page, asked: Mapping[str, Any]) -> Any:
     state = asked.get("state")
     if not isinstance(state, dict) or {*state} != {*page.rubric.fields}:
         raise DataError(f"The judge reads the fields {', '.join(page.rubric.fields)}.")
+    if page.store and (reader := read_name(_text(asked, "who"))):
+        page.store.reveal(page.store.items_of(state), reader)
     return {"answers": page.judges.try_out(state)}
 
 
@@ -221,13 +222,17 @@ def _name(asked: Mapping[str, Any], key: str = "annotator") -> str:
     return name
 
 
-def _store(page: Page) -> Store:
+def _store(page: Page, asked: Mapping[str, Any] | None = None) -> Store:
+    """The store; of what a page sends, only where that page asks what is asked now."""
     assert page.store is not None  # its routes are not there without it
+    if asked is not None and asked.get("version") != page.store.mark:
+        raise DataError("The questions, or what is shown of the judge, are not those of this page "
+                        "any more. Load the page again.")  # fmt: skip
     return page.store
 
 
 def _next(page: Page, asked: Mapping[str, Any]) -> Any:
-    store, annotator = _store(page), _name(asked)
+    store, annotator = _store(page, asked), _name(asked)
     return _shown(store, annotator, store.next_item(annotator))
 
 
@@ -257,7 +262,7 @@ def _option(asked: Mapping[str, Any]) -> str | None:
 
 
 def _answer(page: Page, asked: Mapping[str, Any]) -> Any:
-    store, annotator, item = _store(page), _name(asked), _text(asked, "item")
+    store, annotator, item = _store(page, asked), _name(asked), _text(asked, "item")
     seconds = asked.get("seconds")
     if not isinstance(seconds, int | float) or not 0 <= seconds < 1e9:
         raise DataError("seconds is how long the answer took.")
@@ -266,14 +271,14 @@ def _answer(page: Page, asked: Mapping[str, Any]) -> Any:
 
 
 def _undo(page: Page, asked: Mapping[str, Any]) -> Any:
-    store, annotator = _store(page), _name(asked)
+    store, annotator = _store(page, asked), _name(asked)
     if (item := store.undo(annotator)) is None:
         raise DataError("There is no answer to take back.")
     return _shown(store, annotator, item)
 
 
 def _settling(page: Page, asked: Mapping[str, Any]) -> Any:
-    store, most = _store(page), asked.get("most")
+    store, most = _store(page, asked), asked.get("most")
     found = disagreements(
         store, _text(asked, "dimension"), _text(asked, "annotator"),
         asked.get("settled") is True, most if isinstance(most, int) else 20,
@@ -284,16 +289,18 @@ def _settling(page: Page, asked: Mapping[str, Any]) -> Any:
 
 
 def _settle(page: Page, asked: Mapping[str, Any]) -> Any:
-    _store(page).settle(
-        _text(asked, "item"), _text(asked, "dimension"), _option(asked),
-        _text(asked, "comment"), _name(asked, "who"),
+    if len(comment := _text(asked, "comment")) > LONGEST_COMMENT:
+        raise DataError(f"A comment has at most {LONGEST_COMMENT} characters.")
+    _store(page, asked).settle(
+        _text(asked, "item"), _text(asked, "dimension"), _option(asked), comment,
+        _name(asked, "who"),
     )  # fmt: skip
     return {}
 
 
 def _standing(page: Page, asked: Mapping[str, Any]) -> Any:
     width = asked.get("width")  # perhaps a number that no float holds
-    return standing(_store(page), width if isinstance(width, int | float) else 0.0)
+    return standing(_store(page, asked), width if isinstance(width, int | float) else 0.0)
 
 
 def _export(page: Page, asked: Mapping[str, Any]) -> Any:

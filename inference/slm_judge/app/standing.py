@@ -119,7 +119,7 @@ def _differing(
     store: Store, dimension: Dimension, annotator: str, settled: bool
 ) -> list[dict[str, Any]]:
     said, done = judged(store, dimension), _settlements(store, dimension.name)
-    found = []
+    found, unsure = list[dict[str, Any]](), _unsure(store, dimension)
     for item, row in votes(store, dimension).items():
         options = [*row.values(), *([said[item][0]] if item in said else [])]
         final = done.get(item)
@@ -129,10 +129,21 @@ def _differing(
             continue
         if not (distance := _distance(options, dimension, own)):
             continue
-        people = {name: dimension.key(option) for name, option in row.items()}
+        answers = {name: dimension.key(option) for name, option in row.items()}
+        people = {**answers, **dict.fromkeys(unsure.get(item, ()))}
         judge = (dimension.key(said[item][0]), said[item][1]) if item in said else None
         found.append({"item": item, "dimension": dimension.name, "people": people, "judge": judge,
                       "distance": distance, "settled": final, "closed": closed})  # fmt: skip
+    return found
+
+
+def _unsure(store: Store, dimension: Dimension) -> dict[str, list[str]]:
+    """Who answered a question with "cannot tell": item -> annotators."""
+    found, given = dict[str, list[str]](), _answered(store) if dimension.ask_if else {}
+    query = "SELECT item, annotator FROM answers WHERE dimension = ? AND option IS NULL"
+    for item, annotator in store.rows(query, dimension.name):
+        if store.rubric.asked(given.get((item, annotator), {}))[dimension.name]:
+            found.setdefault(item, []).append(annotator)
     return found
 
 
@@ -167,7 +178,7 @@ def standing(store: Store, width: float) -> dict[str, Any]:
     if not 0 < width <= 2:
         raise DataError("The width of an interval of alpha is above 0, and at most 2.")
     rows = [_of_part(store, part, width) for part in all_parts(store.rubric.dimensions)]
-    drawn = store.rows("SELECT 1 FROM item WHERE chance < 1 LIMIT 1")
+    drawn = store.rows("SELECT 1 FROM item WHERE chance NOT NULL LIMIT 1")  # by hand, or a design
     chosen = store.task.order == "uncertainty" or drawn
     swayed = store.rows("SELECT 1 FROM answers WHERE seen AND option NOT NULL LIMIT 1")
     note = " ".join([*([_CHOSEN] if chosen else []), *([_SWAYED] if swayed else [])])

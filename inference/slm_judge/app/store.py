@@ -107,6 +107,11 @@ class Store:
         self._views = _VIEWS.format(asked=marks)
         self._open()
 
+    @property
+    def mark(self) -> str:
+        """Changes with the rubric, and with what annotators are shown of the judge."""
+        return f"{self.version}-{self.task.shown}"
+
     def _open(self) -> None:
         if self.path.is_file() and self.path.stat().st_size:
             with self.path.open("rb") as file:
@@ -219,7 +224,7 @@ class Store:
             values = (annotator, len(self.questions), lapsed, self.task.overlap)
             found = db.execute(query, values).fetchone()
             if found:
-                self._claim(db, found["id"], annotator)
+                self._claim(db, found["id"], annotator, self.task.shown == "before")
         return found["id"] if found else None
 
     def answer(
@@ -319,6 +324,11 @@ class Store:
             self.rows("SELECT state FROM item WHERE id = ?", item)[0]["state"]
         )
         return found
+
+    def items_of(self, state: Mapping[str, str]) -> list[str]:
+        """The items that have these texts."""
+        text = json.dumps({name: state[name] for name in self.rubric.fields}, ensure_ascii=False)
+        return [row["id"] for row in self.rows("SELECT id FROM item WHERE state = ?", text)]
 
     def own(self, item: str, annotator: str) -> dict[str, str | None]:
         """What an annotator answered about an item: dimension -> option, None for "cannot tell"."""
