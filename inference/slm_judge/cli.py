@@ -379,15 +379,18 @@ def estimate(
         list[str] | None, typer.Option(help="field=column, where the corpus's name differs.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Estimate means, shares and regressions of a corpus, corrected for the judge's errors."""
     require_extra("evaluate")
     from .evaluation.estimate import Drawing, as_json, estimate_table
     from .evaluation.estimate import estimate as estimate_corpus
-    from .files import write_json
+    from .files import check_places, write_json
     from .rubric import Rubric
     from .run import Run
 
+    read = {"the corpus": corpus, "--annotations": annotations, "--rubric": rubric}
+    check_places(read, {"--output": output}, overwrite)
     drawing = Drawing(
         item_id, annotator, prefix, probability, strata, group, folds, _columns(column or [])
     )
@@ -817,12 +820,13 @@ def export_predictions(
     output: Annotated[Path, typer.Option(help="JSON file to write.")],
     prefix: Annotated[str, typer.Option(help="Of the judge's columns.")] = "",
     item_id: ItemColumn = ITEM_ID,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a judge's labels as pre-annotations, for people to correct in their tool."""
     from .data.preannotate import export_predictions as write
     from .rubric import Rubric
 
-    lines = write(table, Rubric.from_file(rubric), to, output, prefix, item_id)
+    lines = write(table, Rubric.from_file(rubric), to, output, prefix, item_id, overwrite)
     say(Console(), lines, "")
 
 

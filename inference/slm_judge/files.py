@@ -10,14 +10,14 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .errors import JudgeError
+from .errors import DataError, JudgeError
 
 TEMPORARY = ".slm-judge-"
 """What the names of half-written files start with."""
@@ -137,6 +137,29 @@ def write_json(path: Path, value: object) -> None:
     """Write strict JSON, atomically; see `finite`."""
     text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, f"{text}\n")
+
+
+def check_places(
+    read: Mapping[str, object], written: Mapping[str, Path | str | None], overwrite: bool
+) -> None:
+    """Refuse to write over what is read, over one output with another, or over a finished one.
+
+    Args:
+        read: name in words -> file or address.
+        written: name in words -> file, if it is asked for.
+        overwrite: whether files that are there may be replaced.
+
+    Raises:
+        DataError: says which.
+    """
+    seen: dict[Path, str] = {}
+    for what, place in {**read, **written}.items():
+        if place is None:
+            continue
+        if (first := seen.setdefault(Path(str(place)).resolve(), what)) != what:
+            raise DataError(f"{place} is {first} and {what}; name another file.")
+        if what in written and Path(str(place)).exists() and not overwrite:
+            raise DataError(f"{place} exists. Name another file, or replace it with --overwrite.")
 
 
 def finite(value: Any) -> Any:

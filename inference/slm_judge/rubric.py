@@ -7,6 +7,7 @@ labels. Its dimensions are System One questions: `score`, `choice` and `noul` (t
 
 import datetime
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
@@ -45,9 +46,15 @@ def _normalised(value: object, info: ValidationInfo) -> object:
     return text
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("there is no text in it")
+    return text
+
+
 Text = Annotated[str, BeforeValidator(_normalised)]
 Value = Annotated[bool | int | float | str, BeforeValidator(_normalised)]
-NonEmpty = Annotated[Text, Field(min_length=1)]
+NonEmpty = Annotated[Text, AfterValidator(_not_blank)]
 Values = Annotated[
     list[Value], BeforeValidator(lambda given: given if isinstance(given, list) else [given])
 ]
@@ -100,7 +107,10 @@ def _options(raw: Any) -> Any:
     if isinstance(raw, bool | int | float | str):
         raw = [raw]
     if isinstance(raw, dict):
-        return [{"value": value, "description": text or ""} for value, text in raw.items()]
+        return [
+            {"value": value, "description": "" if text is None else text}
+            for value, text in raw.items()
+        ]
     if isinstance(raw, list):
         return [
             option if isinstance(option, dict | Option) else {"value": option} for option in raw
@@ -166,7 +176,8 @@ class _Dimension(BaseModel):
             beside = " that apply" if len(scale) < len(keys) else ""
             raise ValueError(f"{self.name}: needs at least two options{beside}, got {len(scale)}")
         words = [value for value, key in zip(scale, keys, strict=False)
-                 if isinstance(value, bool) or not _NUMBER.fullmatch(key)]  # fmt: skip
+                 if isinstance(value, bool) or not _NUMBER.fullmatch(key)
+                 or not math.isfinite(float(key))]  # fmt: skip
         if words and self.level_of_measurement in ("interval", "ratio"):
             raise ValueError(
                 f"{self.name}: at the {self.level_of_measurement} level the options are numbers, "
@@ -724,7 +735,7 @@ class Rubric(BaseModel):
         made = [f"{d.name}_{kind}" for d in (*self.dimensions, *self.sets) for kind in kinds]
         made += [f"{d.name}_expected" for d in self.dimensions if d.span]
         made += [f"{d.name}{FLIPPED}" for d in self.dimensions if isinstance(d, Preference)]
-        return sorted({"item_id", "outcome", *made} & set(names))
+        return sorted({"item_id", "outcome", "review_probability", *made} & set(names))
 
     def to_json(self) -> str:
         """JSON that `from_json` reads back."""

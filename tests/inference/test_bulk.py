@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_judge import Judge
-from slm_judge.annotate.job import annotate_table
+from slm_judge.annotate.job import annotate_table, here
 from slm_judge.annotate.rows import AnnotateOptions, PieceAnnotator, truncate
 from slm_judge.annotate.store import ShardStore, digest_of
 from slm_judge.data.tables import Overview, TableStream, read_table
@@ -265,6 +266,8 @@ def test_a_share_that_is_none_and_a_column_that_is_taken(judge, tmp_path):
     for share in (-0.1, 1.5, float("nan")):
         with pytest.raises(DataError, match="--review-share is between 0 and 1"):
             AnnotateOptions(review_share=share)
+        with pytest.raises(DataError, match="--review-below is between 0 and 1"):
+            AnnotateOptions(review_below=share)
     source = write(tmp_path / "in.csv", {"review_probability": range(5), "text": messages(5)})
     options = AnnotateOptions(review_share=0.5)
     with pytest.raises(DataError, match="already has the columns review_probability"):
@@ -521,6 +524,44 @@ def test_no_output_is_lost_to_another(judge, tmp_path):
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match="is a folder"):
         annotate_table(judge, source, tmp_path / "folder.csv", show_progress=False)
+
+
+def test_a_file_that_is_not_the_job_s_own_outlives_it(judge, tmp_path, monkeypatch):
+    """Put there after the job was killed, or while it ran; what a killed job wrote it replaces."""
+    source, output = write(tmp_path / "in.csv", {"text": messages(6)}), tmp_path / "o.csv"
+    options = AnnotateOptions(rows_per_piece=2)
+
+    def stopped(stream, annotator, store):
+        yield next(here(stream, annotator, store))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        annotate_table(judge, source, output, options, show_progress=False, engine=stopped)
+    output.write_text("mine")
+    with pytest.raises(DataError, match=r"o\.csv exists"):
+        annotate_table(judge, source, output, options, show_progress=False)
+    output.unlink()
+
+    def meanwhile(stream, annotator, store):
+        yield from here(stream, annotator, store)
+        output.write_text("mine")
+
+    with pytest.raises(DataError, match=r"o\.csv exists"):
+        annotate_table(judge, source, output, options, show_progress=False, engine=meanwhile)
+    assert output.read_text() == "mine"
+    output.unlink()
+
+    def killed(store):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # when the output was there, and its pieces too
+        patch.setattr(ShardStore, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            annotate_table(judge, source, output, options, show_progress=False)
+    written = output.read_text()
+    assert annotate_table(judge, source, output, options, show_progress=False).computed == 0
+    assert output.read_text() == written
+    assert not Path(f"{output}.parts").exists()
 
 
 def test_pieces_of_a_longer_input_are_not_taken_along(judge, tmp_path):

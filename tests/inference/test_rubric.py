@@ -79,6 +79,10 @@ def test_noul_labels(raw, index):
         ({"fields": []}, "fields: List should have at least 1 item"),
         ({"fields": ["a b"]}, "'a b' must be letters"),
         ({"name": "../x"}, "'../x' must be letters"),
+        ({"instructions": " "}, "there is no text in it"),
+        ({"dimensions": [dimension(options={"a": 0, "b": "?"})]}, "should be a valid string"),
+        ({"dimensions": [dimension(options=["1", "1e400"], level_of_measurement="interval")]},
+         "the options are numbers, got ['1e400']"),
         ({"dimensions": [dimension(name="text")]}, "distinct names"),
         ({"dimensions": [dimension(options=["a"])]}, "at least two options"),
         ({"dimensions": [dimension(options=["a", "a"])]}, "listed twice: a"),
@@ -211,7 +215,9 @@ def test_a_merge_key_is_no_repetition(tmp_path):
     assert [d.name for d in Rubric.from_file(written(tmp_path, text)).dimensions] == ["a", "b"]
 
 
-@pytest.mark.parametrize("name", ["outcome", "item_id", "mood_confidence", "mood_probabilities"])
+@pytest.mark.parametrize(
+    "name", ["outcome", "item_id", "mood_confidence", "mood_probabilities", "review_probability"]
+)
 def test_names_of_columns_that_we_write(tmp_path, name):
     """Refused where a rubric is written, not where a judge was made of it already."""
     noul = "type: noul, instructions: '?'"

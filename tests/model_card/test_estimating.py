@@ -30,6 +30,27 @@ RUBRIC = Rubric.model_validate(
 REFUND = RUBRIC.model_copy(update={"dimensions": RUBRIC.dimensions[:1]})
 
 
+def test_an_output_replaces_nothing_unasked(tmp_path, monkeypatch, capsys):
+    """Neither what is read nor what is there, before any work; nor do pre-annotations."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("corpus.csv", "people.csv", "rubric.yaml", "mine.json", "mine.xml"):
+        (tmp_path / name).write_text("mine")
+    command = ["estimate", "corpus.csv", "--annotations", "people.csv", "--rubric", "rubric.yaml"]
+    back = ["export-predictions", "corpus.csv", "--rubric", "rubric.yaml", "--to", "label-studio"]
+    (tmp_path / "rubric.yaml").write_text(RUBRIC.to_json())
+    for arguments in (
+        *([*command, "--output", name] for name in ("corpus.csv", "rubric.yaml", "mine.json")),
+        [*command, "--output", "corpus.csv", "--overwrite"],
+        [*back, "--output", "mine.json"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["slm-judge", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        assert "ame another file" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "mine.json").read_text() == (tmp_path / "corpus.csv").read_text() == "mine"
+
+
 class World:
     """2,000 items, true labels and a judge's in a folder."""
 

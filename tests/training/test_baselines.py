@@ -144,3 +144,5 @@ def test_predictions_on_the_command_line():
     assert parse_predictions(["gpt=a/b.csv", "c/d.csv"]) == {"gpt": "a/b.csv", "d": "c/d.csv"}
     with pytest.raises(DataError, match="name=file"):
         parse_predictions(["=x.csv"])
+    with pytest.raises(DataError, match=r"a/p.csv and b/p.csv are both called p"):
+        parse_predictions(["a/p.csv", "b/p.csv"])

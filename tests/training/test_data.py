@@ -60,6 +60,36 @@ def test_texts_that_look_like_missing_values_stay_texts(tmp_path):
     assert {"NA", "null", "007"} <= texts
 
 
+def test_right_answers_are_looked_at_before_training(tmp_path):
+    """Those of some test items are enough, which is said; a file that none is read from is not."""
+    data, gold = wide(), tmp_path / "gold.csv"
+    ids = [item.item_id for item in load(data, tmp_path / "d.csv")["test"]]
+
+    def notes(table):
+        table.to_csv(gold, index=False)
+        found = []
+        config = DataConfig(train=str(tmp_path / "d.csv"), gold=str(gold))
+        load_splits(config, RUBRIC, seed=0, notes=found)
+        return " ".join(found)
+
+    right = data[data.item_id.isin(ids)]
+    assert "lacks" not in notes(right)
+    assert "data.gold: " in notes(right[:2])
+    assert "lacks 4 of 6 items" in notes(right[:2])
+    for wrong in (
+        right.assign(clarity="x", spam="y"),
+        right.assign(item_id=right.item_id + "\u200b"),
+        right.drop(columns="spam"),
+    ):
+        with pytest.raises(DataError, match=r"^data\.gold: "):
+            notes(wrong)
+    with pytest.raises(DataError, match=r"\\u200b"):  # what cannot be seen is escaped
+        notes(right.assign(item_id=right.item_id + "\u200b"))
+    gold.unlink()
+    with pytest.raises(DataError, match=r"^data\.gold: "):
+        load(data, tmp_path / "d.csv", gold=str(gold))
+
+
 def test_long_layout_collects_votes(tmp_path):
     spam = [""] + [str(k % 2 == 0) for k in range(1, 40)]
     table = pd.concat([wide(spam=spam).assign(who=who) for who in ("ann", "bob")])

@@ -31,13 +31,16 @@ from slm_judge.data.tables import (
 )
 from slm_judge.data.write import write_tables
 from slm_judge.errors import DataError
-from slm_judge.files import content_hash, locked, sweep
+from slm_judge.files import check_places, content_hash, locked, sweep
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.version import __version__
 
 from .rows import LABELLED, STABLE_DIGITS, AnnotateOptions, PieceAnnotator, Prepared
 from .store import ShardStore, digest_of
+
+_SUMMARY = "_summary.json"
+"""Among the pieces: all of them are finished, and the output is written, or was."""
 
 
 @dataclass
@@ -138,7 +141,8 @@ def annotate_table(
     check_output(output)
     review = review_file(output, options)
     with _alone(output, review):
-        _check_places(source, output, review, overwrite)
+        going_on = Path(f"{output}.parts", _SUMMARY).exists()  # killed while it wrote the output
+        _check_places(source, output, review, overwrite or going_on)
         return _annotate(judge, source, (output, review), options, overwrite, show_progress, engine)
 
 
@@ -205,12 +209,15 @@ def _annotate(
         raise
     store.close(n_pieces)
     summary.notes += store.notes
+    if not (Path(store.folder) / _SUMMARY).exists():  # what came there meanwhile stays
+        _check_places(source, output, review, overwrite)
     if not folder:
+        store.write_record(_SUMMARY, {})
         write_tables(store.tables(), Path(output), overview, summary.rows)
     if review:
         summary.reviewed = write_tables(_to_review(store.tables(), annotator), review, overview)
     if folder:
-        store.write_record("_summary.json", {"rows": summary.rows, "outcomes": summary.outcomes})
+        store.write_record(_SUMMARY, {"rows": summary.rows, "outcomes": summary.outcomes})
     else:
         store.remove()
     summary.seconds = time.monotonic() - started
@@ -218,20 +225,10 @@ def _annotate(
 
 
 def _check_places(source: str, output: str, review: Path | None, overwrite: bool) -> None:
-    """Refuse to write over the input, over one output with another, or over a finished one.
-
-    Raises:
-        DataError: says which.
-    """
-    places = {"the input": source, "the output": output, "the file to review": review}
-    seen: dict[Path, str] = {}
-    for what, place in places.items():
-        if place is not None and (first := seen.setdefault(Path(place).resolve(), what)) != what:
-            raise DataError(f"{place} is {first} and {what}; name another file.")
-    going_on = Path(f"{output}.parts").exists()
-    for place in (None if is_folder(output) else output, review):
-        if place and Path(place).exists() and not overwrite and not going_on:
-            raise DataError(f"{place} exists. Name another file, or replace it with --overwrite.")
+    """See `check_places`; a folder is judged by the pieces in it."""
+    read = {"the input": source, **({"the output": output} if is_folder(output) else {})}
+    own = {} if is_folder(output) else {"the output": output}
+    check_places(read, {**own, "the file to review": review}, overwrite)
 
 
 def as_parquet(output: str) -> bool:

@@ -63,6 +63,8 @@ class AnnotateOptions:
         """Check what belongs together."""
         if not 0 <= self.review_share <= 1:
             raise DataError(f"--review-share is between 0 and 1, not {self.review_share}.")
+        if self.review_below is not None and not 0 <= self.review_below <= 1:
+            raise DataError(f"--review-below is between 0 and 1, not {self.review_below}.")
         if self.review and not self.reviews:
             raise DataError(
                 "A review file needs --review-below, the confidence to review under, or "

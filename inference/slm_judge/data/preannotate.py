@@ -7,7 +7,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from slm_judge.errors import DataError
-from slm_judge.files import write_text
+from slm_judge.files import check_places, write_text
 from slm_judge.rubric import Multi, Rubric
 
 from .item import ITEM_ID
@@ -21,7 +21,13 @@ _Answers = Mapping[str, tuple[list[str], float | None]]
 
 
 def export_predictions(
-    location: str, rubric: Rubric, tool: str, output: Path, prefix: str = "", item_id: str = ITEM_ID
+    location: str,
+    rubric: Rubric,
+    tool: str,
+    output: Path,
+    prefix: str = "",
+    item_id: str = ITEM_ID,
+    overwrite: bool = False,
 ) -> list[str]:
     """Write the rows of a table that `slm-judge annotate` wrote as pre-annotations of a tool.
 
@@ -32,6 +38,7 @@ def export_predictions(
         output: the JSON file.
         prefix: of the judge's columns.
         item_id: column that names the items; without it they are numbered.
+        overwrite: whether files that are there may be replaced.
 
     Returns:
         Lines about what was written and left out.
@@ -43,6 +50,8 @@ def export_predictions(
         raise DataError(f"--to is {' or '.join(_TOOLS)}, not {tool!r}.")
     if output.suffix != ".json":
         raise DataError(f"--output is a .json file, got {output}.")
+    interface = output.with_suffix(".xml") if tool == "label-studio" else None
+    check_places({"the table": location}, {"--output": output, "its XML": interface}, overwrite)
     table, findings = read_table(location), Findings(strict=False)
     names = columns_of(rubric, prefix.__add__)
     require_columns(table.columns, [*rubric.fields, *names], location)
@@ -57,9 +66,9 @@ def export_predictions(
     if not found:
         raise DataError(f"{location} has no row with a text and a label of the rubric.")
     written = f"{len(found):,} items with pre-annotations: {output}"
-    if tool == "label-studio":
-        write_text(output.with_suffix(".xml"), _interface(rubric))
-        written += f", for the labeling interface {output.with_suffix('.xml')}"
+    if interface:
+        write_text(interface, _interface(rubric))
+        written += f", for the labeling interface {interface}"
     write_text(output, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     left = [f"left out: {without} rows without a text or a label."] if without else []
     return [f"{written}.", *left, *findings.said(location)]

@@ -19,7 +19,7 @@ from .item import ITEM_ID, Item
 from .read import Findings
 from .sets import lacking, unfold
 from .tables import Rows, read_table, require_columns
-from .text import is_blank, read_name
+from .text import is_blank, read_name, told_apart
 
 _TOLERANCE = 0.01  # of a sum of probabilities, which people round
 
@@ -82,7 +82,7 @@ def read_predictions(
     if not known:
         raise DataError(
             f"{location} has no predictions for the annotated items: it has "
-            f"{', '.join(list(by_id)[:3])}, the annotations have {', '.join(item_ids[:3])}. "
+            f"{told_apart(list(by_id)[:3])}, the annotations have {told_apart(item_ids[:3])}. "
             f"Both need the same names in the column {item_id}."
         )
     if len(known) < len(item_ids):
@@ -253,14 +253,19 @@ def parse_predictions(pairs: Sequence[str]) -> dict[str, str]:
     """`name=file` pairs of the command line; a bare file is named after itself.
 
     Raises:
-        DataError: a name or a file is empty.
+        DataError: a name or a file is empty, or two have one name.
     """
-    found = {}
+    found: dict[str, str] = {}
     for pair in pairs:
         name, separator, location = pair.partition("=")
         if not separator:
             name, location = Path(pair).stem, pair
         if not name or not location:
             raise DataError(f"--predictions is name=file, got {pair!r}.")
+        if name in found:
+            raise DataError(
+                f"--predictions: {found[name]} and {location} are both called {name}. Name them "
+                "apart, as name=file."
+            )
         found[name] = location
     return found

@@ -12,6 +12,7 @@ from slm_judge.recipe import DataConfig
 from slm_judge.rubric import Rubric
 
 from .item import Item, votes_of
+from .predictions import read_predictions
 from .read import Columns, Findings, advice, likely_annotators, open_rows, read_items
 from .sets import columns_of, lacking, options_of, unfold
 from .tables import Rows, names
@@ -65,6 +66,13 @@ def load_splits(
             f"{origin}: no item of the validation split has a label, so no checkpoint could be "
             "chosen. Annotate some, or raise data.validation_share."
         )
+    if config.gold:
+        try:
+            gold = read_predictions(config.gold, rubric, [item.item_id for item in splits["test"]])
+        except DataError as error:
+            raise DataError(f"data.gold: {error}") from error
+        if notes is not None:
+            notes += [f"data.gold: {note}" for note in gold.notes]
     if config.limit:
         rng = random.Random(seed)  # noqa: S311
         splits["train"] = rng.sample(splits["train"], min(config.limit, len(splits["train"])))

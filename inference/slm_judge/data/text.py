@@ -4,6 +4,7 @@ import datetime
 import decimal
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,6 +35,12 @@ def read_name(value: object) -> str:
     if isinstance(value, str):
         return value.strip()
     return "" if is_blank(value) else format_value(value)
+
+
+def told_apart(names: Iterable[str]) -> str:
+    """Names in a sentence; what cannot be seen in one is escaped."""
+    return ", ".join(name if name.isprintable() and unicodedata.is_normalized("NFC", name)
+                     else ascii(name) for name in names)  # fmt: skip
 
 
 def told(read_as: Mapping[str, int]) -> str:
