@@ -17,7 +17,7 @@ from slm_judge.hub import hub_errors, repeated
 from slm_judge.recipe import Recipe
 from slm_judge.rubric import Rubric
 from slm_judge.screen import say
-from slm_judge.version import __version__
+from slm_judge.version import METADATA, __version__
 
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 """Has uv, and the compiler that llama.cpp needs."""
@@ -138,7 +138,8 @@ def bundle(recipe: Recipe) -> dict[str, Path | bytes]:
     wanted = sorted(set(requirements("train", "export")))
     header = json.dumps(wanted, indent=0).replace("\n", "\n# ")
     head = f'# /// script\n# requires-python = ">=3.11"\n# dependencies = {header}\n# ///\n'
-    return {SCRIPT: (head + _BODY).encode(), **files, **dict(_package())}
+    package = {f"package/{path}": content for path, content in METADATA.items()}
+    return {SCRIPT: (head + _BODY).encode(), **files, **package, **dict(_package())}
 
 
 def _package() -> Iterator[tuple[str, Path]]:

@@ -13,10 +13,10 @@ import slm_judge
 from slm_judge.artefact.locate import default_quantization
 from slm_judge.errors import JudgeError
 from slm_judge.recipe import Recipe
-from slm_judge.version import __version__
+from slm_judge.version import METADATA, __version__
 
 PORT = 7860
-_EXTRAS = {"app", "gguf"}
+_EXTRAS = ("app", "gguf")
 _STAGES = {"export", "model_card", "training"}  # which a Space does not run
 _SHIPPED = {".css", ".html", ".jinja", ".js", ".py", ".typed"}
 _CARD = """---
@@ -44,7 +44,6 @@ RUN pip install --user --no-cache-dir --requirement requirements.txt
 COPY --chown=user . .
 CMD ["python", "app.py"]
 """
-_METADATA = "Metadata-Version: 2.1\nName: slm-judge\nVersion: {version}\n"
 _APP = '''"""The page of {model}, for anybody."""
 
 import os
@@ -81,9 +80,7 @@ def space_files(recipe: Recipe, user: str, revision: str | None = None) -> dict[
         "README.md": _CARD.format(**facts),
         "Dockerfile": _DOCKERFILE.format(**facts),
         "app.py": _APP.format(**facts),
-        # By which the package knows its own version, since nothing installs it there.
-        f"slm_judge-{__version__}.dist-info/METADATA": _METADATA.format(**facts),
-        "requirements.txt": "".join(f"{line}\n" for line in sorted(pinned())),
+        "requirements.txt": "".join(f"{line}\n" for line in sorted(pinned(*_EXTRAS))),
     }
     package = Path(slm_judge.__file__).parent
     shipped = {
@@ -91,22 +88,22 @@ def space_files(recipe: Recipe, user: str, revision: str | None = None) -> dict[
         for path in sorted(package.rglob("*"))
         if path.suffix in _SHIPPED and path.relative_to(package).parts[0] not in _STAGES
     }
-    return {name: text.encode() for name, text in texts.items()} | shipped
+    return {name: text.encode() for name, text in texts.items()} | METADATA | shipped
 
 
-def pinned() -> Iterator[str]:
-    """All packages that the page needs beside slm-judge, at the versions that are installed here.
+def pinned(*extras: str) -> Iterator[str]:
+    """All that slm-judge with extras needs beside itself, at the versions that are installed here.
 
     Raises:
         JudgeError: one is not.
     """
-    todo, seen = [("slm-judge", frozenset(_EXTRAS))], set[tuple[str, frozenset[str]]]()
+    todo, seen = [("slm-judge", frozenset(extras))], set[tuple[str, frozenset[str]]]()
     lines: dict[str, str] = {}
     while todo:
         if (one := todo.pop()) in seen:
             continue
         seen.add(one)
-        name, extras = one
+        name, wanted = one
         try:
             found = distribution(name)
         except PackageNotFoundError as error:
@@ -118,7 +115,7 @@ def pinned() -> Iterator[str]:
         for line in found.requires or []:
             need = Requirement(line)
             if need.marker is None or any(
-                need.marker.evaluate({"extra": e}) for e in ("", *extras)
+                need.marker.evaluate({"extra": e}) for e in ("", *wanted)
             ):
                 todo.append((canonicalize_name(need.name), frozenset(need.extras)))
     del lines["slm-judge"]

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.bare import bare
+
 LFS_SUFFIXES = (".safetensors", ".gguf", ".parquet", ".bin")
 LFS_MIN_SIZE = 1 << 20
 
@@ -133,7 +135,8 @@ def is_lfs(path: str, size: int) -> bool:
 class Job:
     """What was asked for, and the process that does it in an empty folder.
 
-    For `uv run` stands a script on the path that leaves out what uv would install.
+    For `uv run` stands a script on the path, with the Python of an environment that has what uv would
+    install, and no slm-judge.
     """
 
     def __init__(self, hub: "LoopbackHub", owner: str, spec: dict[str, Any]) -> None:
@@ -143,7 +146,7 @@ class Job:
         shim.parent.mkdir()
         shim.write_text(
             f'#!/bin/sh\n[ "$1 $2 $3 $4" = "run --with huggingface_hub python" ] && shift 3\n'
-            f'shift 1\nexec "{sys.executable}" "$@"\n'
+            f'shift 1\nexec "{hub.bare_python()}" "$@"\n'
         )
         shim.chmod(0o755)
         kept = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "PYTHONPATH")}
@@ -218,6 +221,12 @@ class LoopbackHub:
         self.server.server_close()
         for job in self.jobs.values():
             job.end()
+
+    def bare_python(self) -> Path:
+        """Of the environment of jobs, which has no slm-judge."""
+        environment = self.root / "environment"
+        python = environment / "bin/python"
+        return python if python.exists() else bare(environment, "train", "export")
 
     def repo(self, name: str, kind: str = "model") -> Repo:
         """A repository, whether or not it exists."""

@@ -5,8 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import distribution, version
-from pathlib import Path
+from importlib.metadata import version
 
 import pytest
 from huggingface_hub import HfApi
@@ -17,6 +16,7 @@ from slm_judge import Judge
 from slm_judge.errors import JudgeError
 from tests.app.conftest import free_port, until_served
 from tests.app.test_page import fetch
+from tests.bare import borrow
 from tests.conftest import LIMIT
 
 
@@ -59,20 +59,6 @@ def test_push_makes_a_space(light, hub, monkeypatch, capsys):
     assert "other/demo-demo" not in capsys.readouterr().out
 
 
-def install(names, environment: Path) -> None:
-    """Put these distributions, and no others, into an environment: as links to those of this one."""
-    (packages,) = environment.glob("lib/python*/site-packages")
-    for name in names:
-        found = distribution(name)
-        for top in {
-            file.parts[0]
-            for file in found.files or ()
-            if file.parts[0] not in ("..", "__pycache__")
-        }:
-            if not (packages / top).exists():
-                (packages / top).symlink_to(found.locate_file(top))
-
-
 def test_a_space_starts_in_a_fresh_environment_with_what_is_pinned(run, logged_in, tmp_path):
     recipe = run.recipe().model_copy(update={"name": "spaced"})
     HfApi().create_repo("me/spaced-GGUF", exist_ok=True)
@@ -93,7 +79,7 @@ def test_a_space_starts_in_a_fresh_environment_with_what_is_pinned(run, logged_i
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", environment], check=True, timeout=LIMIT
     )
-    install(pins, environment)
+    borrow(pins, environment)
     port = free_port()
     variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_TOKEN")}
     variables |= {"PORT": str(port), "HF_HOME": str(tmp_path / "hf")}
