@@ -25,25 +25,29 @@ SCRIPT, RECIPE = "job.py", "recipe.json"
 _ROOMS = ("", ".training", ".export", ".model_card")
 _SHIPPED = {".py", ".jinja", ".md", ".txt", ".typed"}
 _DATA = ("train", "validation", "test", "gold")
-_BODY = f'''"""Of `slm-judge job` {__version__}: REPOSITORY COMMIT, and what `on_hub` takes."""
+_BODY = f'''"""Of `slm-judge job` {__version__}; takes what `on_hub` takes."""
 
 import os
 import sys
 
-from huggingface_hub import snapshot_download
-
-folder = snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir="slm-judge-job")
-os.chdir(folder)
-os.environ["PYTHONPATH"] = os.path.join(folder, "package")
-command = [sys.executable, "-m", "slm_judge.export.on_hub", sys.argv[1], *sys.argv[3:]]
-os.execv(sys.executable, command)
+os.environ["PYTHONPATH"] = os.path.abspath("package")
+os.execv(sys.executable, [sys.executable, "-m", "slm_judge.export.on_hub", *sys.argv[1:]])
 '''
-# The repository is private, so that uv cannot fetch the script by itself.
-_FETCH = (
-    "import os, sys; from huggingface_hub import hf_hub_download as fetch; "
-    f"script = fetch(sys.argv[1], {SCRIPT!r}, revision=sys.argv[2]); "
-    "os.execvp('uv', ['uv', 'run', script, *sys.argv[1:]])"
-)
+# The repository is private, so that uv cannot fetch the script by itself. Each try has a folder of
+# its own: where the Hub does not answer, one that is there is taken as it is.
+_FETCH = f"""
+import os, sys, time
+from huggingface_hub import snapshot_download
+for wait in (1, 4, 16, 0):
+    try:
+        os.chdir(snapshot_download(sys.argv[1], revision=sys.argv[2], local_dir=f"job-{{wait}}"))
+        break
+    except Exception as error:
+        if not wait:
+            sys.exit(f"error: {{sys.argv[1]}} cannot be fetched, run the same command again: {{error}}")
+        time.sleep(wait)
+os.execvp("uv", ["uv", "run", "{SCRIPT}", sys.argv[1], *sys.argv[3:]])
+"""
 
 
 def job(

@@ -1,6 +1,7 @@
 """What `slm-judge job` runs on the machine of the Hub; the working folder has the recipe."""
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -8,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 
+from slm_judge.artefact.locate import snapshot
 from slm_judge.errors import JudgeError
 from slm_judge.files import TEMPORARY
 from slm_judge.hub import hub_errors, repeated
@@ -22,10 +24,17 @@ BRANCH, EVERY = "run", 300.0
 
 
 def main(repo: str, owner: str, *push: str) -> None:
-    """Train, export, verify and push; what is done is kept in `repo`, and taken up from there."""
+    """Train, export, verify and push; what is done is kept in `repo`, and taken up from there.
+
+    Raises:
+        JudgeError: the Hub does not say what is kept, so that to begin anew would replace it.
+    """
     api, run, done = HfApi(), Recipe.from_file(RECIPE).run_folder, Event()
-    api.create_branch(repo, branch=BRANCH, exist_ok=True)
-    snapshot_download(repo, revision=BRANCH, local_dir=Path(), allow_patterns=f"{run}/*")
+    with hub_errors(repo, BRANCH, JudgeError):
+        repeated(partial(api.create_branch, repo, branch=BRANCH, exist_ok=True))
+        commit = str(repeated(partial(api.model_info, repo, revision=BRANCH)).sha)
+    if (kept := snapshot(repo, commit, f"{run.as_posix()}/*") / run).is_dir():
+        shutil.copytree(kept, run)
     keeper = Thread(target=_keep_on, args=(api, repo, run, done))
     keeper.start()
     try:
@@ -77,4 +86,7 @@ def _keep(api: HfApi, repo: str, run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except JudgeError as error:
+        sys.exit(f"error: {error}")

@@ -1,18 +1,47 @@
-"""Verified runs, to push."""
+"""Verified runs, to push, and a client that does not wait for the Hub."""
 
 import json
 import shutil
 import struct
 
 import pytest
+from huggingface_hub import close_session
 from huggingface_hub.utils import disable_progress_bars
 from slm_judge.export.artefacts import artefacts, parts
 from slm_judge.export.verify import REPORT, read_report, verify
 
+from slm_judge import hub as rules
+from slm_judge.errors import JudgeError
 from slm_judge.files import content_hash, write_text
 from slm_judge.run import Run
+from tests.hub.faults import HANG
 
 disable_progress_bars()
+
+
+@pytest.fixture
+def impatient(hub, monkeypatch):
+    """The loopback Hub, with "other" logged in, and a client that waits for nothing."""
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    monkeypatch.setattr(rules, "TIMEOUT", HANG / 2)
+    monkeypatch.setattr(rules, "TRIES", 3)
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    close_session()
+    yield hub
+    hub.fail = None
+    close_session()
+    assert max(waits) <= rules.LONGEST_WAIT + 1  # of which huggingface_hub adds one
+    assert waits.count(7) + waits.count(8) > 0  # as the Hub asked for
+
+
+def attempt(work):
+    """What went wrong, as the command line prints it; None where nothing did."""
+    try:
+        work()
+    except JudgeError as error:
+        return str(error)
+    return None
 
 
 @pytest.fixture(scope="session")

@@ -5,42 +5,16 @@ import shutil
 
 import pandas as pd
 import pytest
-from huggingface_hub import HfApi, HfFileSystem, _tree_cache, close_session
+from huggingface_hub import HfApi, HfFileSystem, _tree_cache
 from slm_judge.export import push as stage
 
-from slm_judge import hub as rules
 from slm_judge.artefact import locate
 from slm_judge.data.tables import read_table
-from slm_judge.errors import JudgeError
-from tests.hub.faults import DATA, HANG, PULL, PUSH, faults
+from tests.hub.conftest import attempt
+from tests.hub.faults import DATA, PULL, PUSH, faults
 
 BRANCH = "next"
 LINE = ("500", "502", "503", "cut before", "hang", "cut in the middle")
-
-
-@pytest.fixture
-def impatient(hub, monkeypatch):
-    """The loopback Hub, with "other" logged in, and a client that waits for nothing."""
-    monkeypatch.setenv("HF_TOKEN", "hf_other")
-    monkeypatch.setattr(rules, "TIMEOUT", HANG / 2)
-    monkeypatch.setattr(rules, "TRIES", 3)
-    waits = []
-    monkeypatch.setattr("time.sleep", waits.append)
-    close_session()
-    yield hub
-    hub.fail = None
-    close_session()
-    assert max(waits) <= rules.LONGEST_WAIT + 1  # of which huggingface_hub adds one
-    assert waits.count(7) + waits.count(8) > 0  # as the Hub asked for
-
-
-def attempt(work):
-    """What went wrong, as the command line prints it; None where nothing did."""
-    try:
-        work()
-    except JudgeError as error:
-        return str(error)
-    return None
 
 
 @pytest.mark.parametrize("request_", PUSH)

@@ -4,18 +4,23 @@ import io
 import json
 import re
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from huggingface_hub import get_session
+from huggingface_hub import CommitOperationAdd, HfApi, _tree_cache, get_session
 from rich.console import Console
-from slm_judge.export.job import SCRIPT, bundle, job, requirements
+from slm_judge.export import on_hub
+from slm_judge.export.job import RECIPE, SCRIPT, bundle, job, requirements
 from slm_judge.export.on_hub import BRANCH, _keep
 
 from slm_judge import Judge
 from slm_judge.errors import JudgeError
 from slm_judge.recipe import ExportConfig, Recipe, VerifyConfig
 from tests.conftest import ROOT, small_recipe
+from tests.hub.conftest import attempt
+from tests.hub.faults import PULL, faults
 
 TOKEN = "hf_loopback"
 
@@ -91,6 +96,43 @@ def test_a_fault_of_the_line_does_not_end_a_job(tmp_path, monkeypatch, capsys, f
     else:
         assert said.startswith("The run is not kept this time: me/x-job: the Hub cannot be reached")
         assert (api.calls, said.count("\n")) == (4, 1)
+
+
+TAKING_UP = {"branch": "POST .*/branch/.*", **PULL}
+
+
+@pytest.mark.parametrize("request_", TAKING_UP)
+def test_what_is_kept_is_gone_on_with_or_left_alone(impatient, monkeypatch, tmp_path, request_):
+    """A fault of the Hub never looks like a run that was not begun, which would replace it."""
+    hub, api, found = impatient, HfApi(), list[set[str]]()
+    kept = {
+        f"runs/tiny/{name}": name.encode() * 100 for name in ("recipe.json", "checkpoints/a/b.pt")
+    }
+
+    def stage(command, check):
+        found.append({path.as_posix() for path in Path("runs").rglob("*") if path.is_file()})
+        Path("runs/tiny").mkdir(parents=True, exist_ok=True)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(on_hub, "subprocess", SimpleNamespace(run=stage))
+    api.create_repo("other/up-job", private=True, exist_ok=True)
+    api.upload_file(path_or_fileobj=b"job", path_in_repo="job.py", repo_id="other/up-job")
+    api.create_branch("other/up-job", branch=BRANCH, exist_ok=True)
+    operations = [CommitOperationAdd(path, content) for path, content in kept.items()]
+    api.create_commit("other/up-job", operations, commit_message="kept", revision=BRANCH)
+    recipe = bundle(Recipe.from_file(ROOT / "recipes/tiny.yaml"))[RECIPE]
+    for number, (name, hook) in enumerate(faults({request_: TAKING_UP[request_]})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "cache"))
+        _tree_cache._IN_MEMORY_TREE_CACHE.clear()
+        Path(RECIPE).write_bytes(recipe)
+        hub.fail, found[:] = hook, []
+        told = attempt(lambda: on_hub.main("other/up-job", "other"))
+        assert told is None or not (found or name.endswith("once")), (name, told)
+        assert told is not None or kept.keys() <= found[0], name
+        assert kept.keys() <= hub.repo("other/up-job").history(BRANCH)[0]["files"].keys(), name
 
 
 @pytest.mark.slow
