@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import requires
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, JobInfo, get_token
 from huggingface_hub.errors import LocalTokenNotFoundError
 from packaging.requirements import Requirement
 from rich.console import Console
@@ -24,6 +25,7 @@ IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 SCRIPT, RECIPE = "job.py", "recipe.json"
 _ROOMS = ("", ".training", ".export", ".model_card")
 _SHIPPED = {".py", ".jinja", ".md", ".txt", ".typed"}
+_ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 _DATA = ("train", "validation", "test", "gold")
 _BODY = f'''"""Of `slm-judge job` {__version__}; takes what `on_hub` takes."""
 
@@ -44,7 +46,7 @@ for wait in (1, 4, 16, 0):
         break
     except Exception as error:
         if not wait:
-            sys.exit(f"error: {{sys.argv[1]}} cannot be fetched, run the same command again: {{error}}")
+            sys.exit(f"error: {{sys.argv[1]}} cannot be fetched ({{type(error).__name__}}).")
         time.sleep(wait)
 os.execvp("uv", ["uv", "run", "{SCRIPT}", sys.argv[1], *sys.argv[3:]])
 """
@@ -61,7 +63,8 @@ def job(
     """Run a recipe on the Hub, and show what is said there until it ends.
 
     What the job needs goes into a private repository, `NAME-job`, where it also keeps its run: the
-    same command goes on where a job ended.
+    same command goes on where a job ended. A job that has not ended is followed: none starts beside
+    it.
 
     Args:
         recipe: whose data, if they are files, are sent too.
@@ -80,15 +83,15 @@ def job(
             raise LocalTokenNotFoundError
         owner = user or str(repeated(api.whoami)["name"])
     repo = f"{owner}/{recipe.name}-job"
-    operations = [CommitOperationAdd(path, source) for path, source in files.items()]
     with hub_errors(repo, kind=JudgeError):
-        repeated(partial(api.create_repo, repo, private=True, exist_ok=True))
-        if not api.model_info(repo).private:
-            raise JudgeError(f"{repo} is public. Make it private, or delete it: it gets your data.")
-        message = "What slm-judge job needs"
-        work = partial(api.create_commit, repo, operations, commit_message=message)
-        commit = repeated(work).oid
-        started = api.run_job(
+        found = repeated(partial(_at_work, api, owner, repo))
+        commit = "" if found else _send(api, repo, files)
+    if found:
+        told = "is at work on this already, with what it was given when it started"
+    else:
+        told = "ends by itself, also if this command does not wait"
+        start = partial(
+            api.run_job,
             image=IMAGE,
             command=[*["uv", "run", "--with", "huggingface_hub", "python", "-c"], _FETCH,
                      repo, commit, owner, *(["--private"] if private else [])],
@@ -97,17 +100,61 @@ def job(
             timeout=timeout,
             namespace=owner,
         )  # fmt: skip
-    say(console, [f"{started.url}; it ends by itself, also if this command does not wait."], "")
-    goes_on = f" The job goes on: `hf jobs logs {started.id}`."
-    with hub_errors(f"Job {started.id}", kind=JudgeError, advice=goes_on):
-        for line in api.fetch_job_logs(job_id=started.id, namespace=owner, follow=True):
-            say(console, [line.rstrip().replace(token, "(token)")], "")
-        status = api.inspect_job(job_id=started.id, namespace=owner).status
+        with hub_errors(repo, kind=JudgeError, advice=" A job that has started, that follows."):
+            found = repeated(lambda: _at_work(api, owner, repo) or start())  # an answer may be lost
+    say(console, [f"{found.url} {told}."], "")
+    status = _follow(api, owner, found.id, token, console).status
     if status.stage != "COMPLETED":
         raise JudgeError(
-            f"Job {started.id} ended: {status.stage} {status.message or ''}. What it had finished "
+            f"Job {found.id} ended: {status.stage} {status.message or ''}. What it had finished "
             f"is kept in {repo}; the same command goes on from there."
         )
+
+
+def _at_work(api: HfApi, owner: str, repo: str) -> JobInfo | None:
+    """The job of a repository that has not ended, if there is one."""
+    jobs = (job for job in api.list_jobs(namespace=owner) if job.status.stage not in _ENDED)
+    return next((job for job in jobs if repo in (job.command or ())), None)
+
+
+def _send(api: HfApi, repo: str, files: dict[str, Path | bytes]) -> str:
+    """Commit what a job needs to its private repository; the commit."""
+    repeated(partial(api.create_repo, repo, private=True, exist_ok=True))
+    if not repeated(partial(api.model_info, repo)).private:
+        raise JudgeError(f"{repo} is public. Make it private, or delete it: it gets your data.")
+    operations = [CommitOperationAdd(path, source) for path, source in files.items()]
+    message = "What slm-judge job needs"
+    work = partial(api.create_commit, repo, operations, commit_message=message)
+    return str(repeated(work).oid)
+
+
+def _follow(api: HfApi, owner: str, identity: str, token: str, console: Console) -> JobInfo:
+    """Show what a job says, until it has ended."""
+    goes_on, shown = (
+        (
+            " The job goes on by itself: until it ends, the same command follows it. To end it: "
+            f"`hf jobs cancel {owner}/{identity}`."
+        ),
+        0,
+    )
+
+    def ended() -> JobInfo:
+        nonlocal shown
+        lines = api.fetch_job_logs(job_id=identity, namespace=owner, follow=True)
+        for line in islice(lines, shown, None):
+            say(console, [line.rstrip().replace(token, "(token)")], "")
+            shown += 1
+        job = api.inspect_job(job_id=identity, namespace=owner)
+        if job.status.stage not in _ENDED:
+            raise ConnectionError("its log broke off")
+        return job
+
+    try:
+        with hub_errors(f"Job {identity}", kind=JudgeError, advice=goes_on):
+            return repeated(ended)
+    except BaseException as stopped:
+        stopped.add_note(goes_on.strip())  # of Ctrl-C
+        raise
 
 
 def bundle(recipe: Recipe) -> dict[str, Path | bytes]:

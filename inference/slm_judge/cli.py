@@ -885,11 +885,9 @@ def main() -> None:
     except JudgeError as error:
         _fail(str(error), 2)
     except _Stopped as stopped:
-        _fail(
-            f"{_STOPS[stopped.number]}. The same command goes on where it stopped (train with "
-            "--resume).",
-            128 + stopped.number,
-        )
+        resumed = "The same command goes on where it stopped (train with --resume)."
+        advice = " ".join(getattr(stopped, "__notes__", [resumed]))
+        _fail(f"{_STOPS[stopped.number]}. {advice}", 128 + stopped.number)
     except Exception as error:
         if (message := system_message(error)) is None:
             raise

@@ -161,8 +161,10 @@ def _status_message(repo: str, answer: HfHubHTTPError) -> str:
     status = answer.response.status_code
     means, advice = {
         401: ("does not accept the token", "log in with `hf auth login`, or set HF_TOKEN"),
+        402: ("asks for payment", "add credit to the account, then run the same command again"),
         403: ("refuses this to the token in use", "use one that may do this"),
         404: ("does not find it", "check the name"),
+        409: ("is changing the same thing already", "run the same command again"),
         429: ("has had too many requests", "wait some minutes, then run the same command again"),
     }.get(status, ("refuses", "check the names, and what is sent"))
     if status >= 500:

@@ -8,4 +8,4 @@ METADATA = {
         f"Metadata-Version: 2.1\nName: slm-judge\nVersion: {__version__}\n".encode()
     )
 }
-"""Path and content of what lies beside a copy that nothing installs, which knows its version by it."""
+"""By which a copy that nothing installs knows its version: path beside it, and content."""

@@ -32,6 +32,12 @@ DATA = {
     "head": "HEAD /datasets/.*/resolve/.*",
     "file": "GET /datasets/.*/resolve/.*parquet",
 }
+JOBS = {
+    "list": "GET /api/jobs/[^/]+",
+    "start": "POST /api/jobs/[^/]+",
+    "logs": "GET /api/jobs/.*/logs",
+    "status": "GET /api/jobs/[^/]+/[^/]+",
+}
 HANG = 2.0
 """Seconds of silence; longer than the time-out of whoever tests with it."""
 
@@ -58,7 +64,7 @@ def _silent(seconds: float) -> Callable[[], str | None]:
 
 
 FAULTS: dict[str, Callable[[], str | None]] = {
-    **{str(status): _refuse(status) for status in (400, 401, 403, 404, 409, 500, 502, 503)},
+    **{str(status): _refuse(status) for status in (400, 401, 402, 403, 404, 409, 500, 502, 503)},
     "429": _refuse(429, Retry_After="7"),
     "429 for a day": _refuse(429, Retry_After="86400"),
     "cut before": _silent(0),

@@ -154,7 +154,7 @@ class Job:
         environment["PATH"] = f"{shim.parent}:{environment['PATH']}"
         environment["HF_HOME"] = str(self.folder / "hf")
         self.process = subprocess.Popen(
-            spec["command"], cwd=self.folder, env=environment, text=True, start_new_session=True,
+            hub.does or spec["command"], cwd=self.folder, env=environment, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.said: list[str] = []
@@ -176,6 +176,7 @@ class Job:
         owner = {"id": "1", "name": self.owner, "type": "user"}
         return {
             "id": self.identity, "owner": owner, "flavor": self.spec["flavor"],
+            "command": self.spec["command"], "arguments": [],
             "status": {"stage": stage, "message": f"exit code {code}" if code else None},
         }  # fmt: skip
 
@@ -193,6 +194,7 @@ class LoopbackHub:
         stored: digests of the files that were uploaded, in order.
         collections: slug -> collection.
         jobs: identity -> job, a process of this machine.
+        does: the command of new jobs, in place of what they were asked to do.
     """
 
     def __init__(self, root: Path, tokens: dict[str, str]) -> None:
@@ -202,6 +204,7 @@ class LoopbackHub:
         self.stored: list[str] = []
         self.collections: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, Job] = {}
+        self.does: list[str] | None = None
         self.lock = threading.Lock()
         hub = self
 
@@ -243,6 +246,7 @@ _ROUTES = [
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("POST", r"/api/jobs/([^/]+)", "start_job"),
+    ("GET", r"/api/jobs/([^/]+)", "list_jobs"),
     ("GET", r"/api/jobs/([^/]+)/([^/]+)", "job"),
     ("GET", r"/api/jobs/([^/]+)/([^/]+)/logs", "job_logs"),
     ("POST", r"/api/collections", "new_collection"),
@@ -398,6 +402,12 @@ class _Handler(BaseHTTPRequestHandler):
         job = Job(self.server_hub, owner, json.loads(self.body))
         self.server_hub.jobs[job.identity] = job
         self._json(job.info())
+
+    def _list_jobs(self, owner: str) -> None:
+        if owner != self._writer():
+            raise HubError(403, "", "You don't have the rights to see jobs there.")
+        jobs = [job for job in self.server_hub.jobs.values() if job.owner == owner]
+        self._json([job.info() for job in reversed(jobs)])  # newest first
 
     def _job(self, owner: str, identity: str) -> None:
         self._json(self.server_hub.jobs[identity].info())

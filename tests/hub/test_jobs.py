@@ -2,15 +2,21 @@
 
 import io
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, _tree_cache, get_session
 from rich.console import Console
+from slm_judge.export import job as stage
 from slm_judge.export import on_hub
 from slm_judge.export.job import RECIPE, SCRIPT, bundle, job, requirements
 from slm_judge.export.on_hub import BRANCH, _keep
@@ -18,9 +24,10 @@ from slm_judge.export.on_hub import BRANCH, _keep
 from slm_judge import Judge
 from slm_judge.errors import JudgeError
 from slm_judge.recipe import ExportConfig, Recipe, VerifyConfig
-from tests.conftest import ROOT, small_recipe
+from tests.conftest import LIMIT, ROOT, small_recipe
 from tests.hub.conftest import attempt
-from tests.hub.faults import PULL, faults
+from tests.hub.faults import JOBS, PULL, faults
+from tests.hub.server import HubError
 
 TOKEN = "hf_loopback"
 
@@ -51,7 +58,7 @@ def test_a_job_that_fails_says_why_and_sends_no_more_than_it_needs(logged_in, tm
     said, error = told(recipe, "cpu-basic", "5m")
     assert "There is no repository me/no-base on the Hub" in " ".join(said.split())
     assert "ended: ERROR exit code 2. What it had finished is kept in me/failing-job" in error
-    (asked,) = logged_in.jobs.values()
+    asked = list(logged_in.jobs.values())[-1]
     assert (asked.spec["flavor"], asked.spec["timeoutSeconds"]) == ("cpu-basic", 300)
     assert asked.spec["secrets"] == {"HF_TOKEN": TOKEN}
     assert TOKEN not in said + error + str(asked.spec["command"])
@@ -98,6 +105,104 @@ def test_a_fault_of_the_line_does_not_end_a_job(tmp_path, monkeypatch, capsys, f
         assert (api.calls, said.count("\n")) == (4, 1)
 
 
+def test_a_fault_in_the_job_is_a_sentence_of_its_log(logged_in, monkeypatch, tmp_path):
+    asked = []
+
+    def fail(method, path):
+        if path.startswith("/api/models/me/faulty-job/tree/"):
+            asked.append(path)
+            if len(asked) == 1:  # which the job tries again
+                raise HubError(400, "", "a moment, please")
+        if path.endswith(f"/branch/{BRANCH}"):
+            raise HubError(403, "", "not with this token")
+
+    monkeypatch.setattr(logged_in, "fail", fail)
+    said, error = told(small_recipe(tmp_path / "run", name="faulty"), "cpu-basic", "5m")
+    assert "error: me/faulty-job: the Hub refuses this to the token in use (403" in said
+    assert (len(asked), "Traceback" in said) == (2, False)
+    assert "ended: ERROR exit code 1" in error
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Jobs that are given next to nothing."""
+    monkeypatch.setattr(stage, "bundle", lambda recipe: {SCRIPT: b"job"})
+
+
+@pytest.mark.parametrize("request_", JOBS)
+def test_faults_start_no_second_job(impatient, small, monkeypatch, request_):
+    hub, recipe = impatient, Recipe.from_file(ROOT / "recipes/tiny.yaml")
+    monkeypatch.setattr(hub, "does", ["sh", "-c", "echo hello; sleep 0.2; echo bye"])
+    for name, hook in faults({request_: JOBS[request_]}):
+        if name in ("status, list", "status, object"):
+            continue  # huggingface_hub asks on, and a person ends it
+        before, hub.fail = len(hub.jobs), hook
+        said, error = told(recipe, "cpu-basic", "5m")
+        assert len(hub.jobs) <= before + 1, name
+        assert error is None or not name.endswith("once"), (name, error)
+        if error is None:
+            assert len(hub.jobs) == before + 1, name
+            assert request_ == "logs" or said.endswith("hello\nbye\n"), (name, said)
+        elif request_ in ("logs", "status"):
+            assert (
+                "until it ends, the same command follows it. To end it: `hf jobs cancel " in error
+            )
+        elif "402" in name:
+            assert "asks for payment (402" in error
+            assert "add credit to the account" in error
+        assert "hf_other" not in said + str(error), name
+        hub.fail = None
+        for one in hub.jobs.values():
+            one.listener.join(LIMIT)
+
+
+def test_a_job_that_is_at_work_is_followed(logged_in, small, monkeypatch):
+    waits = "echo hello; while [ ! -e go ]; do sleep 0.1; done; echo bye"
+    monkeypatch.setattr(logged_in, "does", ["sh", "-c", waits])
+    recipe, before, said = Recipe.from_file(ROOT / "recipes/tiny.yaml"), len(logged_in.jobs), []
+    other = recipe.model_copy(update={"name": "tiny-2"})
+    threads = []
+    for number, each in enumerate((recipe, other, recipe)):
+        logged_in.requests.clear()
+        threads.append(Thread(target=lambda: said.append(told(each, "cpu-basic", "5m"))))  # noqa: B023
+        threads[-1].start()
+        until(lambda: [path for _, path in logged_in.requests if path.endswith("/logs")])
+        assert len(logged_in.jobs) == before + min(number + 1, 2)
+    for one in list(logged_in.jobs.values())[before:]:
+        (one.folder / "go").touch()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert len(logged_in.jobs) == before + 2
+    assert [error for _, error in said] == [None] * 3
+    assert all(text.endswith("hello\nbye\n") for text, _ in said)
+    assert sum("is at work on this already" in text for text, _ in said) == 1
+
+
+def until(holds):
+    deadline = time.monotonic() + LIMIT
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ctrl_c_ends_the_log_and_says_that_the_job_goes_on(logged_in, monkeypatch, tmp_path):
+    monkeypatch.setattr(logged_in, "does", ["sh", "-c", "echo hello; sleep 60"])
+    command = [sys.executable, "-m", "slm_judge", "job", ROOT / "recipes/tiny.yaml"]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*command, "--flavor", "cpu-basic"], stdout=file, stderr=file, env=dict(os.environ)
+        )
+    until(lambda: "hello" in log.read_text() or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LIMIT) == 130
+    (left,) = [one for one in logged_in.jobs.values() if one.listener.is_alive()]
+    said = " ".join(log.read_text().split())
+    assert "error: Interrupted. The job goes on by itself: until it ends, the same command" in said
+    assert said.endswith(f"`hf jobs cancel me/{left.identity}`.")
+    left.end()
+
+
 TAKING_UP = {"branch": "POST .*/branch/.*", **PULL}
 
 
@@ -109,12 +214,12 @@ def test_what_is_kept_is_gone_on_with_or_left_alone(impatient, monkeypatch, tmp_
         f"runs/tiny/{name}": name.encode() * 100 for name in ("recipe.json", "checkpoints/a/b.pt")
     }
 
-    def stage(command, check):
+    def step(command, check):
         found.append({path.as_posix() for path in Path("runs").rglob("*") if path.is_file()})
         Path("runs/tiny").mkdir(parents=True, exist_ok=True)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(on_hub, "subprocess", SimpleNamespace(run=stage))
+    monkeypatch.setattr(on_hub, "subprocess", SimpleNamespace(run=step))
     api.create_repo("other/up-job", private=True, exist_ok=True)
     api.upload_file(path_or_fileobj=b"job", path_in_repo="job.py", repo_id="other/up-job")
     api.create_branch("other/up-job", branch=BRANCH, exist_ok=True)
