@@ -13,6 +13,14 @@ PUSH ?=
 # A machine of the Hub that does it all, e.g. JOB=a10g-large (`slm-judge job`), and its options.
 JOB ?=
 JOB_OPTIONS ?=
+ifneq ($(JOB),)
+ifneq ($(filter-out --private,$(PUSH)),)
+$(error A job takes PUSH="--private" alone, not $(filter-out --private,$(PUSH)); leave it out, or JOB)
+endif
+ifneq ($(RUN),$(RECIPE))
+$(error A job makes its own run from RECIPE; leave out RUN=$(RUN), or JOB)
+endif
+endif
 # Further options for pip, e.g. the index of PyTorch's CPU builds.
 PIP_OPTIONS ?=
 
@@ -52,7 +60,7 @@ demo: $(READY) ## The whole job on the shipped sample: train, export, verify, an
 	$(BIN)/slm-judge baselines recipes/smollm2.yaml --zero-shot smollm2
 
 train: $(READY) ## Fine-tune a judge: make train RECIPE=recipes/mine.yaml (goes on where it stopped)
-	$(BIN)/slm-judge $(if $(JOB),job $(RECIPE) --flavor $(JOB) $(if $(HUB_USER),--user $(HUB_USER)) $(JOB_OPTIONS),train $(RECIPE) --resume)
+	$(BIN)/slm-judge $(if $(JOB),job $(RECIPE) --flavor $(JOB) $(if $(HUB_USER),--user $(HUB_USER)) $(PUSH) $(JOB_OPTIONS),train $(RECIPE) --resume)
 
 export: $(READY) ## Merge, bitsandbytes 4-bit and GGUF files of a run
 	$(BIN)/slm-judge export $(RUN)
@@ -60,8 +68,8 @@ export: $(READY) ## Merge, bitsandbytes 4-bit and GGUF files of a run
 verify: export ## Run the exported files on held-out items
 	$(BIN)/slm-judge verify $(RUN)
 
-push: $(if $(JOB),$(READY),verify) ## Push a run to the Hub: make train push RECIPE=recipes/mine.yaml HUB_USER=me (JOB=a10g-large: on the Hub)
-	$(if $(JOB),@echo "With JOB, make train has pushed the judge.",$(BIN)/slm-judge push $(RUN) $(if $(HUB_USER),--user $(HUB_USER)) $(PUSH))
+push: $(if $(JOB),train,verify) ## Push a run to the Hub: make train push RECIPE=recipes/mine.yaml HUB_USER=me (JOB=a10g-large: on the Hub)
+	$(if $(JOB),@echo "The job above has pushed the judge.",$(BIN)/slm-judge push $(RUN) $(if $(HUB_USER),--user $(HUB_USER)) $(PUSH))
 
 lint: $(READY) ## Check style, types, and which room of the house imports which
 	$(BIN)/ruff check .

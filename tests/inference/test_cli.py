@@ -1,5 +1,6 @@
 """The command line: what it prints, and one clear message with exit code 2 for what is wrong."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -198,6 +199,29 @@ def test_a_full_disk_loses_nothing(run, tmp_path):
     assert "code 2, files out.csv out.csv.parts , content old" in result.stdout, result.stderr
     assert "No space left on the device" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "runs"),
+    [
+        (
+            "train push PUSH=--private HUB_USER=me",
+            "job r.yaml --flavor a10g-large --user me --private",
+        ),
+        ("push", "job r.yaml --flavor a10g-large"),  # which trains first, as every push
+        ("train push PUSH='--private --data'", 'A job takes PUSH="--private" alone, not --data'),
+        ("push RUN=runs/other", "leave out RUN=runs/other, or JOB"),
+    ],
+)
+def test_make_passes_a_job_what_it_takes_and_refuses_the_rest(asked, runs):
+    result = subprocess.run(
+        ["make", "--dry-run", "RECIPE=r.yaml", "JOB=a10g-large", *shlex.split(asked)],
+        cwd=ROOT, capture_output=True, text=True, timeout=LIMIT,
+    )  # fmt: skip
+    said = " ".join((result.stdout + result.stderr).split())
+    assert (result.returncode == 0) == runs.startswith("job")
+    assert said.count(runs) == 1
+    assert "slm-judge push" not in said
 
 
 def test_set_up_without_a_compiler_says_so(tmp_path):
