@@ -86,10 +86,7 @@ def job(
     with hub_errors(repo, kind=JudgeError):
         found = repeated(partial(_at_work, api, owner, repo))
         commit = "" if found else _send(api, repo, files)
-    if found:
-        told = "is at work on this already, with what it was given when it started"
-    else:
-        told = "ends by itself, also if this command does not wait"
+    if not found:
         start = partial(
             api.run_job,
             image=IMAGE,
@@ -100,9 +97,16 @@ def job(
             timeout=timeout,
             namespace=owner,
         )  # fmt: skip
-        with hub_errors(repo, kind=JudgeError, advice=" A job that has started, that follows."):
+        with hub_errors(repo, kind=JudgeError, advice=" It follows a job that has started."):
             found = repeated(lambda: _at_work(api, owner, repo) or start())  # an answer may be lost
-    say(console, [f"{found.url} {told}."], "")
+        say(console, [f"{found.url}; it ends by itself, also if this command does not wait."], "")
+    elif private and "--private" not in (found.command or ()):
+        raise JudgeError(
+            f"{found.url} is at work on this and pushes it publicly; it is ended by `hf jobs "
+            f"cancel {owner}/{found.id}`. Then run the same command again."
+        )
+    else:
+        say(console, [f"{found.url} is at work on this already, as it was asked to then."], "")
     status = _follow(api, owner, found.id, token, console).status
     if status.stage != "COMPLETED":
         raise JudgeError(
@@ -130,13 +134,11 @@ def _send(api: HfApi, repo: str, files: dict[str, Path | bytes]) -> str:
 
 def _follow(api: HfApi, owner: str, identity: str, token: str, console: Console) -> JobInfo:
     """Show what a job says, until it has ended."""
-    goes_on, shown = (
-        (
-            " The job goes on by itself: until it ends, the same command follows it. To end it: "
-            f"`hf jobs cancel {owner}/{identity}`."
-        ),
-        0,
+    goes_on = (
+        " The job goes on by itself: until it ends, the same command follows it. To end it: "
+        f"`hf jobs cancel {owner}/{identity}`."
     )
+    shown = 0
 
     def ended() -> JobInfo:
         nonlocal shown

@@ -168,6 +168,7 @@ def test_a_job_that_is_at_work_is_followed(logged_in, small, monkeypatch):
         threads[-1].start()
         until(lambda: [path for _, path in logged_in.requests if path.endswith("/logs")])
         assert len(logged_in.jobs) == before + min(number + 1, 2)
+    assert "at work on this and pushes it publicly" in told(recipe, "x", "5m", private=True)[1]
     for one in list(logged_in.jobs.values())[before:]:
         (one.folder / "go").touch()
     for thread in threads:
