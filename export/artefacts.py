@@ -1,6 +1,6 @@
 """The exported artefacts of a run, and the files that each is made of."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from slm_judge.artefact.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE
 from slm_judge.artefact.judge_files import FILES, QUESTIONS
@@ -36,5 +36,9 @@ def parts(path: Path) -> list[Path]:
     """The files of an artefact; what else lies in its folder, somebody put there."""
     if path.is_file():
         return [path]
-    found = (file for file in path.iterdir() if any(map(file.match, _PARTS)) and file.is_file())
-    return sorted(found)
+    return sorted(file for file in path.iterdir() if is_part(file.name) and file.is_file())
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of this name belongs to the folder of an artefact."""
+    return any(map(PurePath(name).match, _PARTS))

@@ -4,13 +4,14 @@ And, where they are asked for, the annotated items, and a Space in which people 
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from rich.console import Console
 from rich.filesize import decimal
 from slm_judge.model_card.card import (
@@ -30,14 +31,15 @@ from slm_judge.recipe import VerifyConfig, public_settings
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
-from .artefacts import artefacts, parts
-from .dataset import annotated_items
+from .artefacts import artefacts, is_part, parts
+from .dataset import SPLITS, annotated_items
 from .gguf import contents
 from .settings import FACTS, training_facts
 from .space import space_files
 from .verify import REPORT, read_report
 
 CARD, RESULTS = "README.md", ".eval_results/slm-judge.yaml"
+_DRAWN = rf"{FIGURES}/(alpha|reliability|risk-coverage|confusion-[^/]*)\.png"
 _FINISH = "\nPush again to finish; what is there already is not uploaded twice."
 
 
@@ -56,6 +58,19 @@ class Repository:
             path: len(source) if isinstance(source, bytes) else source.stat().st_size
             for path, source in self.files.items()
         }
+
+    def is_ours(self, path: str) -> bool:
+        """Whether some push of this judge wrote a file of this path; others put others there."""
+        if self.kind == "space":
+            return bool(re.match(r"slm_judge(-[^/]*\.dist-info)?/", path))
+        if self.kind == "dataset":
+            return path in {f"{name}.jsonl" for name in SPLITS}
+        if self.name.endswith("-GGUF"):
+            name = self.name.rpartition("/")[2].removesuffix("-GGUF")
+            part = bool(re.fullmatch(rf"{re.escape(name)}-[A-Z0-9_]+\.gguf", path))
+        else:
+            part = "/" not in path and is_part(path)
+        return part or path == RESULTS or bool(re.fullmatch(_DRAWN, path))
 
 
 def check_verified(run: Run) -> dict[str, Any]:
@@ -98,10 +113,8 @@ def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> 
     facts["base_commit"] = Base.load(run.adapter).revision
     evaluation = json.loads((run.report / NUMBERS).read_text(encoding="utf-8"))
     rubric = run.rubric()
-    drawn = ("alpha", "reliability", "risk-coverage", "confusion-*")
-    pictures = sorted((run.report / FIGURES).glob("*.png"))
-    pictures = [path for path in pictures if any(map(Path(path.stem).match, drawn))]
-    figures = {f"{FIGURES}/{path.name}": path for path in pictures}
+    pictures = {f"{FIGURES}/{path.name}": path for path in (run.report / FIGURES).glob("*")}
+    figures = {name: pictures[name] for name in sorted(pictures) if re.fullmatch(_DRAWN, name)}
     sources = {
         "": parts(run.merged),
         "lora": parts(run.adapter),
@@ -171,54 +184,42 @@ def push(
         JudgeError: not verified, not logged in, public where private was asked for, the Hub
             refused, or another process is at work on the run.
     """
+    screen, api = console or Console(), HfApi()
+
+    def told(text: str, kind: str = "note: ") -> None:
+        say(screen, [text], kind)
+
     with run.alone():
-        return _push(run, user, private, revision, dry_run, data, console or Console(), space)
-
-
-def _push(
-    run: Run,
-    user: str | None,
-    private: bool,
-    revision: str | None,
-    dry_run: bool,
-    data: bool,
-    console: Console,
-    space: bool,
-) -> list[str]:
-    report, api = check_verified(run), HfApi()
-    say(console, [f"{path} is not part of the judge and stays here." for path in left_out(run)])
-
-    def told(text: str) -> None:
-        say(console, [text])
-
-    if not (owner := user or ("me" if dry_run else "")):
-        with hub_errors("Your account", kind=JudgeError):
-            owner = str(repeated(api.whoami, told)["name"])
-    repositories = plan(run, owner, report, data)
-    if space:
-        recipe = run.recipe()
-        files = space_files(recipe, owner, revision)
-        repositories.append(Repository(f"{owner}/{recipe.name}-demo", files, "space"))
-    if dry_run:
-        plan_table(repositories).show(console)
-        return []
-    for repository in repositories:  # all of them before the first gets anything
-        with hub_errors(repository.name, revision, JudgeError, _FINISH):
-            repeated(partial(_make, api, repository, private), told)
-    commits = []
-    for repository in repositories:
-        with hub_errors(repository.name, revision, JudgeError, _FINISH):
-            commits.append(repeated(partial(_push_one, api, repository, revision), told))
-        say(console, [f"{repository.name}: {commits[-1]}"], "pushed ")
-    title = run.recipe().name
-    try:
-        with hub_errors(f"The collection {title}", kind=JudgeError):
-            collect = partial(_collect, api, owner, title, repositories, private)
-            say(console, [repeated(collect, told)], "collection ")
-    except JudgeError as error:  # e.g. of a token for repositories alone
-        said = "All repositories are pushed, but they are not in a collection of the Hub: "
-        say(console, [f"{said}{error}"])
-    return commits
+        report = check_verified(run)
+        for path in left_out(run):
+            told(f"{path} is not part of the judge and stays here.")
+        if not (owner := user or ("me" if dry_run else "")):
+            with hub_errors("Your account", kind=JudgeError):
+                owner = str(repeated(api.whoami, told)["name"])
+        repositories = plan(run, owner, report, data)
+        if space:
+            recipe = run.recipe()
+            files = space_files(recipe, owner, revision)
+            repositories.append(Repository(f"{owner}/{recipe.name}-demo", files, "space"))
+        if dry_run:
+            plan_table(repositories).show(screen)
+            return []
+        for repository in repositories:  # all of them before the first gets anything
+            with hub_errors(repository.name, revision, JudgeError, _FINISH):
+                repeated(partial(_make, api, repository, private), told)
+        commits = []
+        for repository in repositories:
+            with hub_errors(repository.name, revision, JudgeError, _FINISH):
+                commits.append(repeated(partial(_push_one, api, repository, revision, told), told))
+            told(f"{repository.name}: {commits[-1]}", "pushed ")
+        title = run.recipe().name
+        try:
+            with hub_errors(f"The collection {title}", kind=JudgeError):
+                collect = partial(_collect, api, owner, title, repositories, private)
+                told(repeated(collect, told), "collection ")
+        except JudgeError as error:  # e.g. of a token for repositories alone
+            told(f"All repositories are pushed, but not in a collection of the Hub: {error}")
+        return commits
 
 
 def _collect(
@@ -251,19 +252,26 @@ def _make(api: HfApi, repository: Repository, private: bool) -> None:
         )
 
 
-def _push_one(api: HfApi, repository: Repository, revision: str | None) -> str:
-    """Commit the files; what is there already is neither sent nor committed again."""
+def _push_one(
+    api: HfApi, repository: Repository, revision: str | None, told: Callable[[str], object]
+) -> str:
+    """Commit the files; what is there already is neither sent nor committed again.
+
+    Files of an earlier push that this one lacks go in the same commit: of another judge, they would
+    be taken for this one's.
+    """
     kind = repository.kind
     revision = None if kind == "space" else revision  # the Hub builds a Space from `main` alone
     if revision:
         api.create_branch(repository.name, branch=revision, exist_ok=True, repo_type=kind)
-    operations = [
-        CommitOperationAdd(path_in_repo=path, path_or_fileobj=source)
-        for path, source in repository.files.items()
-    ]
+    there = api.list_repo_files(repository.name, revision=revision, repo_type=kind)
+    stale = [path for path in there if path not in repository.files and repository.is_ours(path)]
+    for path in stale:
+        told(f"{repository.name}: {path} is of an earlier push, and goes.")
+    added = [CommitOperationAdd(path, source) for path, source in repository.files.items()]
     commit = api.create_commit(
         repository.name,
-        operations,
+        [*added, *map(CommitOperationDelete, stale)],
         commit_message="Upload a judge with slm-judge",
         repo_type=kind,
         revision=revision,

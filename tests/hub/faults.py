@@ -14,6 +14,7 @@ PUSH = {
     "create": "POST /api/repos/create",
     "branch": "POST .*/branch/.*",
     "card": "POST /api/validate-yaml",
+    "listing": "GET .*/tree/.*",
     "preupload": "POST .*/preupload/.*",
     "batch": "POST .*/objects/batch",
     "upload": "PUT /lfs/.*",

