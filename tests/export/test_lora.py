@@ -68,6 +68,23 @@ def test_base_and_adapter_say_what_the_merged_file_says(run, apart, tmp_path):
         assert job_of(judge, AnnotateOptions())["model"] != other  # which decides what is resumed
 
 
+def test_a_merged_judge_is_no_base_of_its_own_adapter(run, apart):
+    """Which would be added twice."""
+    merged, adapter = run.gguf_file("BF16"), apart.lora_file()
+    with pytest.raises(ModelError, match=re.escape(f"{merged} is a judge already")):
+        said(merged, adapter=adapter)
+
+
+def test_a_base_that_does_not_say_what_it_is_is_taken_with_a_word(apart, tmp_path, capsys):
+    unnamed, adapter = tmp_path / "unnamed.gguf", apart.lora_file()
+    Gguf.read(apart.lora_file("BF16")).write(unnamed, {BASE_KEY: ""})
+    for _ in range(2):
+        said(unnamed, adapter=adapter)
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("names no base, so that") == 1
+    assert f"that of {adapter}, tiny@ nf4, unseen." in told
+
+
 def test_a_base_alone_and_what_does_not_belong_together_are_refused(apart, tmp_path):
     base, adapter = apart.lora_file("BF16"), apart.lora_file()
     with pytest.raises(ModelError, match="it is a language model, not a judge"):

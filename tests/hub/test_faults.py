@@ -73,7 +73,7 @@ def test_pulling(impatient, monkeypatch, tmp_path, capsys, request_, weights):
 
     for number, (name, hook) in enumerate(faults({request_: PULL[request_]})):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / str(number)))
-        locate._once.cache_clear()
+        locate.tell_once.cache_clear()
         hub.fail = hook
         told[name] = attempt(pull)
         assert not name.endswith("once") or told[name] is None, name

@@ -68,7 +68,9 @@ def resolve(repo: str, revision: str | None) -> str:
     with hub_errors(repo, revision):
         commit, cached = repeated(partial(_ask, repo, revision), _tell)
     if cached:
-        _once(f"The Hub does not answer: {repo} is taken from the local cache, at commit {commit}.")
+        tell_once(
+            f"The Hub does not answer: {repo} is taken from the local cache, at commit {commit}."
+        )
     return commit
 
 
@@ -88,7 +90,7 @@ def _tell(text: str) -> None:
     say(Console(stderr=True), [text])
 
 
-_once = cache(_tell)
+tell_once = cache(_tell)
 
 
 def snapshot(repo: str, commit: str, *patterns: str) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 
 from slm_judge.artefact.calibration import read_calibrations
 from slm_judge.artefact.judge_files import QUESTION_TYPES, Contract, read_temperatures
+from slm_judge.artefact.locate import tell_once
 from slm_judge.errors import ModelError, require
 from slm_judge.prompt.labels import check_label_count, single_token_labels
 from slm_judge.prompt.readers import EncodedPrompt, SystemoneReader
@@ -120,7 +121,17 @@ class GgufBackend:
             if not self._adapter:
                 raise ModelError(f"{adapter} is not an adapter (LoRA) of {path}{_reason()}.")
             ours, theirs = self._judge_metadata(BASE_KEY), self._metadata(BASE_KEY)
-            if ours and theirs and ours != theirs:  # llama.cpp looks at shapes alone
+            if self._metadata(RUBRIC_KEY):
+                raise ModelError(
+                    f"{path} is a judge already, into which an adapter is merged: load it alone, "
+                    f"or {adapter} with its base, {ours or 'which it does not name'}."
+                )
+            if not (ours and theirs):  # llama.cpp looks at shapes alone
+                tell_once(
+                    f"{path if ours else adapter} names no base, so that {path} is taken for that "
+                    f"of {adapter}{f', {ours},' if ours else ''} unseen."
+                )
+            elif ours != theirs:
                 raise ModelError(f"{adapter} was trained on the base {ours}; {path} is {theirs}.")
         self._vocab = llama.llama_model_get_vocab(self._model)
         self._n_vocab = llama.llama_vocab_n_tokens(self._vocab)
@@ -176,7 +187,7 @@ class GgufBackend:
         return self._value(self._llama.llama_model_meta_val_str, self._model, key)
 
     def _judge_metadata(self, key: str) -> str | None:
-        """Of the adapter, where there is one: its base may be a judge of its own."""
+        """Of the adapter, where there is one; its base has none."""
         if self._adapter:
             return self._value(self._llama.llama_adapter_meta_val_str, self._adapter, key)
         return self._metadata(key)
