@@ -265,14 +265,39 @@ def test_a_queue_for_review_is_noticed_and_carries_its_probabilities(world):
     drawn = people.assign(review_probability=chances[rows])
     found = world.estimate(drawn, REFUND, Drawing(probability="review_probability"))
     assert not found.doubts
+    # By this name the column is known, and a line says so; equal chances change nothing.
+    unasked = world.estimate(drawn, REFUND)
+    assert unasked.dimensions == found.dimensions
+    assert [line for line in unasked.notes if "people.csv has unequal review_probability" in line]
+    equal = world.estimate(people.assign(review_probability=0.1, who="w"), REFUND)
+    assert equal == world.estimate(people, REFUND)
     assert holds(found.dimensions["refund"]["true"].prediction_powered, world.refund.mean())
     assert world.estimate(people, REFUND).doubts
     # In the corpus the column is as good; a part of what was drawn is not all of it.
     world.corpus["review_probability"] = chances
     again = world.estimate(people, REFUND, Drawing(probability="review_probability"))
-    assert again.dimensions == found.dimensions
+    assert again.dimensions == found.dimensions == world.estimate(people, REFUND).dimensions
     half = world.estimate(people[::2], REFUND, Drawing(probability="review_probability"))
     assert any("stand for" in text and "the corpus has 2,000" in text for text in half.doubts)
+
+
+def test_chances_of_each_annotator_are_chances_of_items_and_an_item_has_one(world):
+    """An annotator took the queue, another one the random part: the column is of both."""
+    chances = np.where(np.arange(300) < 200, 0.8, 0.05)
+    people = world.people(range(300)).assign(
+        review_probability=chances, who=np.where(chances > 0.5, "a", "b")
+    )
+    asked = Drawing(annotator="who", probability="review_probability")
+    found = world.estimate(people, REFUND, Drawing(annotator="who"))
+    assert found.dimensions == world.estimate(people, REFUND, asked).dimensions
+    assert (
+        found.dimensions
+        != world.estimate(people.drop(columns="review_probability"), REFUND).dimensions
+    )
+    twice = pd.concat([people, people.assign(review_probability=0.3, who="c")])
+    for drawing in (asked, Drawing(annotator="who"), Drawing()):
+        with pytest.raises(DataError, match="review_probability differs between the rows of one"):
+            world.estimate(twice, REFUND, drawing)
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "often", "", "nan", "-0.1"])

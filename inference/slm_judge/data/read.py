@@ -9,7 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,8 @@ class Annotations:
     of_annotators: dict[str, dict[str, str]] = field(default_factory=dict)
     """Those that differ between an item's rows, but not between an annotator's: annotator ->
     value."""
+    of_rows: list[str] = field(default_factory=list)
+    """Those that are neither."""
     notes: list[str] = field(default_factory=list)
 
     def select(self, rows: Sequence[int]) -> "Annotations":
@@ -139,6 +141,7 @@ class Annotations:
             [self.items[i] for i in rows],
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
             self.of_annotators,
+            self.of_rows,
             self.notes,
         )
 
@@ -215,6 +218,7 @@ def _sort_attribute(
     if (varies or alone) and named and max(map(len, of_annotator.values())) == 1:
         found.of_annotators[name] = {who: next(iter(one)) for who, one in of_annotator.items()}
     elif varies:
+        found.of_rows.append(name)
         why = "annotators" if named else "annotators, whom nobody named (--annotator)"
         found.notes.append(
             f"{location}: {name} differs between rows of one item, and is none of the items or the "
@@ -390,6 +394,7 @@ def read_annotations(
     annotator: str | None = None,
     further: Sequence[str] = (),
     group: str | None = None,
+    optional: Sequence[str] = (),
 ) -> Annotations:
     """Read annotations, wide (one row an item) or long (one row an annotation), leniently.
 
@@ -400,13 +405,15 @@ def read_annotations(
         annotator: column that names the annotator; without it, nothing is known about who voted.
         further: columns to keep, e.g. for bias probes.
         group: column whose items belong together, e.g. the author.
+        optional: further columns, which the table may lack.
 
     Raises:
         DataError: a column that was named is missing, or no annotation is usable.
     """
     columns = Columns(item_id, annotator, group, further=further)
     table = open_rows(location, [*columns.named(), *columns_of(rubric)], options_of(rubric))
-    columns = columns.within(table)
+    there = [name for name in optional if name in table.columns]
+    columns = replace(columns, further=[*further, *there]).within(table)
     require_columns(table.columns, columns.named(), location)
     findings = Findings(strict=False, notes=list(table.notes))
     unfold(table, rubric, findings, columns.of)

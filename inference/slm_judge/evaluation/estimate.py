@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from slm_judge.agreement.aggregate import level_values
 from slm_judge.agreement.alpha import Floats
 from slm_judge.agreement.estimate import CorpusEstimate, corpus_means
 from slm_judge.agreement.sample import Sample, Whole
-from slm_judge.annotate.rows import LABELLED
+from slm_judge.annotate.rows import LABELLED, REVIEW_PROBABILITY
 from slm_judge.data.item import ITEM_ID, Item
-from slm_judge.data.read import Findings, read_annotations
+from slm_judge.data.read import Annotations, Findings, read_annotations
 from slm_judge.data.sets import unfold
 from slm_judge.data.tables import Rows, names, read_table, require_columns
 from slm_judge.data.text import is_blank, read_name
@@ -43,7 +43,8 @@ class Drawing:
     prefix: str = ""
     """Of the judge's columns."""
     probability: str | None = None
-    """Chance with which an item was drawn; without it, those of a stratum are equal."""
+    """Chance with which an item was drawn; by default `REVIEW_PROBABILITY`, where that is unequal,
+    or else those of a stratum are equal."""
     strata: str | None = None
     """Parts of the corpus from which items were drawn separately."""
     group: str | None = None
@@ -203,12 +204,22 @@ class Known:
         require_columns(table.columns, [drawing.item_id], corpus)
         own = (drawing.probability, drawing.strata, drawing.group, drawing.folds)
         elsewhere = [name for name in own if name and name not in table.columns]
-        read = read_annotations(annotations, rubric, drawing.item_id, drawing.annotator, elsewhere)
+        usual = [] if drawing.probability else [f"{drawing.prefix}{REVIEW_PROBABILITY}"]
+        usual += [REVIEW_PROBABILITY] if drawing.prefix and usual else []
+        read = read_annotations(
+            annotations,
+            rubric,
+            drawing.item_id,
+            drawing.annotator,
+            elsewhere,
+            optional=[name for name in usual if name not in table.columns],
+        )
         known = cls(table, read.items, rubric, drawing)
         known.notes[:0] = [*table.notes, *read.notes]
-        ids = [item.item_id for item in read.items]
-        for name in elsewhere:
-            known.further[name] = dict(zip(ids, read.columns[name], strict=True))
+        for name in (*elsewhere, *usual):
+            if name in elsewhere or name in {*read.columns, *read.of_annotators, *read.of_rows}:
+                known.further[name] = _of_items(read, name, annotations)
+        known._find_chances(usual, annotations)
         if drawing.folds:
             found = {known.cell(drawing.folds, item.item_id) for item in known.annotated}
             if "" in found:
@@ -241,6 +252,21 @@ class Known:
                 f"{self.table.location}: {left.total()} of {len(self.table.rows)} rows do not "
                 f"count {what}: {reasons}."
             )
+
+    def _find_chances(self, usual: Sequence[str], annotations: str) -> None:
+        """Take a column that says with which chance items were drawn, where these are unequal."""
+        annotated = [item.item_id for item in self.annotated if item.votes]
+        for name in (n for n in usual if n in self.further or n in self.table.columns):
+            own = name in self.further
+            known = {self.cell(name, item) for item in self.rows} - {""}
+            if len(known | {self.cell(name, item) for item in annotated}) > 1:
+                self.drawing = replace(self.drawing, probability=name)
+                self.notes.append(
+                    f"{annotations if own else self.table.location} has unequal {name}: they are "
+                    "taken for the chances with which the annotated items were drawn, as by "
+                    "--probability. If these were drawn otherwise, rename the column."
+                )
+            return
 
     def leave_out(self, run: Run) -> int:
         """Leave out what the judge was trained on, and say how much that was."""
@@ -432,6 +458,18 @@ class Known:
             except (TypeError, ValueError):
                 return None
         return found if np.isfinite(found).all() else None
+
+
+def _of_items(read: Annotations, name: str, location: str) -> dict[str, str]:
+    """What a column says about each item, also where each annotator's items have one value."""
+    if name in read.columns:
+        return {i.item_id: cell for i, cell in zip(read.items, read.columns[name], strict=True)}
+    by = read.of_annotators.get(name, {})
+    cells = {i.item_id: {by.get(who, "") for votes in i.votes.values() for who in votes}
+             for i in read.items}  # fmt: skip
+    if not by or any(len(found) > 1 for found in cells.values()):
+        raise DataError(f"{location}: {name} differs between the rows of one item.")
+    return {item: "".join(found) for item, found in cells.items()}
 
 
 def _complete(item: Item, keys: Sequence[str]) -> list[tuple[int, ...]]:
