@@ -17,7 +17,7 @@ from slm_judge.agreement.compare import (
 from slm_judge.agreement.sets import Chosen, annotator_pairs, judge_pairs
 from slm_judge.data.item import Item
 from slm_judge.data.sets import chosen_by, chosen_by_annotators
-from slm_judge.evaluation.annotators import shared_items
+from slm_judge.evaluation.annotators import of_shared
 from slm_judge.rubric import Multi
 
 from .answers import Heard, alike
@@ -35,7 +35,7 @@ def set_report(
     votes = [
         row if own else [] for row, own in zip(chosen_by_annotators(one, items), asked, strict=True)
     ]
-    compared = [row if both else [] for row, both in zip(votes, shared_items(votes), strict=True)]
+    compared = of_shared(votes)
     own = [[chosen] if chosen is not None else [] for chosen in judged[ADAPTER]]
     groups = [item.group for item in items]
     among = annotator_pairs(compared, len(one.options), one.distance)

@@ -26,7 +26,7 @@ from slm_judge.data.predictions import (
 from slm_judge.data.read import Annotations
 from slm_judge.data.sets import whole_sets
 from slm_judge.errors import DataError, JudgeError
-from slm_judge.evaluation.annotators import shared_items
+from slm_judge.evaluation.annotators import of_shared
 from slm_judge.evaluation.evaluate import PROBES, Evaluation, evaluate, systems_of
 from slm_judge.evaluation.probes import PROBED_ITEMS, option_order
 from slm_judge.files import content_hash, finite, write_json
@@ -163,9 +163,7 @@ def _part_report(
     majority = [int(np.sum(train_votes, axis=0).argmax())] * len(items)
     judged = {artefact: part.labels(one.labels(name)).tolist() for artefact, one in heard.items()}
     groups = [item.group for item in items]
-    shared = shared_items(votes)
-    # Systems are compared with annotators on the items where these are, as on the page.
-    compared = [row if both else [] for row, both in zip(votes, shared, strict=True)]
+    compared = of_shared(votes)  # with annotators where these are compared, as on the page
     report: dict[str, Any] = {
         "annotations": sum(
             len(row) for row, label in zip(votes, judged[ADAPTER], strict=True) if label >= 0

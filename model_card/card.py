@@ -205,7 +205,8 @@ def _results(
             task_type="text-classification",
             task_name=name,
             dataset_type=source,
-            dataset_name=f"{source}, held-out items",
+            dataset_name=f"{source}, held-out items"
+            + (" with several annotations" if of_system["apart"] else ""),
             dataset_config=name,  # which keeps the dimensions apart
             metric_type=kind_of_metric,
             metric_name=title,
@@ -214,7 +215,8 @@ def _results(
         for name, dimension in evaluation["dimensions"].items()
         for metric, (kind_of_metric, title) in _METRICS.items()
         if dimension["systems"]  # no annotations, no figures
-        and (found := dimension["systems"][main][metric])["estimate"] is not None
+        and (found := (of_system := dimension["systems"][main])["compared"][metric])["estimate"]
+        is not None
     ]
 
 

@@ -33,6 +33,7 @@ from slm_judge.data.applies import without_unasked
 from slm_judge.data.item import Item, votes_of
 from slm_judge.data.split import load_splits, nested
 from slm_judge.errors import JudgeError
+from slm_judge.evaluation.annotators import of_shared
 from slm_judge.evaluation.baselines import fit_systems
 from slm_judge.files import finite, locked, remove, write_json
 from slm_judge.recipe import Recipe, TrainingConfig, public_settings
@@ -204,14 +205,15 @@ def _report(curve: _Curve) -> dict[str, Any]:
     dimensions = {}
     for part in all_parts(curve.rubric.dimensions):
         d, source = part.dimension, part.source
-        votes, systems = part.votes_of(votes_of(test, source)), {}
+        votes = part.votes_of(votes_of(test, source))
+        compared, systems = of_shared(votes), {}
         for system in found[0][0]["labels"]:
             labels = [[one["labels"][system].get(source) for one in row] for row in found]
             if all(map(all, labels)):  # a baseline may not be fitted on few items
                 own = [[part.labels(one).tolist() for one in row] for row in labels]
-                systems[system] = _alphas(own, votes, d, bootstrap)
-        annotators = annotator_coincidences(votes, len(d.options))
-        several = sum(len(row) > 1 for row in votes)
+                systems[system] = _alphas(own, compared, d, bootstrap)
+        several = any(len(row) > 1 for row in votes)
+        annotators = annotator_coincidences(compared, len(d.options))
         dimensions[d.name] = {
             "annotators": asdict(_interval(_alpha(annotators, d, bootstrap), bootstrap))
             if several
@@ -258,7 +260,8 @@ def table(report: Mapping[str, Any]) -> Sheet:
         f"Krippendorff's alpha against the annotators of {report['splits']['test']} test items",
         (*(f"{one:,.0f} items" for one in items),),
         f"mean of {n} seeds; the {report['splits']['validation']} validation items, on which "
-        "checkpoints are chosen, are the same for all and come on top",
+        "checkpoints are chosen, are the same for all and come on top; where some test items have "
+        "several annotations, all alphas are of these",
     )
     for name, dimension in report["dimensions"].items():
         found.group(name)

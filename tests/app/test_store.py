@@ -12,7 +12,7 @@ from rich.console import Console
 from slm_judge.app.app import Settings, prepare
 from slm_judge.app.items import TABLE, draw, read_items
 from slm_judge.app.judging import Judges, Named
-from slm_judge.app.standing import disagreements, export, long_table, votes
+from slm_judge.app.standing import disagreements, export, long_table, standing, votes
 from slm_judge.app.store import Judged, Store, Task
 from slm_judge.data.read import Columns, Findings, read_annotations
 from slm_judge.data.read import read_items as read_strictly
@@ -287,6 +287,30 @@ def test_a_review_file_goes_in_and_a_table_for_training_comes_out(tmp_path, supp
     drawing = Drawing(annotator="annotator_id", probability="review_probability")
     estimates = estimate(str(review), str(output), support, drawing)
     assert estimates.dimensions["urgency"]["mean"].humans_alone.estimate == 2
+
+
+def test_people_and_judge_are_compared_on_the_items_that_several_answered(tmp_path, support):
+    """Ada and Bob agree on topics as often as not; the judge says what Ada says, and on the items
+    of hers alone it never does."""
+    store = Store(tmp_path / "a.db", support, Task(overlap=2))
+    items = [f"m{n:02}" for n in range(40)]
+    store.add_items({item: {"text": item} for item in items}, {})
+    answers = {item: ("billing", "praise")[n // 2 % 2] for n, item in enumerate(items)}
+    other = {"billing": "praise", "praise": "billing"}
+    judged = {}
+    for n, item in enumerate(items):
+        answer(store, item, "Ada", topic=answers[item])
+        if n < 20:
+            answer(store, item, "Bob", topic=answers[item] if n % 2 else other[answers[item]])
+        if n % 10:  # the judge answered not all
+            said = answers[item] if n < 20 else other[answers[item]]
+            judged[item] = Judged({"topic": (said, 0.9)})
+    store.add_judged(TABLE, judged)
+    (found,) = [one for one in standing(store, 0.2)["dimensions"] if one["dimension"] == "topic"]
+    assert (found["shared"], found["judge"]["items"], found["judge_apart"]["items"]) == (20, 18, 18)
+    assert found["judge"]["estimate"] > 0.4 > 0 > found["judge_apart"]["estimate"]
+    assert found["people"]["estimate"] != found["people_there"]["estimate"]
+    assert found["people_there"]["estimate"] == pytest.approx(0.1, abs=0.1)
 
 
 def test_what_is_settled_stands_in_for_what_differed(make_store):

@@ -23,7 +23,7 @@ from slm_judge.data.predictions import read_predictions
 from slm_judge.data.read import read_annotations
 from slm_judge.data.sets import chosen_by_annotators
 from slm_judge.errors import DataError, RubricError
-from slm_judge.evaluation.baselines import _set_table
+from slm_judge.evaluation.baselines import ANNOTATOR, _set_table
 from slm_judge.evaluation.dimension import Settings
 from slm_judge.evaluation.evaluate import evaluate, of_files
 from tests.conftest import ROOT, annotation_from_logits
@@ -290,6 +290,11 @@ def test_a_report_of_sets(tmp_path):
     rows = _set_table(rubric().sets[0], evaluation.annotations.items, {"judge": labels},
                       Bootstrap(60, 50))  # fmt: skip
     assert rows["judge"].alpha.estimate == pytest.approx(alpha["estimate"], abs=1e-5)
+    half = [Item(i.item_id, i.state, {m: dict([*v.items()][: 1 + (n < 30)]) for m, v in
+                 i.votes.items()}, i.group) for n, i in enumerate(evaluation.annotations.items)]  # fmt: skip
+    rows = _set_table(rubric().sets[0], half, {"judge": labels}, Bootstrap(60, 50))
+    where = ", the 30 items with several annotations"
+    assert [*rows] == ["judge", f"{ANNOTATOR}{where}", f"judge{where}"]
     # And back to the tools.
     export_predictions(files[1], rubric(), "label-studio", tmp_path / "tasks.json")
     task = json.loads((tmp_path / "tasks.json").read_text())[5]

@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 import pytest
 from scipy import stats
+from slm_judge.model_card.card import _results
+from slm_judge.model_card.page import interval, render
 
 from slm_judge import Rubric
 from slm_judge.agreement.aggregate import aggregate, aggregate_of_others
@@ -16,7 +18,14 @@ from slm_judge.agreement.exact_test import _score, noninferiority_p
 from slm_judge.data.item import unnamed
 from slm_judge.data.predictions import Answers
 from slm_judge.evaluation.baselines import AGGREGATE, ANNOTATOR, _table
-from slm_judge.evaluation.dimension import Groups, Settings, evaluate_dimension
+from slm_judge.evaluation.dimension import (
+    Groups,
+    Settings,
+    correct_probes,
+    evaluate_dimension,
+)
+from slm_judge.files import finite
+from slm_judge.recipe import Recipe
 from tests.conftest import ROOT
 
 DIMENSIONS = {
@@ -243,6 +252,51 @@ def test_judge_and_annotators_are_compared_on_the_same_items():
     assert system["apart"]["alpha"]["estimate"] == 1.0
     assert system["alpha"]["estimate"] > system["compared"]["alpha"]["estimate"] + 0.2
     assert any("380 of 500 items have one annotation" in note for note in report["notes"])
+    whole = [[*row, int(label)] for row, label in zip(plain[:120], labels, strict=False)]
+    assert system["alpha_as_one_more"]["estimate"] == pytest.approx(annotators_alpha(whole, KIND))
+
+
+def test_systems_differ_by_what_their_alphas_show():
+    """The second one is worse on the items with one annotation alone, which stand apart."""
+    rng = np.random.default_rng(0)
+    _, said = drawn(1, 120, 2, 0.6)
+    easy = rng.choice(5, 300, p=SKEWED)
+    votes = votes_of(said) + [{"p0": int(option)} for option in easy]
+    first, second = (np.r_[said[:, 0], rest] for rest in (easy, rng.permutation(easy)))
+    systems = {"a": Answers(first), "b": Answers(second)}
+    found = evaluate_dimension(KIND, votes, systems, None, FAST)["systems"]
+    assert found["b"]["against_reference"]["estimate"] == 0
+    assert found["b"]["compared"] == found["a"]["compared"]
+    assert found["b"]["apart"]["alpha"]["high"] < 0.3
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_page_and_metadata_show_the_judge_where_the_annotators_are(mixed):
+    """Every figure beside one of the annotators, and those of the Hub, are of the same items."""
+    truth, said = drawn(1, 100, 2, 0.5)
+    votes = votes_of(said) + [{"p0": int(option)} for option in truth if mixed]
+    labels = np.r_[said[:, 0], truth][: len(votes)]
+    report, _ = judged(GRADE, votes, labels)
+    correct_probes({"grade": report})
+    report["disagreements"] = []
+    whole = {"title": "t", "items": len(votes), "held_out": True, "notes": [], "systems": ["judge"],
+             "dimensions": {"grade": report}, "probes": {}, "settings": vars(FAST), "slm_judge": ""}  # fmt: skip
+    page = render(finite(whole), dict.fromkeys(["alpha", "confusion-grade"], ""))
+    table = page.partition("pair by pair")[2].partition("</table>")[0]
+    alone, _ = judged(GRADE, votes[:100], labels[:100])
+    for name in ("gwet_ac", "icc", "weighted_kappa", "mean_absolute_error", "mean_shift"):
+        assert interval(alone["systems"]["judge"][name])[:5] in table
+    assert ("the 100 items with several annotations" in table) is mixed
+    report["systems"]["merged"] = report["systems"]["judge"]
+    recipe = Recipe.model_validate({"name": "j", "rubric": "r.yaml", "data": {"train": "t.csv"}})
+    for result in _results("", recipe, "data", whole):
+        expected = alone["systems"]["judge"][
+            {"krippendorff_alpha": "alpha", "accuracy": "accuracy", "f1": "macro_f1"}[
+                result.metric_type
+            ]
+        ]["estimate"]
+        assert result.metric_value == pytest.approx(expected, abs=1e-4)
+        assert result.dataset_name.endswith("with several annotations") is mixed
 
 
 def test_the_difference_to_the_annotators_covers_what_is_true():

@@ -15,6 +15,7 @@ from slm_judge.cli import app
 from slm_judge.data.item import Item, votes_of
 from slm_judge.data.split import load_splits, nested
 from slm_judge.errors import JudgeError
+from slm_judge.evaluation.annotators import of_shared
 from slm_judge.recipe import TrainingConfig
 from slm_judge.rubric import Rubric
 from tests.training.test_seeds import recipe_in
@@ -176,7 +177,7 @@ def test_the_command_trains_on_parts_and_scores_the_same_test_items(command):
             assert kept["items"] == size
             for system in ("judge", "TF-IDF + logistic regression"):
                 alpha = judge_alpha(kept["labels"][system][dimension.name],
-                                    votes_of(test, dimension.name), dimension)  # fmt: skip
+                                    of_shared(votes_of(test, dimension.name)), dimension)  # fmt: skip
                 assert shown["systems"][system]["by_seed"][k] == [pytest.approx(alpha)]
                 assert shown["systems"][system]["mean"][k]["estimate"] == pytest.approx(alpha)
         assert shown["annotators"]["low"] < shown["annotators"]["high"]
@@ -186,6 +187,26 @@ def test_the_command_trains_on_parts_and_scores_the_same_test_items(command):
     assert (folder / "curve" / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (folder / "curve" / "curve.svg").read_bytes()[:1000]
     assert not (folder / "curve" / "training").exists()
+
+
+def test_judge_and_annotators_are_compared_on_the_same_items(command, monkeypatch):
+    """Of half of the test items one annotation is left: they are in no alpha."""
+    recipe, folder, _, _ = command
+    rubric = Rubric.from_file(recipe.rubric)
+    splits = load_splits(recipe.data, rubric, recipe.training.seed)
+    for one in splits["test"][::2]:
+        one.votes = {name: dict([*votes.items()][:1]) for name, votes in one.votes.items()}
+    labels = [n % 4 // 2 for n in range(len(splits["test"]))]
+    found = []
+    for test, said in ((splits["test"], labels), (splits["test"][1::2], labels[1::2])):
+        result = {"items": 12, "labels": {"judge": {d.name: said for d in rubric.dimensions}}}
+        monkeypatch.setattr(module._Curve, "known", lambda *_, result=result: result)
+        curve = module._Curve(recipe, rubric, {**splits, "test": test}, [12], [0], folder, "")
+        found.append(module._report(curve)["dimensions"])
+    for name, whole in found[0].items():
+        for figure in (lambda of: of["systems"]["judge"]["by_seed"],
+                       lambda of: of["annotators"]["estimate"]):  # fmt: skip
+            assert figure(whole) == figure(found[1][name])
 
 
 def test_nothing_is_computed_twice_or_with_other_settings(command, monkeypatch):

@@ -280,9 +280,12 @@ function agreement(one, width) {
   const people = one.shared
     ? `Annotators among themselves: ${interval(one.people)}, on ${one.shared} items that several answered.`
     : `No item was answered by several people yet (${one.items} by one).`;
-  const judge = one.judge_items
-    ? `The judge with them: ${interval(one.judge)}, on ${one.judge_items} items.`
-    : "The judge has answered none of these items.";
+  const { judge: same, judge_apart: rest } = one;
+  const there = same.items < one.shared ? `, where theirs is ${interval(one.people_there)}` : "";
+  const judge = [
+    same.items && `The judge with them: ${interval(same)}, on ${same.items} of these items${there}.`,
+    rest.items && `On the ${rest.items} items that one answered, the judge with that one: ${interval(rest)}.`,
+  ].filter(Boolean).join(" ") || "The judge has answered none of these items.";
   const more = one.more === null ? "How many more items an interval of that width takes cannot be said yet."
     : one.more ? `About ${one.more} more items with several answers would give an interval of width ${width}.`
       : `The interval is at most ${width} wide already.`;

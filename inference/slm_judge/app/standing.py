@@ -197,9 +197,15 @@ def _of_part(store: Store, part: Part, width: float) -> dict[str, Any]:
     shared = [list(row.values()) for row in every.values() if len(row) > 1]
     coincidences = annotator_coincidences(shared, len(dimension.options))
     both = [(said[item], list(row.values())) for item, row in every.items() if item in said]
-    with_judge = judge_coincidences(
-        [label for label, _ in both], [row for _, row in both], len(dimension.options)
-    )
+    # On the same items as people, where some of theirs can be compared; the rest stands apart.
+    compared = [one for one in both if len(one[1]) > 1]
+    rest = [one for one in both if len(one[1]) == 1]
+
+    def judge(items: list[tuple[int, list[int]]]) -> dict[str, Any]:
+        labels, rows = [label for label, _ in items], [row for _, row in items]
+        with_judge = judge_coincidences(labels, rows, len(dimension.options))
+        return {"items": len(items), **_alpha(with_judge, dimension).as_dict()}
+
     sizes = np.unique(np.linspace(_FEWEST, len(shared), _POINTS).astype(int)).tolist()
     curve = [(n, _alpha(coincidences[:n], dimension)) for n in sizes if _FEWEST <= n <= len(shared)]
     people = _alpha(coincidences, dimension)
@@ -212,8 +218,11 @@ def _of_part(store: Store, part: Part, width: float) -> dict[str, Any]:
         "shared": len(shared),
         "people": people.as_dict(),
         "curve": [{"items": n, **one.as_dict()} for n, one in curve],
-        "judge": _alpha(with_judge, dimension).as_dict(),
-        "judge_items": len(both),
+        "judge": judge(compared),
+        "judge_apart": judge(rest),
+        "people_there": _alpha(
+            annotator_coincidences([row for _, row in compared], len(dimension.options)), dimension
+        ).as_dict(),
         "more": more,
         "annotators": [asdict(one) for one in each],
         "notes": notes(dimension, list(every.values()), len(every)),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ from slm_judge.rubric import Dimension, Multi, Rubric
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
+from .annotators import of_shared
 from .encoder import embed
 from .openai import Server, ask_server
 from .zero_shot import zero_shot
@@ -51,6 +52,7 @@ ANNOTATOR, AGGREGATE = "an annotator, against the rest", "the aggregate of the o
 """Rows beside those of the systems."""
 
 Shares = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -344,20 +346,22 @@ def _table(
 
     Where there are other items too, the systems on all items stand before them.
     """
-    several = [row if len(row) > 1 else [] for row in votes]
-    n_several, rows = sum(map(bool, several)), dict[str, Scores]()
-    all_alike = n_several in (0, sum(map(bool, votes)))
-    if not all_alike:
+    rows, places = dict[str, Scores](), _places(votes)
+    for where, compared in places:
+        if where == places[-1][0] and any(len(row) > 1 for row in votes):
+            rows[f"{ANNOTATOR}{where}"] = score_annotators(compared, dimension, bootstrap)
+            rows[f"{AGGREGATE}{where}"] = score_aggregate(compared, dimension, bootstrap)
         for name, labels in systems.items():
-            rows |= _rows(name, labels, votes, dimension, bootstrap)
-    where = "" if all_alike else f", the {n_several} items with several annotations"
-    if n_several:
-        rows[f"{ANNOTATOR}{where}"] = score_annotators(several, dimension, bootstrap)
-        rows[f"{AGGREGATE}{where}"] = score_aggregate(several, dimension, bootstrap)
-    for name, labels in systems.items():
-        compared = several if n_several else votes
-        rows |= _rows(f"{name}{where}", labels, compared, dimension, bootstrap)
+            rows |= _rows(f"{name}{where}", labels, compared, dimension, bootstrap)
     return rows
+
+
+def _places(votes: Sequence[Sequence[T]]) -> list[tuple[str, Sequence[Sequence[T]]]]:
+    """All items, and then those with several annotations, in words and votes; once if the same."""
+    several = of_shared(votes)
+    n_several = sum(map(bool, several))
+    where = f", the {n_several} items with several annotations"
+    return [("", votes), *([(where, several)] if n_several < sum(map(bool, votes)) else [])]
 
 
 def _asked(
@@ -452,13 +456,15 @@ def _set_table(
 ) -> dict[str, Scores]:
     """Annotators and systems on a set: accuracy is the share of equal sets."""
     k, votes = len(one.options), chosen_by_annotators(one, test)
-    rows = {}
-    if any(len(row) > 1 for row in votes):
-        rows[ANNOTATOR] = _set_scores(annotator_pairs(votes, k, one.distance), bootstrap)
-    for name, of in systems.items():
-        if of.keys() >= {*one.members}:  # of the others, a note says why
-            judged = judge_pairs(chosen_by(one, of), votes, k, one.distance)
-            rows[name] = _set_scores(judged, bootstrap)
+    rows, places = {}, _places(votes)
+    for where, compared in places:
+        if where == places[-1][0] and any(len(row) > 1 for row in votes):
+            among = annotator_pairs(compared, k, one.distance)
+            rows[f"{ANNOTATOR}{where}"] = _set_scores(among, bootstrap)
+        for name, of in systems.items():
+            if of.keys() >= {*one.members}:  # of the others, a note says why
+                judged = judge_pairs(chosen_by(one, of), compared, k, one.distance)
+                rows[f"{name}{where}"] = _set_scores(judged, bootstrap)
     return rows
 
 

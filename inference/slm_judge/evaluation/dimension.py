@@ -326,7 +326,7 @@ def _system(
     settings: Settings,
     given: annotators.Yardstick,
 ) -> tuple[dict[str, Any], Floats]:
-    """One system's figures; and its alpha, followed by those of the resamples."""
+    """One system's figures; and its alpha on the shared items, then of the resamples."""
     n_options, plain = len(dimension.options), [list(row.values()) for row in votes]
     labels = answers.labels.tolist()
     bootstrap, statistics = draws.bootstrap, _confusion_statistics(dimension)
@@ -350,8 +350,8 @@ def _system(
         bootstrap.totals(against), of_aggregate, bootstrap.units
     )
     with_judge = annotator_coincidences(
-        [[*row, label] for row, label in zip(plain, labels, strict=True)], n_options
-    )
+        [[*row, label] if both else [] for row, label, both in zip(
+            plain, labels, shared, strict=True)], n_options)  # fmt: skip
     among = {"alpha": _confusion_statistics(dimension, symmetric=True)["alpha"]}
     whole_group = _intervals(bootstrap.totals(with_judge), among, bootstrap.units)
     report["alpha_as_one_more"] = whole_group["alpha"]
@@ -369,7 +369,7 @@ def _system(
     )
     own = given.groups
     report["calibration"] = _calibration(plain, answers, whole, n_options, settings.bins, own)
-    return report, statistics["alpha"](totals)
+    return report, alphas
 
 
 def _options(totals: Floats, units: int) -> list[dict[str, Any]]:
