@@ -43,6 +43,10 @@ RUBRIC = Rubric.model_validate(
 )
 
 
+SKEWED: Mapping[int, tuple[float, ...]] = {2: (0.85, 0.15), 4: (0.6, 0.2, 0.15, 0.05)}
+"""Shares of the options where they are."""
+
+
 def noisy(rng: np.random.Generator, truth: Ints, right: Floats | float, options: int) -> Ints:
     """The truth with errors, each other option alike."""
     wrong = (truth + rng.integers(1, options, truth.shape)) % options
@@ -164,6 +168,12 @@ class World:
     """Items of a conversation, whose judge is as good, or bad, throughout; 0 for none."""
     pool: int = 0
     """Annotators in all, each as good throughout, half of them women; 0: all alike."""
+    skewed: bool = False
+    """Whether the first option is the commonest by far."""
+    women: float = 0.0
+    """How often women say one level more, and the judge half as often."""
+    lifted: float = 0.0
+    """How often the judge says one level more in the first source."""
 
 
 def report_of(world: World, seed: int) -> dict[str, Any]:
@@ -183,9 +193,13 @@ def report_of(world: World, seed: int) -> dict[str, Any]:
     for dimension in RUBRIC.dimensions:
         v = len(dimension.options)
         truth, right = rng.integers(0, v, len(source)), world.judge(source)
+        if world.skewed:
+            truth = rng.choice(v, len(source), p=SKEWED[v])
         if world.conversations:
             right = logistic(np.log(right / (1 - right)) + rng.normal(0, 1.5, talk.max() + 1)[talk])
         labels = noisy(rng, truth, right, v)
+        more = np.where(source == 0, world.lifted, world.women / 2)
+        labels = np.minimum(labels + (rng.random(len(source)) < more), v - 1)
         shape = (len(source), world.annotators)
         who = np.tile(np.arange(world.annotators), (len(source), 1))
         people = np.tile(world.people(source)[:, None], world.annotators)
@@ -193,6 +207,8 @@ def report_of(world: World, seed: int) -> dict[str, Any]:
             order = np.argsort(rng.random((len(source), world.pool)), axis=1)
             who, people = order[:, : world.annotators], skill[order[:, : world.annotators]]
         said = noisy(rng, np.broadcast_to(truth[:, None], shape), people, v)
+        more = np.where(who % 2 == 0, world.women, 0)
+        said = np.minimum(said + (rng.random(shape) < more), v - 1)
         votes = [
             {f"p{m:03}": int(option) for m, option in zip(*row, strict=True)}
             for row in zip(who, said, strict=True)
@@ -222,6 +238,11 @@ def lower(drop: float) -> Callable[[Ints], Floats]:
     return lambda source: np.where(source == 0, 0.9 - drop, 0.9)
 
 
+def halves(source: Ints) -> Floats:
+    """People are often right in the first six sources, and less often in the others."""
+    return np.where(source < 6, 0.95, 0.7)
+
+
 WORLDS: Mapping[str, World] = {
     "no bias: 12 sources of 10 items, 1 annotator": World(annotators=1),
     "no bias: 12 sources of 10 items, 3 annotators": World(),
@@ -231,7 +252,16 @@ WORLDS: Mapping[str, World] = {
     "no bias: the judge is always right, people are not in 6 sources": World(
         50,
         judge=lambda source: np.ones(len(source)) - 1e-9,
-        people=lambda source: np.where(source < 6, 0.95, 0.7),
+        people=halves,
+    ),
+    "no bias: the same, and the first option is the commonest": World(
+        50, judge=lambda source: np.ones(len(source)) - 1e-9, people=halves, skewed=True
+    ),
+    "no bias: the judge is right in 85 %, people in 95 or 70": World(
+        50, judge=lambda source: np.full(len(source), 0.85), people=halves, skewed=True
+    ),
+    "no bias: women say more, and the judge half as much more": World(
+        30, pool=30, judge=lambda source: np.ones(len(source)) - 1e-9, women=0.5
     ),
     "bias: 15 % more errors in one source of 50": World(50, judge=lower(0.15)),
     "bias: 30 % more errors in one source of 50": World(50, judge=lower(0.3)),
@@ -239,6 +269,7 @@ WORLDS: Mapping[str, World] = {
     "bias: 30 % more errors in one source, conversations of 5": World(
         50, judge=lower(0.3), conversations=5
     ),
+    "bias: one level more on half of one source of 50": World(50, lifted=0.5),
 }
 
 

@@ -27,7 +27,7 @@ from slm_judge.recipe import Recipe, public_settings
 from slm_judge.rubric import Rubric, format_value
 
 from .markdown import Markdown, block, code, escape, lines
-from .page import FIGURES, bias_sentences, interval, number, significant
+from .page import FIGURES, bias_sentences, interval, number, significant, whose
 
 _HUB = "https://huggingface.co"
 TAGS = ["decision-model", "system-one", "slm-judge"]
@@ -88,6 +88,7 @@ def render_card(
         "interval": lambda *given: Markdown(interval(*given)),
         "number": lambda *given: Markdown(number(*given)),
         "value": lambda value: code(format_value(value)),
+        "whose": whose,
         **{"markdown": Markdown, "lines": lines, "code": code},
     }
     source = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")

@@ -20,6 +20,17 @@ from . import figures
 PAGE, NUMBERS, FIGURES = "report.html", "report.json", "figures"
 _MOST_ANNOTATORS = 100  # in a table of the page
 _NAMED = 5  # groups in a sentence
+_ERRORS = (
+    "since on no side it is shown to be both farther from them than they are from each other and "
+    "farther than on the other side"
+)
+_EITHER = {
+    BEYOND: ("agrees with annotators, beyond their own agreement, more on one side", _ERRORS),
+    AGREEMENT: ("agrees with annotators more on one side", "since most items have one annotator"),
+    SHIFT: ("rates higher against annotators on one side",
+            f"{_ERRORS}: who errs more is nearer to the middle of the scale"),
+}  # fmt: skip
+"""Measure -> what differs, and why it may be the annotators."""
 
 
 def write(report: Mapping[str, Any], folder: Path) -> Path:
@@ -50,7 +61,8 @@ def render(report: Mapping[str, Any], images: Mapping[str, str]) -> str:
     environment = SandboxedEnvironment(
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"interval": _spaced, "number": number, "value": _isolated}
+    environment.filters |= {
+        "interval": _spaced, "number": number, "value": _isolated, "whose": whose}  # fmt: skip
     source = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         report=report,
@@ -93,23 +105,26 @@ def significant(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda probe: probe["verdict"] != "bias")
 
 
+def whose(probe: Mapping[str, Any]) -> str:
+    """Whose a difference is shown to be."""
+    if not probe["verdict"]:
+        return ""
+    known = "the judge" if probe["verdict"] == "bias" else "not known whose"
+    return "the annotators" if probe["of"] == "annotations" else known
+
+
 def bias_sentences(report: Mapping[str, Any]) -> list[str]:
     """What the probes of a report say, and what was not tested."""
     probes, found, judge = probes_of(report), significant(report), report["systems"][0]
     said = [_bias(probe, judge) for probe in found if probe["verdict"] == "bias"]
-    others = [probe for probe in found if probe["verdict"] == "difference"]
-    if beyond := [probe for probe in others if probe["measure"] == BEYOND]:
-        said.append(
-            f"Comparisons in which {judge} agrees with annotators, beyond their own agreement, "
-            f"more on one side: {len(beyond)}. On neither side is it shown to agree with them less "
-            "than they do with each other, so no bias is claimed."
-        )
-    if alone := [probe for probe in others if probe["measure"] == AGREEMENT]:
-        said.append(
-            f"Comparisons in which {judge} agrees with annotators more on one side: {len(alone)}. "
-            "Most items have one annotator, so nobody can tell whether the judge or the annotators "
-            "are the reason."
-        )
+    said += [_of_annotators(probe, judge) for probe in found if probe["of"] == "annotations"]
+    others = [p for p in found if p["verdict"] == "difference" and p["of"] == "items"]
+    said += [
+        f"Comparisons in which {judge} {what}: {n}. The files cannot say whether it is the judge "
+        f"or the annotators, {why}."
+        for measure, (what, why) in _EITHER.items()
+        if (n := sum(probe["measure"] == measure for probe in others))
+    ]
     if probes and not found:
         said.append(
             f"Comparisons of groups: {len(probes)}. None found a difference beyond chance in how "
@@ -128,23 +143,42 @@ def bias_sentences(report: Mapping[str, Any]) -> list[str]:
     return said or ["No groups of items were compared, so nothing is said about bias."]
 
 
+def _of_annotators(probe: Mapping[str, Any], judge: str) -> str:
+    """A difference between groups of annotators in words."""
+    shift = probe["measure"] == SHIFT
+    less = (probe["difference"]["estimate"] > 0) is shift  # low ratings leave the judge above them
+    what = f"agree {'less' if less else 'more'} with {judge}, beyond how others agree with them,"
+    if shift:
+        what = f"rate {'lower' if less else 'higher'}"
+    return (
+        f"{probe['dimension']}: annotators of {probe['attribute']} {probe['group']} {what} than "
+        f"{probe['others'] or 'the others'} ({_size(probe)}). That is of the annotators, and shows "
+        f"no bias of {judge}."
+    )
+
+
+def _size(probe: Mapping[str, Any]) -> str:
+    corrected = number(probe["p_adjusted"], 4)
+    return f"difference {interval(probe['difference'])}, corrected p = {corrected}"
+
+
 def _bias(probe: Mapping[str, Any], judge: str) -> str:
     """A bias in words."""
     change = probe["difference"]
     sides = [f"{probe['attribute']}: {probe['group']}", probe["others"] or "the others"]
-    size = f"difference {interval(change)}, corrected p = {number(probe['p_adjusted'], 4)}"
     if probe["measure"] == SHIFT:
         kind = "higher" if change["estimate"] > 0 else "lower"
         return (
             f"{probe['dimension']}: on {sides[0]}, {judge} rates {kind} against annotators than on "
-            f"{sides[1]} ({size})."
+            f"{sides[1]} ({_size(probe)}), and on one side it is farther from them than they are "
+            "from each other."
         )
     worse, better = (
         sides if change["estimate"] < 0 else (f"{probe['attribute']}: {sides[1]}", probe["group"])
     )
     return (
         f"{probe['dimension']}: on {worse}, {judge} agrees with annotators less than they do with "
-        f"each other, and by more than on {better} ({size})."
+        f"each other, and by more than on {better} ({_size(probe)})."
     )
 
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.intervals import WORLDS, report_of
 from slm_judge.agreement.bias import (
     AGREEMENT,
     BEYOND,
     SHIFT,
     adjusted,
     annotation_measures,
+    closeness,
     measures,
     probe_groups,
 )
@@ -160,6 +162,37 @@ def test_a_planted_bias_is_found_with_its_size():
     assert adjusted([]) == []
 
 
+def test_closeness_by_hand():
+    votes = [[0, 0, 2], [1, 2], [1]]
+    found = closeness(np.array([0, 0, 1]), votes, np.array([0.0, 1, 2]))
+    (beyond, plain), (nearer, near) = found[BEYOND], found[SHIFT]
+    assert plain[:2] == pytest.approx([2 / 3, 0])
+    assert beyond[:2] == pytest.approx([2 / 3 - 1 / 3, 0])
+    assert near[:2] == pytest.approx([-2 / 3, -1.5])
+    assert nearer[:2] == pytest.approx([-2 / 3 + 4 / 3, -1.5 + 1])
+    assert all(np.isnan(one[2]) for one in (beyond, plain, nearer, near))  # nobody to compare with
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in WORLDS if "people" in name or "women say" in name]
+)
+def test_errors_of_annotators_are_no_bias_of_the_judge(name):
+    """It is always right, or as good everywhere, or between women and men; all of it differs."""
+    for seed in range(3):
+        probes = [p for d in report_of(WORLDS[name], seed).values() for p in d["probes"]]
+        assert not any(p["verdict"] == "bias" for p in probes)
+        assert any(p["verdict"] == "difference" for p in probes) or "85" in name
+
+
+def test_a_judge_that_rates_one_source_higher_is_biased():
+    found = [report_of(WORLDS["bias: one level more on half of one source of 50"], s)["grade"]["probes"]
+             for s in range(4)]  # fmt: skip
+    biased = [{p["group"] for p in one if p["verdict"] == "bias" and p["measure"] == SHIFT}
+              for one in found]  # fmt: skip
+    assert {"s00"} in biased
+    assert set().union(*biased) == {"s00"}
+
+
 def noisier(seed, judge):
     """Annotators err more in group b; the judge is as the third party says."""
     rng = np.random.default_rng(seed)
@@ -168,8 +201,9 @@ def noisier(seed, judge):
     said = noisy(rng, np.tile(truth[:, None], 3), np.where(groups == "a", 0.95, 0.7)[:, None])
     labels = noisy(rng, truth, judge(groups))
     values = measures(labels, said.tolist(), np.arange(2.0))
+    closer = closeness(labels, said.tolist(), np.arange(2.0))[BEYOND]
     return (
-        adjusted(probed(values[BEYOND], groups, measure=BEYOND)[0])[0],
+        adjusted(probe_groups("", groups, BEYOND, values[BEYOND], closer=closer)[0])[0],
         adjusted(probed((labels[:, None] == said).mean(axis=1), groups)[0])[0],
     )
 
@@ -185,9 +219,19 @@ def test_a_judge_that_is_always_right_has_no_bias():
 
 def test_a_judge_that_falls_short_on_one_side_has_one():
     for seed in range(10):
-        beyond, _ = noisier(seed, lambda groups: np.where(groups == "a", 0.7, 1.0))
+        beyond, _ = noisier(seed, lambda groups: np.where(groups == "a", 0.5, 1.0))
         assert beyond.verdict == "bias"
         assert beyond.means[0].high < 0  # group a
+
+
+def test_a_judge_as_good_everywhere_is_not_biased_where_annotators_are_better():
+    """It falls short of them there alone, though it is no farther from what they say."""
+    short = 0
+    for seed in range(10):
+        beyond, _ = noisier(seed, lambda groups: np.full(len(groups), 0.85))
+        assert beyond.verdict != "bias"
+        short += beyond.verdict == "difference" and beyond.means[0].high < 0
+    assert short == 10
 
 
 def test_one_annotator_who_errs_is_no_bias_against_women():

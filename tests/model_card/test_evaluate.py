@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from slm_judge.export.push import Repository, plan_table
-from slm_judge.model_card.page import bias_sentences, table, write
+from slm_judge.model_card.page import bias_sentences, table, whose, write
 
 from slm_judge import Rubric
 from slm_judge.agreement.alpha import annotators_alpha, judge_alpha
-from slm_judge.agreement.bias import BEYOND
+from slm_judge.agreement.bias import BEYOND, SHIFT
 from slm_judge.agreement.bootstrap import Interval
 from slm_judge.cli import main
 from slm_judge.data.item import Item
@@ -317,6 +317,34 @@ def test_a_column_of_annotators_is_probed_over_annotations(tmp_path, rubric):
     assert report["dimensions"]["kind"]["untested"] == {"gender": ["m", "w"]}  # four a side
     (said,) = bias_sentences(report)
     assert said.startswith("Not tested in every dimension: gender, m, w. Both sides need 10 values")
+
+
+def probe_of(**told):
+    interval = {"estimate": 0.3, "low": 0.1, "high": 0.5}
+    return {"attribute": "gender", "group": "f", "others": "m", "measure": SHIFT, "of": "items",
+            "difference": interval, "p_adjusted": 0.01, "verdict": "difference", **told}  # fmt: skip
+
+
+def said_of(**told):
+    dimensions = {"grade": {"probes": [probe_of(**told)], "untested": {}}}
+    (said,) = bias_sentences({"systems": ["judge"], "dimensions": dimensions})
+    return said
+
+
+def test_a_difference_of_annotators_is_said_to_be_theirs():
+    said = said_of(of="annotations")  # the judge is above women by more
+    assert said.startswith("grade: annotators of gender f rate lower than m (difference")
+    assert said.endswith("That is of the annotators, and shows no bias of judge.")
+    assert "f agree more with judge" in said_of(of="annotations", measure=BEYOND)
+    assert whose(probe_of(of="annotations")) == "the annotators"
+
+
+def test_a_shift_that_may_be_of_either_is_not_claimed():
+    said = said_of()
+    assert said.startswith("Comparisons in which judge rates higher against annotators on one")
+    assert "The files cannot say whether it is the judge or the annotators" in said
+    assert whose(probe_of()) == "not known whose"
+    assert "on gender: f, judge rates higher against" in said_of(verdict="bias")
 
 
 def test_columns_of_a_run_are_of_items_or_annotators(tmp_path, rubric):

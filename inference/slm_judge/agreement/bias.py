@@ -44,20 +44,16 @@ class Probe:
     """What is compared: items, or annotations (of groups of annotators)."""
     p_adjusted: float = float("nan")
     """Corrected for all probes of the report; see `adjusted`."""
+    of_judge: bool = False
+    """Whether annotators who err more or less, or rate otherwise, are no explanation; see
+    `closeness`."""
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said, at the 5 % level.
-
-        A difference in agreement is a bias where, on the worse side, the judge surely agrees with
-        annotators less than they do with each other. Otherwise the annotators may be the reason: a
-        judge that is always right agrees less with those who err more.
-        """
+        """What may be said, at the 5 % level: a difference is a bias where it is of the judge."""
         if not self.p_adjusted < SIGNIFICANT:
             return ""
-        worse = self.means[self.difference.estimate > 0]
-        short = self.measure == BEYOND and worse.high < 0
-        return "bias" if short or self.measure == SHIFT else "difference"
+        return "bias" if self.of_judge else "difference"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -92,6 +88,31 @@ def measures(labels: Integers, votes: Votes, levels: Floats) -> dict[str, Floats
     return {BEYOND: agree - among, SHIFT: shift} if several else {AGREEMENT: agree, SHIFT: shift}
 
 
+def closeness(labels: Integers, votes: Votes, levels: Floats) -> dict[str, tuple[Floats, Floats]]:
+    """By measure, how close the judge is to an item's annotators: beyond themselves, and plainly.
+
+    A judge that is always right agrees less with annotators who err more, and rates otherwise than
+    they do, since who errs is nearer to the middle of the scale; and one that is as good everywhere
+    falls short of them where they are better. So a difference is of the judge where on one side it
+    is farther from annotators than they are from each other, and farther than on the other side:
+    were it as good there, they would have to err more, and then it would not fall short of them.
+
+    Args:
+        labels: N option indices of the judge.
+        votes: N items; their annotators' option indices. Those with fewer than two are nan.
+        levels: of the V options.
+    """
+    counts = vote_counts(votes, len(levels)).astype(float)
+    apart = np.abs(levels[:, None] - levels)
+    m, found = counts.sum(axis=1), {}
+    for measure, likeness in ((BEYOND, np.eye(len(levels))), (SHIFT, -apart)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            plain = np.where(m >= 2, (counts * likeness[labels]).sum(axis=1) / m, np.nan)
+            pairs = ((counts @ likeness) * counts).sum(axis=1) - counts @ likeness.diagonal()
+            found[measure] = plain - pairs / (m * (m - 1)), plain
+    return found
+
+
 def annotation_measures(
     labels: Integers, votes: Sequence[Mapping[str, int]], levels: Floats
 ) -> tuple[list[str], dict[str, Floats]]:
@@ -118,6 +139,7 @@ def probe_groups(
     values: Floats,
     clusters: Sequence[Hashable] | None = None,
     seed: int = 0,
+    closer: Sequence[Floats] = (),
 ) -> tuple[list[Probe], list[str]]:
     """Compare each group with the rest, by a permutation test; two groups with each other, once.
 
@@ -136,6 +158,7 @@ def probe_groups(
         values: N; those that are nan do not count.
         clusters: what each of the N belongs to, e.g. a conversation; by default each is its own.
         seed: of the permutations.
+        closer: of the judge to annotators, see `closeness`; without it, nothing is of the judge.
 
     Returns:
         Probes, sorted by the group's name, and the groups that were not tested: with fewer than
@@ -162,19 +185,36 @@ def probe_groups(
         difference = raw - centre
         half = wide * max(error * float(np.sqrt(fewest / (fewest - 1))), spread)
         n = int((codes == k).sum())
-        found.append(
-            Probe(
-                attribute,
-                str(names[k]),
-                str(names[1 - k]) if len(names) == 2 else "",
-                measure,
-                (n, len(codes) - n),
-                (inside, outside),
-                Interval(difference, difference - half, difference + half),
-                p,
-            )
+        one = Probe(
+            attribute,
+            str(names[k]),
+            str(names[1 - k]) if len(names) == 2 else "",
+            measure,
+            (n, len(codes) - n),
+            (inside, outside),
+            Interval(difference, difference - half, difference + half),
+            p,
         )
+        if closer and p < SIGNIFICANT:
+            sides = np.where(np.asarray(groups, dtype=str) == one.group, "a", "b").tolist()
+            both = [probe_groups("", sides, "", x, clusters, seed)[0] for x in closer]
+            one = replace(one, of_judge=all(both) and _of_judge(one, *(x[0] for x in both)))
+        found.append(one)
     return found, skipped
+
+
+def _of_judge(found: Probe, beyond: Probe, plain: Probe) -> bool:
+    """Whether the judge surely falls short on a side, where it is also surely farther off."""
+    far = int(plain.difference.estimate > 0)
+    sign = (1, -1)[far]  # of the far side minus the near one
+    ends = [sign * end for end in (plain.difference.low, plain.difference.high)]
+    toward = sign * found.difference.estimate
+    if found.measure == SHIFT:  # away from 0 on the far side
+        mean = found.means[far]
+        as_shown = (mean.low > 0 and toward > 0) or (mean.high < 0 and toward < 0)
+    else:
+        as_shown = toward < 0
+    return bool(as_shown and max(ends) < 0 and beyond.means[far].high < 0)
 
 
 def _numbered(clusters: Sequence[Hashable]) -> Integers:

@@ -443,6 +443,7 @@ def probe(
     levels = level_values(dimension)
     plain = [list(row.values()) for row in votes]
     who, of_annotations = bias.annotation_measures(labels, votes, levels)
+    closer = bias.closeness(labels, plain, levels)
     kinds = [
         (key, names, bias.measures(labels, plain, levels), groups.clusters, "items")
         for key, names in groups.of_items.items()
@@ -457,7 +458,10 @@ def probe(
         for measure, values in measures.items():
             if measure == bias.SHIFT and dimension.asked_as == "choice":
                 continue
-            probes, left = bias.probe_groups(attribute, shown, measure, values, clusters, seed)
+            by_item = closer.get(measure, ()) if of == "items" else ()
+            probes, left = bias.probe_groups(
+                attribute, shown, measure, values, clusters, seed, by_item
+            )
             found += [replace(one, of=of) for one in probes]
             if left:
                 untested[attribute] = sorted({*untested.get(attribute, []), *left})
