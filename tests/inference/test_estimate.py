@@ -20,7 +20,7 @@ from slm_judge.agreement.estimate import (
     nearest_shares,
 )
 from slm_judge.agreement.sample import Sample
-from slm_judge.evaluation.doubts import doubt_about_chances
+from slm_judge.evaluation.doubts import RISK, doubt_about_chances, doubts_about
 
 
 def ends(found):
@@ -130,6 +130,46 @@ def test_a_judge_alone_can_be_wrong_where_the_corrected_one_is_right():
     for name in ("regression on a label", "learnt by heart (naive: same labels)"):
         found = simulated.measure(simulated.CORPORA[name], 20)
         assert abs(found["judge"][0]) > 0.25 > 10 * abs(found["ours"][0])
+
+
+@pytest.mark.parametrize(
+    ("people", "known", "warned"), [(1, True, 20), (1, False, 0), (2, False, 0)]
+)
+@pytest.mark.parametrize(("share", "skill"), [(0.35, 0.9), (0.35, 0.7), (0.02, 0.9)])
+def test_agreement_that_no_judge_reaches_is_doubted_without_confidences(
+    people, known, warned, share, skill
+):
+    """The best judge there is says the truth; one that knows the labels says these."""
+    found = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        truth = rng.random(3000) < share
+        said = np.where(
+            rng.random((300, people)) < skill, truth[:300, None], rng.random((300, people)) < share
+        )
+        judged = np.r_[said[:, 0], truth[300:]] if known else truth
+        shares = [np.stack([1 - x, x], axis=1).astype(float) for x in (judged, said.mean(axis=1))]
+        tested = doubts_about(
+            simulated.QUESTION, Sample.drawn(3000, range(300)), *shares, None, np.full(300, people)
+        )
+        found += any(
+            "agrees with people on" in text and p * len(tested) < RISK for text, p in tested
+        )
+    assert found == (0 if share < 0.1 else warned)  # of rare options, 300 labels say too little
+
+
+def test_items_that_two_annotated_bound_the_agreement_on_the_others():
+    """People agree on 68 % of the items that two annotated; the judge says what one said of each."""
+    rng = np.random.default_rng(0)
+    truth = rng.random(2000) < 0.5
+    said = np.where(rng.random((600, 2)) < 0.8, truth[:600, None], ~truth[:600, None])
+    votes = np.where(np.arange(600) < 100, said.mean(axis=1), said[:, 0])
+    for judged, expected in ((np.r_[said[:, 0], truth[600:]], True), (truth, False)):
+        shares = [np.stack([1 - x, x], axis=1).astype(float) for x in (judged, votes)]
+        tested = doubts_about(simulated.QUESTION, Sample.drawn(2000, range(600)), *shares,
+                              np.full(2000, 0.9), np.where(np.arange(600) < 100, 2, 1))  # fmt: skip
+        told = [text for text, p in tested if "% of theirs, allow" in text and p < RISK]
+        assert bool(told) is expected
 
 
 def test_labels_that_the_judge_learnt_do_not_correct_it():

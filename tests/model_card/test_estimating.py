@@ -192,7 +192,10 @@ def test_a_text_under_another_name_and_a_name_with_another_text(world):
     world.corpus.loc[:49, "item_id"] = [f"new{k}" for k in range(50)]
     people.loc[:49, "item_id"] = [f"new{k}" for k in range(50)]
     world.corpus.loc[50:99, "text"] = "edited"
-    world.corpus.loc[0, "text"] = " MESSAGE 0".strip()  # letter case does not matter
+    world.corpus.loc[:1, "text"] = [
+        "MESSAGE 0",
+        "  message\n \t1\n",
+    ]  # case and space do not matter
     found = world.estimate(people, REFUND, run=run)
     assert "(50 by their text, 50 by their name alone)" in " ".join(found.notes)
     assert found.dimensions["refund"]["true"].n_human == 100

@@ -151,7 +151,9 @@ def test_wrong_columns(tmp_path, config, complaint):
 
 
 def test_leaks_between_given_splits(tmp_path):
-    wide().iloc[:3].assign(item_id=["x", "y", "z"]).to_csv(tmp_path / "test.csv", index=False)
+    table = wide().iloc[:3].assign(item_id=["x", "y", "z"])
+    table["text"] = " " + table["text"].str.replace(" ", "  ") + "\n"
+    table.to_csv(tmp_path / "test.csv", index=False)
     with pytest.raises(DataError, match="3 x the same text in two splits"):
         load(wide(), tmp_path / "d.csv", test=str(tmp_path / "test.csv"))
     splits = load(wide(), tmp_path / "d.csv", test=str(tmp_path / "test.csv"), drop_leaks=True)

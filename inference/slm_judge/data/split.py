@@ -125,8 +125,9 @@ def _unnamed(table: Rows, config: DataConfig, rubric: Rubric) -> list[str]:
 
 
 def text_key(state: Mapping[str, str]) -> str:
-    """Identifies the text of an item, whatever its id."""
-    text = json.dumps(state, sort_keys=True, ensure_ascii=False)
+    """Identifies the text of an item, whatever its id, its letter case and its white space."""
+    plain = {name: " ".join(text.split()) for name, text in state.items()}
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.casefold().encode()).hexdigest()
 
 

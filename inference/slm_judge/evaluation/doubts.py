@@ -5,7 +5,9 @@ good or bad, calibrated or not. So its confidences and labels on the annotated i
 with those on all items: where it is surer of the annotated ones, it may have been trained on them;
 where it is less sure, they may be a queue for review. And a judge whose confidence means what it
 says agrees with people on fresh items as often as that; where it agrees far more often with the
-annotated labels, it may know them.
+annotated labels, it may know them. Nor does any judge agree with fresh annotations more often than
+the root of how often these agree with each other: of an item with shares p of the options it meets
+max p at most, which is at most the root of the sum of p^2.
 """
 
 import numpy as np
@@ -20,6 +22,9 @@ RISK = 0.001
 """Of a false alarm in a whole estimate of a random sample."""
 MARGIN = 0.1
 """By which agreement may exceed confidence: more than calibrated judges were seen to be off."""
+PLAUSIBLE = 0.9
+"""An alpha that nobody is expected to reach against single annotations."""
+_PAIRED = 30  # items with several annotations, which show how often these agree
 _FEWEST = 10  # expected annotated items with an option, below which t is no guide
 _ADVICE = (
     "Labels that the judge was trained on bias every estimate: leave them out (--run), annotate a "
@@ -28,7 +33,12 @@ _ADVICE = (
 
 
 def doubts_about(
-    dimension: Dimension, sample: Sample, judged: Floats, people: Floats, sure: Floats | None
+    dimension: Dimension,
+    sample: Sample,
+    judged: Floats,
+    people: Floats,
+    sure: Floats | None,
+    annotations: npt.NDArray[np.int64] | None = None,
 ) -> list[tuple[str, float]]:
     """Sentences, each with its p-value where the annotated items are a random sample.
 
@@ -38,15 +48,36 @@ def doubts_about(
         judged: N x K shares of the judge's labels.
         people: n x K shares of people's.
         sure: N confidences of the judge, if it gives any.
+        annotations: n numbers of people; None where the judge is known not to know their labels.
     """
     weighted = ", weighted," if np.ptp(sample.weights) > 1e-9 else ""
     found = _labels(dimension, sample, judged, weighted)
+    agreed = (judged[sample.rows] * people).sum(axis=1)
     if sure is not None:
         found.append(_confidence(dimension, sample, sure, weighted))
-        found.append(
-            _agreement(dimension, sample, (judged[sample.rows] * people).sum(axis=1), sure)
+        found.append(_agreement(dimension, sample, agreed, sure))
+    if annotations is not None and (most := _most(sample, people, annotations, sure is None)):
+        inside = float(sample.weights @ agreed) / len(judged)
+        text = (
+            f"{dimension.name}: the judge agrees with people on {inside:.1%} of the annotated "
+            f"items{weighted}, more than {most[1]}. Was it trained on them? {_ADVICE}"
         )
+        found.append((text, _too_often(sample, agreed, most[0])))
     return found
+
+
+def _most(
+    sample: Sample, people: Floats, annotations: npt.NDArray[np.int64], unsure: bool
+) -> tuple[float, str] | None:
+    """The largest plausible share of agreement on fresh items, and why; None where nobody knows."""
+    m, several = annotations[annotations > 1], annotations > 1
+    if len(m) >= _PAIRED:
+        pairs = (m * (people[several] ** 2).sum(axis=1) - 1) / (m - 1)
+        highest = min(1.0, pairs.mean() + 4 * pairs.std() / np.sqrt(len(m)))
+        return float(np.sqrt(highest)), f"people, who agree on {pairs.mean():.0%} of theirs, allow"
+    shares = sample.weights @ people / sample.weights.sum()
+    rule = f"is expected of single annotations (alpha {PLAUSIBLE}), and it gives no confidence"
+    return (1 - (1 - PLAUSIBLE) * float(1 - shares @ shares), rule) if unsure else None
 
 
 def _labels(

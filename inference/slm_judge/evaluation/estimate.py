@@ -158,7 +158,8 @@ def estimate(
         shares, sure = labelled.shares(dimension), known.confidences(dimension, labelled)
         if sure is None:
             unsure.append(dimension.name)
-        tested += doubts_about(dimension, labelled.sample, *shares, sure)
+        each = np.bincount(labelled.people.items) if found.excluded is None else None
+        tested += doubts_about(dimension, labelled.sample, *shares, sure, each)
         found.dimensions[dimension.name] = _estimates(dimension, labelled, known.notes)
         known.note_few(dimension, labelled.sample)
     if unsure:
