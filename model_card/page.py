@@ -11,6 +11,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
 from slm_judge.agreement.bias import AGREEMENT, BEYOND, FEWEST, FEWEST_CLUSTERS, SHIFT
+from slm_judge.agreement.bootstrap import fixed
 from slm_judge.files import atomic_file, write_json, write_text
 from slm_judge.rubric import format_value
 from slm_judge.screen import Sheet
@@ -208,7 +209,7 @@ def number(value: float | None, digits: int = 2) -> str:
     """A number, or a dash where there is none."""
     if value is None:
         return "–"
-    return f"{value:.{digits}f}".replace("-", "−")
+    return fixed(value, digits).replace("-", "−")
 
 
 def table(report: Mapping[str, Any]) -> Sheet:

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from slm_judge.agreement.bootstrap import Interval, fixed
 from slm_judge.cli import main
 from slm_judge.data.item import Item, load_split, save_splits
 from slm_judge.data.predictions import Answers, write_predictions
 from slm_judge.errors import DataError, JudgeError
-from slm_judge.evaluation.drift import Source, compare
+from slm_judge.evaluation.drift import Source, compare, drift_table
 from slm_judge.evaluation.evaluate import systems_of
 from slm_judge.files import write_text
 from slm_judge.recipe import Recipe
@@ -166,6 +167,39 @@ def test_an_agreement_that_moved_is_found(world, people, measure):
         measure,
         "shift",
     }
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.95, 1.0), (0.7, 0.95), (0.95, 0.7)])
+def test_people_who_agree_otherwise_are_no_drift_of_the_judge(world, before, after):
+    """It is always right; beyond the annotators' agreement, its own falls or rises with theirs."""
+
+    def drawn(seed, right, name):
+        frame, _ = world.drawn(300, seed=seed, right=1.0, name=name)
+        rng, truth = np.random.default_rng(seed), frame.judge_refund.to_numpy()
+        said = np.where(rng.random((2, 300)) < right, truth, ~truth)
+        return frame, [dict(zip("ab", map(int, row), strict=True)) for row in said.T]
+
+    world.hold_out(*drawn(0, before, "i"))
+    report = world.new(*drawn(1, after, "n"))
+    assert not report["drift"]
+    rows = {one["what"]: one for one in report["findings"] if one["dimension"] == "refund"}
+    assert rows["agreement"]["held_out"] == pytest.approx(before, abs=0.04)
+    assert rows["agreement among annotators"]["p_adjusted"] is None
+    untold = [text for text in report["cannot_be_said"] if "whether the judge moved" in text]
+    assert any("agreement beyond annotators" in text for text in untold) or after != 1.0
+    assert "−0.000" not in str(report)
+    assert drift_table(report)
+
+
+def test_a_judge_better_than_people_that_gets_worse_has_moved(world):
+    world.hold_out(*world.drawn(500, seed=0, right=1.0))
+    report = world.new(*world.drawn(500, seed=1, right=0.85, name="n"))
+    assert ("refund", "agreement beyond annotators") in moved(report)
+
+
+def test_zero_has_no_minus():
+    assert [fixed(-0.0004), fixed(-0.0006), fixed(0.0, sign="+")] == ["0.000", "-0.001", "+0.000"]
+    assert str(Interval(-1e-9, -0.5, -1e-9)) == "0.000 [-0.500, 0.000]"
 
 
 # --- what did not ---

@@ -29,12 +29,17 @@ class Interval:
         if not np.isfinite(self.estimate):
             return "–"
         if not np.isfinite(self.low):
-            return f"{self.estimate:.3f}"
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
+            return fixed(self.estimate)
+        return f"{fixed(self.estimate)} [{fixed(self.low)}, {fixed(self.high)}]"
 
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
         return {"estimate": self.estimate, "low": self.low, "high": self.high}
+
+
+def fixed(value: float, digits: int = 3, sign: str = "") -> str:
+    """A number in so many digits, of which 0 has no minus."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
 
 
 class Bootstrap:

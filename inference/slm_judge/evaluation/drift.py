@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from slm_judge.agreement import bias
 from slm_judge.agreement.aggregate import level_values
 from slm_judge.agreement.alpha import Floats
+from slm_judge.agreement.bootstrap import Interval, fixed
 from slm_judge.agreement.scores import agreeing_share
 from slm_judge.annotate.job import annotate_table
 from slm_judge.annotate.rows import STABLE_DIGITS, AnnotateOptions
@@ -93,16 +94,19 @@ def compare(run: Run, new: Source, tolerance: float = 0.0, show: bool = True) ->
     artefact = new.artefact or systems_of(run.recipe())[0]
     before = _held_out(run, rubric, artefact)
     after = _new(run, rubric, new, artefact, notes, show)
-    probes: list[tuple[str, bias.Probe, float]] = []
+    probes: list[_Tried] = []
     untold: list[str] = []
     for dimension in rubric.dimensions:
         probes += _probes(dimension, before, after, untold)
     if not probes:
         raise DataError(f"{new.location}: nothing can be tested. {' '.join([*untold, *notes])}")
-    corrected = bias.adjusted([probe for _, probe, _ in probes])
-    findings = [
-        _finding(name, probe, deviation, tolerance)
-        for (name, _, deviation), probe in zip(probes, corrected, strict=True)
+    corrected = iter(bias.adjusted([one.probe for one in probes if one.own]))
+    tried = [replace(one, probe=next(corrected)) if one.own else one for one in probes]
+    findings = [_finding(one, tolerance) for one in tried]
+    untold += [
+        f"{found['told'][:-1]}: whether the judge moved, since people agree otherwise too."
+        for one, found in zip(tried, findings, strict=True)
+        if one.own and not one.of_judge and one.probe.p_adjusted < bias.SIGNIFICANT
     ]
     found: dict[str, Any] = finite(
         {
@@ -235,10 +239,24 @@ def _annotate(run: Run, new: Source, artefact: str, notes: list[str], show: bool
     return output
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """A comparison."""
+
+    dimension: str
+    probe: bias.Probe
+    deviation: float
+    """Standard deviation of what is compared."""
+    own: bool = True
+    """Whether it says by itself that something moved; else it stands beside another one."""
+    of_judge: bool = True
+    """Whether it does not move with how far people agree with each other."""
+
+
 def _probes(
     dimension: Dimension, before: Answered, after: Answered, untold: list[str]
-) -> list[tuple[str, bias.Probe, float]]:
-    """Comparisons of a dimension, with the standard deviation of what is compared."""
+) -> list[_Tried]:
+    """Comparisons of a dimension."""
     name, sides = dimension.name, (before, after)
     labels = np.array([label for one in sides for label in one.labels[name]])
     values = {f"share of {dimension.key(k)}": np.where(labels < 0, np.nan, labels == k)
@@ -252,21 +270,51 @@ def _probes(
             one.votes, one.labels[name], strict=True)]
         for one in sides
     ]  # fmt: skip
+    together, closer = [*votes[0], *votes[1]], dict[str, tuple[Floats, Floats]]()
     if all(map(any, votes)):
-        values |= _agreement(dimension, labels, votes)
+        values |= (agreement := _agreement(dimension, labels, votes))
+        if bias.BEYOND in agreement:
+            closer = bias.closeness(labels, together, level_values(dimension))
     else:
         untold.append(f"{name}: agreement, since people labelled no new item, or no held-out one.")
     where, probes = [OLD] * len(before.votes) + [NEW] * len(after.votes), []
     groups = before.groups + after.groups
+
+    def tried(what: str, found: Floats, **given: bool) -> list[_Tried]:
+        near, kind = closer.get(what, ()), measure_of.get(what, what)
+        tested, _ = bias.probe_groups(what, where, kind, found, groups, closer=near)
+        return [_Tried(name, probe, float(np.nanstd(found)), **given) for probe in tested]
+
     for what, found in values.items():
-        tested, _ = bias.probe_groups(what, where, measure_of.get(what, what), found, groups)
-        probes += [(name, probe, float(np.nanstd(found))) for probe in tested]
+        tested = tried(what, found)
+        if what in closer:
+            beyond, plain = closer[what]
+            near = tried(bias.AGREEMENT, plain, own=False)
+            among = tried("agreement among annotators", plain - beyond, own=False)
+            tested = [replace(one, of_judge=_of_judge(one, near, among)) for one in tested]
+            tested += [*near, *among] if what == bias.BEYOND else []
+        probes += tested
         if not tested:
             untold.append(
                 f"{name}: {what}, which does not vary, or of fewer than {bias.FEWEST} items or "
                 f"{bias.FEWEST_CLUSTERS} groups on a side."
             )
     return probes
+
+
+def _of_judge(one: _Tried, plain: list[_Tried], among: list[_Tried]) -> bool:
+    """Whether a change is the judge's: as `bias.closeness` says, or since people are as before.
+
+    Agreement beyond annotators also has to move as agreement itself does.
+    """
+    if one.probe.of_judge or not among:
+        return one.probe.of_judge or bool(plain)
+    people = among[0].probe.difference
+    if one.probe.measure != bias.BEYOND:
+        return people.low <= 0 <= people.high
+    sign = np.sign(one.probe.difference.estimate)
+    moved = plain[0].probe.difference if plain else people
+    return bool(min(sign * moved.low, sign * moved.high) > 0 >= sign * people.estimate)
 
 
 def _agreement(
@@ -284,19 +332,17 @@ def _agreement(
     return found
 
 
-def _finding(
-    dimension: str, probe: bias.Probe, deviation: float, tolerance: float
-) -> dict[str, Any]:
+def _finding(one: _Tried, tolerance: float) -> dict[str, Any]:
     """In numbers and in words; `effect` is the difference in standard deviations (Cohen's d)."""
+    probe, dimension = one.probe, one.dimension
     after, before = (mean.estimate for mean in probe.means)
     gap = probe.difference
     said = (
-        f"{dimension}: {probe.attribute} was {before:.3f} and is {after:.3f}: {gap.estimate:+.3f} "
-        f"[{gap.low:.3f}, {gap.high:.3f}]"
+        f"{dimension}: {probe.attribute} was {fixed(before)} and is {fixed(after)}: {_signed(gap)}"
     ).replace("-", "−")
     if abs(after - before - gap.estimate) > 1e-9:
         said += " in groups with items of both"
-    if probe.measure == bias.AGREEMENT:
+    if one.own and probe.measure == bias.AGREEMENT:
         said += "; perhaps since other people annotated, who err more or less"
     return {
         "dimension": dimension,
@@ -304,19 +350,26 @@ def _finding(
         "held_out": before,
         "new": after,
         "difference": gap.as_dict(),
-        "effect": gap.estimate / deviation,
+        "effect": gap.estimate / one.deviation,
         "p": probe.p_value,
         "p_adjusted": probe.p_adjusted,
-        "moved": probe.p_adjusted < bias.SIGNIFICANT and abs(gap.estimate) >= tolerance,
+        "moved": one.own
+        and one.of_judge
+        and probe.p_adjusted < bias.SIGNIFICANT
+        and abs(gap.estimate) >= tolerance,
         "told": f"{said}.",
     }
+
+
+def _signed(gap: Interval) -> str:
+    return f"{fixed(gap.estimate, sign='+')} [{fixed(gap.low)}, {fixed(gap.high)}]"
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """What moved, or that nothing is shown to have."""
     findings = report["findings"]
     moved = [one["told"] for one in findings if one["moved"]]
-    tests = f"{len(findings)} comparisons"
+    tests = f"{sum(one['p_adjusted'] is not None for one in findings)} comparisons"
     if not moved:
         return [f"No drift is shown by {tests}; where nothing moves, 5 % of such calls show one."]
     return [f"Drift is shown in {len(moved)} of {tests}, of which about 5 % may be false.", *moved]
@@ -334,8 +387,8 @@ def drift_table(report: Mapping[str, Any]) -> Sheet:
     for name in dict.fromkeys(one["dimension"] for one in report["findings"]):
         table.group(name)
         for one in (one for one in report["findings"] if one["dimension"] == name):
-            gap = "{estimate:+.3f} [{low:.3f}, {high:.3f}]".format(**one["difference"])
-            figures = f"{one['held_out']:.3f}", f"{one['new']:.3f}", gap, f"{one['effect']:+.2f}"
-            style = "bold" if one["moved"] else ""
-            table.add(one["what"], *figures, f"{one['p_adjusted']:.4f}", style=style)
+            gap = _signed(Interval(**one["difference"]))
+            p = "–" if one["p_adjusted"] is None else f"{one['p_adjusted']:.4f}"
+            figures = fixed(one["held_out"]), fixed(one["new"]), gap, f"{one['effect']:+.2f}", p
+            table.add(one["what"], *figures, style="bold" if one["moved"] else "")
     return table
