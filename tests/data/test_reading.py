@@ -284,7 +284,26 @@ def test_groups_of_items_are_read_and_what_differs_is_said(tmp_path):
     assert any("1 rows name another author than their item's first row" in n for n in found.notes)
 
 
-@pytest.mark.parametrize("nobody", ["", "None", "nan", "null", "<NA>"])
+def test_missing_groups_are_counted_and_no_group_called_na(tmp_path):
+    rows = ["a,x,t,joy,ann", "b,x,u,joy,NA", "c,x,v,joy,NA", "d,x,w,anger,"]
+    columns = "item_id,who,text,mood,author"
+    found = read_annotations(long(tmp_path, rows, columns), MOOD, annotator="who", group="author")
+    assert [item.group for item in found.items] == ["ann", "b", "c", "d"]
+    notes = " ".join(found.notes)
+    assert "author: read 'NA' as a group of one item (2 times), nothing as a group of one" in notes
+    assert "'NA' (2 cells) stands for a missing name." in notes
+
+
+def test_initials_that_mean_nobody_are_told_how_to_be_kept(tmp_path):
+    rows = [f"{k},{who},t{k},joy,1" for k in range(3) for who in ("NA", "nadia", "A")]
+    found = read_annotations(long(tmp_path, rows), MOOD, annotator="who")
+    assert {*found.items[0].votes["mood"]} == {"", "nadia", "A"}
+    assert any("or somebody's initials, write it otherwise, e.g. NA_1." in n for n in found.notes)
+
+
+@pytest.mark.parametrize(
+    "nobody", ["", "None", "none", "nan", "NULL", "null", "<NA>", "NA", "N/A", "n/a", "#N/A"]
+)
 def test_a_missing_annotator_is_no_person_called_none(tmp_path, nobody):
     rows = [
         f"{k},{who},t{k},{mood},1"

@@ -256,6 +256,16 @@ def test_conversations_with_items_of_both_are_compared_within(tmp_path):
     assert row["told"].endswith("in groups with items of both.")
 
 
+def test_missing_groups_are_no_group(tmp_path):
+    """60 items of no conversation, by as much as NA says, are 60 groups and not one."""
+    one = World(tmp_path, "talk")
+    one.hold_out(*one.drawn(100, seed=0))
+    frame, _ = one.drawn(60, seed=1, name="n")
+    report = one.new(frame.assign(talk="NA"))
+    assert any("talk of 60 items is missing: one group each." in note for note in report["notes"])
+    assert "share of true" in {one["what"] for one in report["findings"]}
+
+
 def test_where_nothing_can_be_tested_nothing_is_said(world):
     frame, votes = world.drawn(9, seed=1, name="n")
     with pytest.raises(DataError, match="nothing can be tested"):

@@ -23,11 +23,10 @@ from .importers.roles import Options
 from .item import ITEM_ID, Item, unnamed
 from .sets import columns_of, options_of, unfold
 from .tables import IMPORTER, Rows, names, read_table, require_columns
-from .text import is_blank, is_replaced_in, read_name, read_state, told
+from .text import NOBODY, is_blank, is_replaced_in, read_name, read_state, told
 
 _EXAMPLES = 3
 _MOST_LISTED = 8  # options in a message
-_NOBODY = {"None", "nan", "NaN", "null", "<NA>"}  # what programs write where no annotator is known
 _CALLED_SO = re.compile(r"annotator|rater\b|coder\b|worker|label?ler|judged_by", re.IGNORECASE)
 
 
@@ -166,6 +165,12 @@ def read_items(
             f"{table.location}: {reader.trimmed} names of items or annotators have spaces around "
             "them: trimmed."
         )
+    if reader.nobody:
+        found_as = f"{', '.join(map(repr, reader.nobody))} ({reader.nobody.total()} cells)"
+        findings.notes.append(
+            f"{table.location}: {found_as} stands for a missing name. Where it is a name, or "
+            f"somebody's initials, write it otherwise, e.g. {next(iter(reader.nobody))}_1."
+        )
     if reader.replaced:
         findings.notes.append(
             f"{table.location}: {reader.replaced} rows have characters that the engines do not "
@@ -241,6 +246,7 @@ class _Reader:
         self.items: dict[str, Item] = {}
         self.further: dict[str, list[tuple[str, str, str]]] = {n: [] for n in columns.further}
         self.trimmed = self.repeated = self.replaced = self.regrouped = 0
+        self.nobody: Counter[str] = Counter()  # names that are none
         self._rows: Counter[str] = Counter()  # rows of each item without an annotator's name
 
     def read(self, row: Mapping[str, Any], where: str, number: str) -> None:
@@ -256,11 +262,16 @@ class _Reader:
         if problem and strict:
             self.findings.add(f"rows with {problem}", where)
         item = self.items.get(item_id)
-        group = (read_name(row.get(columns.group)) if columns.group else "") or item_id
-        annotator = self._name(row.get(columns.annotator)) if columns.annotator else ""
+        annotator = group = ""
+        if columns.annotator:
+            name = self._name(row.get(columns.annotator))
+            annotator = self._somebody(columns.annotator, name, "somebody unnamed")
+        if columns.group:
+            name = read_name(row.get(columns.group))
+            group = self._somebody(columns.group, name, "a group of one item")
+        group = group or item_id
         for name, seen in self.further.items():
-            who = "" if annotator in _NOBODY else annotator
-            seen.append((item_id, who, read_name(row.get(name))))
+            seen.append((item_id, annotator, read_name(row.get(name))))
         if item is None:
             item = self.items[item_id] = Item(item_id, state, {}, group)
         elif strict and not columns.annotator:
@@ -275,13 +286,18 @@ class _Reader:
         self.trimmed += isinstance(value, str) and bool(name) and name != value
         return name
 
+    def _somebody(self, column: str, name: str, otherwise: str) -> str:
+        """The name of a person or a group, or "" where it is none, which is counted."""
+        if name and name.casefold() not in NOBODY:
+            return name
+        self.nobody.update([name] if name else [])
+        self.findings.read_as[column][f"{repr(name) if name else 'nothing'} as {otherwise}"] += 1
+        return ""
+
     def _vote(self, row: Mapping[str, Any], item: Item, annotator: str, where: str) -> None:
-        said = repr(annotator) if annotator else "nothing"
-        if not annotator or annotator in _NOBODY:
+        if not annotator:
             annotator = unnamed(self._rows[item.item_id])
             self._rows[item.item_id] += 1
-            if self.columns.annotator:
-                self.findings.read_as[self.columns.annotator][f"{said} as somebody unnamed"] += 1
         for dimension, column in self.dimensions:
             option = self._label(dimension, row.get(column), where)
             if option is None:

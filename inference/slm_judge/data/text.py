@@ -17,6 +17,8 @@ MOST_CHARACTERS = 1_000_000
 """Of a field. Tokenizers take a few seconds for such a text, and no model here reads as much; a
 longer one is too long, for training as for annotation, without a look at it."""
 TOO_LONG = "too long"
+NOBODY = frozenset({"none", "nan", "null", "<na>", "na", "n/a", "#n/a"})
+"""What R, Excel and pandas write where there is no name, whatever the letter case."""
 _MOST_TOLD = 8  # of the ways in which labels are written
 State = str | Mapping[str, Any]
 

@@ -21,7 +21,7 @@ from slm_judge.data.predictions import read_predictions
 from slm_judge.data.read import Findings, read_annotations
 from slm_judge.data.sets import unfold
 from slm_judge.data.tables import Rows, read_table, require_columns
-from slm_judge.data.text import is_blank, read_name
+from slm_judge.data.text import NOBODY, is_blank, read_name
 from slm_judge.errors import DataError
 from slm_judge.files import content_hash, finite
 from slm_judge.judge.judge import Judge
@@ -166,7 +166,11 @@ def _new(
     group = new.group or run.recipe().data.group or ""
     if group and group not in table.columns:
         notes.append(f"{new.location} has no column {group}: its items are taken as independent.")
-    found.groups += [read_name(row.get(group)) or (NEW, name) for name, row in rows.items()]
+    names = {name: read_name(row.get(group)) for name, row in rows.items()}
+    alone = {name for name, of in names.items() if not of or of.casefold() in NOBODY}
+    if group in table.columns and alone:
+        notes.append(f"{new.location}: {group} of {len(alone)} items is missing: one group each.")
+    found.groups += [(NEW, name) if name in alone else of for name, of in names.items()]
     return found
 
 
