@@ -316,6 +316,14 @@ def test_the_difference_to_the_annotators_covers_what_is_true():
         assert told in system["minus_annotators"]["told"]
 
 
+def test_chance_is_not_better_than_annotators_who_agree_less_than_chance():
+    """Of each item one of two says b, never both: their alpha is below 0, that of "always a" about 0."""
+    votes = [{"p": int(k % 2), "q": 1 - k % 2} for k in range(200)]
+    _, system = judged(KIND, votes, [0] * 200)
+    assert system["minus_annotators"]["low"] > 0
+    assert system["minus_annotators"]["told"].startswith("theirs is lower, but it is not shown to")
+
+
 def test_annotations_of_one_option_alone_decide_nothing():
     votes = [{"a": 0, "b": 0} for _ in range(40)]
     report, system = judged(KIND, votes, [0] * 40)

@@ -169,12 +169,15 @@ def minus_annotators(alphas: Floats, given: Yardstick) -> dict[str, Any] | None:
     if given.among is None:
         return None
     found = percentile_interval(alphas - given.among, units=given.units)
-    return found.as_dict() | {"told": _told(found)}
+    own = percentile_interval(alphas, units=given.units)
+    return found.as_dict() | {"told": _told(found, own.low > 0)}
 
 
-def _told(gap: Interval) -> str:
+def _told(gap: Interval, beyond_chance: bool) -> str:
     if not np.isfinite(gap.low) or not np.isfinite(gap.high):
         return "whether it agrees with them as they do with each other cannot be said"
+    if gap.low > 0 and not beyond_chance:
+        return "theirs is lower, but it is not shown to agree with them more than chance would"
     if gap.low > 0:
         return "it agrees with them more than they do with each other"
     if gap.high < 0:
