@@ -14,7 +14,7 @@ from slm_judge.agreement.compare import (
     lower_limit,
     share_of,
 )
-from slm_judge.agreement.sets import Chosen, annotator_pairs, judge_pairs
+from slm_judge.agreement.sets import Chosen, annotator_pairs, best_constants, judge_pairs
 from slm_judge.data.item import Item
 from slm_judge.data.sets import chosen_by, chosen_by_annotators
 from slm_judge.evaluation.annotators import of_shared
@@ -47,6 +47,7 @@ def set_report(
         "annotated": sum(map(bool, votes)),
         "compared": sum(map(bool, compared)),
         "artefacts": {name: _against(one, sets, compared) for name, sets in judged.items()},
+        "constant": _constant(one, compared),
         "loss": {},
         "between": {},
     }
@@ -63,6 +64,16 @@ def _against(one: Multi, sets: _Sets, votes: Sequence[Sequence[Chosen]]) -> dict
     pairs = judge_pairs(sets, votes, len(one.options), one.distance)
     totals = pairs.per_item.sum(axis=0)
     return {"alpha": float(pairs.alpha(totals)), "accuracy": float(pairs.subset_accuracy(totals))}
+
+
+def _constant(one: Multi, votes: Sequence[Sequence[Chosen]]) -> dict[str, float]:
+    """What a judge reaches that always says one set, the best one for each figure."""
+    if not any(votes):
+        return {"alpha": float("nan"), "accuracy": float("nan")}
+    found = best_constants(votes, len(one.options), one.distance)
+    alpha, same = found["alpha"], found["subset_accuracy"]
+    accuracy = same.subset_accuracy(same.per_item.sum(axis=0))
+    return {"alpha": float(alpha.alpha(alpha.per_item.sum(axis=0))), "accuracy": float(accuracy)}
 
 
 def _alphas(

@@ -264,6 +264,7 @@ def agreement_table(report: Mapping[str, Any]) -> Sheet:
             alike = given["between"].get(f"{ADAPTER} / {name}")
             flips = interval(given["flips"][name]) if "flips" in given else ""
             add(name, found, number(alike["agreement"], 3) if alike else "", "bold", flips)
-        if "majority" in given:
-            add("majority label", given["majority"])
+        for key, name in (("majority", "majority label"), ("constant", "always one set, at best")):
+            if key in given:
+                add(name, given[key])
     return table

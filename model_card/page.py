@@ -243,6 +243,7 @@ def table(report: Mapping[str, Any]) -> Sheet:
     for name, one in report.get("sets", {}).items():
         found.group(f"{name}, sets ({one['distance']}; accuracy: equal sets)")
         rows = {"an annotation": one["humans"], **one["systems"]}
+        rows["always one set, at best"] = one.get("constant")
         for who, given in rows.items():
             if given:
                 minus = given.get("minus_annotators")

@@ -281,6 +281,10 @@ def test_whole_sets_are_decided_where_it_is_clear_and_shown():
     equal = (adapter == other).all(axis=1).mean()
     assert "k, sets of options" in rows
     assert f"{equal:.3f}" in rows
+    sets = [frozenset(np.flatnonzero(one).tolist()) for row in votes for one in row]
+    share = max(map(sets.count, sets)) / len(sets)  # of equal sets, where the commonest is said
+    assert "always one set, at best" in rows
+    assert report["sets"]["k"]["constant"]["accuracy"] == pytest.approx(share)
     assert failures(of_sets(adapter, adapter, votes), VerifyConfig(undecided="refuse")) == []
     # Equal as they are, few items show nothing.
     (said,) = undecided(of_sets(*some_sets(5, 0, 2)), VerifyConfig())

@@ -1,6 +1,7 @@
 """Dimensions of the type `multi`: several options, or none, of one question."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from slm_judge.errors import DataError, RubricError
 from slm_judge.evaluation.baselines import ANNOTATOR, _set_table
 from slm_judge.evaluation.dimension import Settings
 from slm_judge.evaluation.evaluate import evaluate, of_files
+from slm_judge.evaluation.sets import evaluate_set
 from tests.conftest import ROOT, annotation_from_logits
 
 ABUSIVE = {"name": "abusive", "type": "noul", "instructions": "Is it?"}
@@ -281,10 +283,26 @@ def test_a_report_of_sets(tmp_path):
         float(judged.alpha(judged.per_item.sum(axis=0))), abs=1e-5
     )
     assert alpha["low"] < alpha["estimate"] < alpha["high"]
+    # No set that is always said, of those that somebody chose, does better than the one that is shown.
+    for said in {chosen for row in sets for chosen in row}:
+        of = judge_pairs([said] * len(sets), sets, 3, "masi")
+        for name, value in of.statistics(of.per_item.sum(axis=0)).items():
+            assert not value > one["constant"][name]["estimate"] + 1e-9
+    assert "always one set, at best" in str(report_table(report).__dict__)
+    minus = one["constant"]["minus_annotators"]["estimate"]
+    assert minus == pytest.approx(
+        one["constant"]["alpha"]["estimate"] - one["humans"]["alpha"]["estimate"]
+    )
     page = write(report, tmp_path / "report").read_text()
+    assert page.count("always one set, at best") == 1
     assert all(f'<h2 id="s-1">{name}' in page for name in ["kind"])
     assert "kind_racist</h2>" not in page
     assert "sets (masi" in str(report_table(report).__dict__)
+    new = replace(evaluation, settings=Settings(resamples=50, new_annotators=True))
+    notes = evaluate_set(rubric().sets[0], new.annotations.items, new.systems, new.settings)[
+        "notes"
+    ]
+    assert "of its options alone speak about new annotators too" in notes[1]
     # The same set-level figures for yardsticks.
     labels = {m: evaluation.systems["judge"][m].labels.tolist() for m in MEMBERS}
     rows = _set_table(rubric().sets[0], evaluation.annotations.items, {"judge": labels},

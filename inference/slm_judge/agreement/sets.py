@@ -7,6 +7,7 @@ Set-valued Items (MASI) for Semantic and Pragmatic Annotation", LREC 2006); or J
 Two empty sets are equal.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from .alpha import Floats
 
 Chosen = frozenset[int]
 """Options."""
+TRIED = 10
+"""Sets that a judge might always say."""
 
 
 def set_distances(sets: Sequence[Chosen], distance: str) -> Floats:
@@ -96,6 +99,21 @@ def judge_pairs(
     """The judge against each annotator of an item; None makes no pair."""
     rows = [([] if own is None else [own], row, 1) for own, row in zip(judged, votes, strict=True)]
     return _pairs(rows, n_options, distance)
+
+
+def best_constants(
+    votes: Sequence[Sequence[Chosen]], n_options: int, distance: str
+) -> dict[str, Pairs]:
+    """By statistic, the pairs of a judge that always says the same set: the best one for it.
+
+    Tried are the `TRIED` sets that annotators choose most often; some annotator chose one.
+    """
+    said = Counter(one for row in votes for one in row).most_common(TRIED)
+    tried = [judge_pairs([one] * len(votes), votes, n_options, distance) for one, _ in said]
+    found = [{name: float(np.nan_to_num(value, nan=-np.inf))
+              for name, value in pairs.statistics(pairs.per_item.sum(axis=0)).items()}
+             for pairs in tried]  # fmt: skip
+    return {name: tried[max(range(len(tried)), key=lambda k: found[k][name])] for name in found[0]}
 
 
 def _pairs(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
-from slm_judge.agreement.sets import Chosen, Pairs, annotator_pairs, judge_pairs
+from slm_judge.agreement.sets import Chosen, Pairs, annotator_pairs, best_constants, judge_pairs
 from slm_judge.data.item import Item
 from slm_judge.data.predictions import Answers
 from slm_judge.data.sets import chosen_by, chosen_by_annotators
@@ -33,8 +33,9 @@ def evaluate_set(
         settings: of the evaluation.
 
     Returns:
-        `humans` (None where no item has two annotations), `systems`, and of both the alpha,
-        `subset_accuracy`, `micro_f1` and `macro_f1`; `options` with how often each was chosen.
+        `humans` (None where no item has two annotations), `systems`, `constant` (always one set, at
+        best), and of each the alpha, `subset_accuracy`, `micro_f1` and `macro_f1`; `options` with
+        how often each was chosen.
     """
     k = len(one.options)
     judged = {
@@ -65,6 +66,11 @@ def evaluate_set(
     if not rows:
         report["notes"].append("No item has an annotation, so nothing can be computed.")
         return report
+    if settings.new_annotators:
+        report["notes"].append(
+            "Intervals of sets speak about items that these annotators judged; those of its options "
+            "alone speak about new annotators too."
+        )
     bootstrap = Bootstrap(
         len(rows), settings.resamples, settings.seed, [items[i].group for i in rows]
     )
@@ -74,6 +80,12 @@ def evaluate_set(
         found, among = _figures(annotator_pairs(several, k, one.distance), bootstrap)
         report["humans"] = {"items": sum(map(bool, several)), **found}
     compared = several if any(several) else said
+    best = best_constants(compared, k, one.distance)
+    report["constant"] = {name: _figures(of, bootstrap)[0][name] for name, of in best.items()}
+    if among is not None:
+        constant = best["alpha"].alpha(bootstrap.totals(best["alpha"].per_item))
+        minus = percentile_interval(constant - among, units=bootstrap.units)
+        report["constant"]["minus_annotators"] = minus.as_dict()
     for name, own in judged.items():
         chosen = [own[i] for i in rows]
         found, alphas = _figures(judge_pairs(chosen, compared, k, one.distance), bootstrap)
