@@ -298,7 +298,7 @@ def lines(reports: int) -> Iterator[str]:
         "| judge, by items and annotators | annotators, by items | annotators, by both |\n"
         "| --- | ---: | ---: | ---: | ---: |"
     )
-    for annotators in (8, 15, 30):
+    for annotators in (5, 8, 15, 30):
         found = annotator_coverage(annotators, reports)
         order = ("judge, items", "judge, both", "annotators, items", "annotators, both")
         yield f"| {annotators} | {' | '.join(f'{found[name]:.1%}' for name in order)} |"

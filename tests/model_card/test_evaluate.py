@@ -25,7 +25,7 @@ from slm_judge.data.predictions import Answers
 from slm_judge.data.read import Annotations
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.evaluation.baselines import Scores, results_table
-from slm_judge.evaluation.dimension import Settings, evaluate_dimension
+from slm_judge.evaluation.dimension import Groups, Settings, evaluate_dimension
 from slm_judge.evaluation.evaluate import add_columns, evaluate, find, of_files
 from slm_judge.evaluation.metrics import metric_path
 from slm_judge.recipe import Recipe
@@ -142,7 +142,7 @@ def test_the_page_fits_a_browser(tmp_path, rubric, width):
     """A real browser lays the page out; nothing is wider than the window, and no table scrolls."""
     annotations, predictions = tables(tmp_path)
     names = (
-        "judge",
+        "my_fine_tuned_system_with_a_long_name_that_ends_in_v2",
         "Q4_K_M",
         "a-system-whose-name-has-no-space-in-it-at-all-and-goes-on",
         "adapter",
@@ -309,6 +309,23 @@ def test_groups_of_items_are_drawn_whole(tmp_path, rubric):
     assert not any("Intervals rest" in note for note in users["notes"])
     few = simulated_report(tmp_path, rubric, cluster="big")["dimensions"]["kind"]
     assert any("Intervals rest on 4 groups alone, too few" in note for note in few["notes"])
+    new = simulated_report(tmp_path, rubric, Settings(50, new_annotators=True))["dimensions"][
+        "kind"
+    ]
+    assert "new annotators like these 8;" in new["sampling"]["text"]
+    assert any("about new annotators rests on 8 alone" in note for note in new["notes"])
+
+
+def test_one_group_is_no_group_like_these_1():
+    dimension = Rubric.model_validate({"name": "r", "instructions": "i", "fields": ["text"], "dimensions": [
+        {"name": "d", "type": "noul", "instructions": "q"}]}).dimensions[0]  # fmt: skip
+    votes = [{"a": k % 2, "b": k % 3 % 2} for k in range(20)]
+    given = {"judge": Answers(np.array([k % 2 for k in range(20)]))}
+    found = evaluate_dimension(dimension, votes, given, Groups(["one"] * 20), Settings(50))
+    assert found["sampling"]["text"].startswith(
+        "Intervals speak about new groups like this one, of"
+    )
+    assert "rest on 1 group alone" in found["sampling"]["few"]
 
 
 def test_a_column_of_annotators_is_probed_over_annotations(tmp_path, rubric):

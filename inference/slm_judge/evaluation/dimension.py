@@ -220,28 +220,41 @@ def _sampling(draws: _Draws, n_items: int) -> dict[str, Any]:
     """What is drawn, and so what intervals speak about, in words."""
     units, two_way = draws.bootstrap.units, draws.two_way
     drawn, annotators = "groups" if units < n_items else "items", None
-    text = f"Intervals speak about new items like these {n_items}"
+    text = f"Intervals speak about new items like {_these(n_items)}"
     if units < n_items:
-        text = f"Intervals speak about new groups like these {units}, of {n_items} items"
+        text = f"Intervals speak about new groups like {_these(units)}, of {n_items} items"
     if two_way:
         annotators = two_way.ratings.shape[1]
         text += (
-            f", and about new annotators like these {annotators}; those of the annotators' AC and "
-            f"ICC, and of what is against their aggregate or mean, about new {drawn} alone"
+            f", and about new annotators like {_these(annotators)}; those of the annotators' AC "
+            "and ICC, of alpha with the judge as one more, and of what is against their aggregate "
+            f"or mean, about new {drawn} alone"
         )
     else:
         text += ", judged by these annotators"
-    few = (
-        f"Intervals rest on {units} {drawn} alone, too few: of 5, 95 % intervals held the truth in "
-        "88 to 90 % of simulations."
-    )
+    few = None
+    if units < _FEW:
+        few = (
+            f"Intervals rest on {units} {drawn[:-1] if units == 1 else drawn} alone, too few: of "
+            "5, 95 % intervals held the truth in 88 to 90 % of simulations."
+        )
+    elif annotators and annotators < _FEW:
+        few = (
+            f"What is said about new annotators rests on {annotators} alone, too few to tell how "
+            "far others differ: intervals are wide (of 5, 95 % intervals held the truth in 97 % of "
+            "simulations), and hold if these are like the new ones."
+        )
     return {
         "drawn": drawn,
         "units": units,
         "annotators": annotators,
         "text": f"{text}.",
-        "few": few if units < _FEW else None,
+        "few": few,
     }
+
+
+def _these(number: int) -> str:
+    return f"these {number}" if number > 1 else "this one"
 
 
 def _humans(

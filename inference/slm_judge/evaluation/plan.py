@@ -118,6 +118,11 @@ def worlds(
     for part in all_parts(rubric.dimensions):
         notes: list[str] = []
         known = _of_pilot(part, pilot, notes) if pilot is not None else Expected()
+        if known.prevalence and max(known.prevalence) >= 1 and not expected.prevalence:
+            raise DataError(
+                f"The pilot's annotations of {part.dimension.name} are all of one option: say how "
+                "often each is expected (--prevalence), or annotate more."
+            )
         given = {key: value for key, value in vars(expected).items() if value is not None}
         found.append((_world(part.dimension, replace(known, **given)), notes))
     return found

@@ -68,8 +68,8 @@ def evaluate_set(
         return report
     if settings.new_annotators:
         report["notes"].append(
-            "Intervals of sets speak about items that these annotators judged; those of its options "
-            "alone speak about new annotators too."
+            "Intervals of sets speak about items that these annotators judged; those of its "
+            "options alone speak about new annotators too."
         )
     bootstrap = Bootstrap(
         len(rows), settings.resamples, settings.seed, [items[i].group for i in rows]
