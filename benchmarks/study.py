@@ -177,6 +177,11 @@ def deciding(recipe: Recipe) -> dict[str, Any]:
     return public_settings(recipe.model_dump(exclude={"output", "card", "export", "verify"}))
 
 
+def kept(result: Results) -> dict[str, Any]:
+    """What decided a result; settings that came since had what is their default now."""
+    return deciding(Recipe.model_validate(result["recipe"]))
+
+
 def splits_of(row: Row, recipe: Recipe, rubric: Rubric) -> Splits:
     """The row's items: those of the recipe, a fold of them, or as many labelled ones as it says."""
     seed, share = recipe.training.seed, recipe.data.validation_share
@@ -373,7 +378,7 @@ class Study:
             return None
         earlier: Results = json.loads(path.read_text(encoding="utf-8"))
         recipe = resolved(row, self.common)[0]
-        return earlier if deciding(recipe) == earlier["recipe"] else None
+        return earlier if deciding(recipe) == kept(earlier) else None
 
     def pool(self, table: str, row: Row) -> None:
         """Score all items once, from the labels that each got in its fold, where all are there."""
@@ -411,7 +416,7 @@ class Study:
     def outdated(self, table: str, row: Row) -> list[str]:
         """Settings with other values now than in the result of a row."""
         result = json.loads(self.path(table, row.name).read_text(encoding="utf-8"))
-        before = flat(result["recipe"]) | {"labelled": result["row"]["labelled"]}
+        before = flat(kept(result)) | {"labelled": result["row"]["labelled"]}
         now = flat(deciding(recipe_of(row, self.common))) | {"labelled": row.labelled}
         by_items = {"training.targets", "training.epochs"}
         changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
@@ -425,9 +430,10 @@ class Study:
         alike = recipe.name, recipe.base, Path(recipe.rubric).name
         for path in self.results.glob("*/*.json"):
             done = json.loads(path.read_text(encoding="utf-8"))
+            if "row" not in done or done["device"] != device_name():  # pooled, or of another study
+                continue
             settings = done["recipe"]
-            same = [settings[key] for key in ("name", "base", "rubric")]
-            if "row" in done and done["device"] == device_name() and same == [*alike]:
+            if [settings[key] for key in ("name", "base", "rubric")] == [*alike]:
                 size = work(done["items"], settings["training"]["epochs"])
                 known[size] = done["seconds_with_scoring"]
         if not known:
