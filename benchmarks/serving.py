@@ -47,8 +47,8 @@ serve(sys.argv[2], int(sys.argv[3]))
 _TRANSFORMERS = """
 import sys
 from transformers.cli.serve import Serve
-folder, settings, device = sys.argv[1:]
-Serve(folder, decision_config=settings, device=device, host="127.0.0.1", port=0)
+folder, settings, device, dtype = sys.argv[1:]
+Serve(folder, decision_config=settings, device=device, dtype=dtype, host="127.0.0.1", port=0)
 """
 
 
@@ -92,9 +92,9 @@ def judge_server(path: Path, threads: int = 1) -> Any:
     return served(_JUDGE, Path(__file__).parent, path, threads)
 
 
-def transformers_server(folder: Path, device: str = "cpu") -> Any:
+def transformers_server(folder: Path, device: str = "cpu", dtype: str = "auto") -> Any:
     """`transformers serve` with the judge's own settings, as `served`."""
-    return served(_TRANSFORMERS, folder, folder / "decision.json", device)
+    return served(_TRANSFORMERS, folder, folder / "decision.json", device, dtype)
 
 
 def ask(url: str, state: Any, questions: Any) -> tuple[int, dict[str, Any]]:

@@ -415,6 +415,7 @@ def measure_gguf(one: Measurement) -> dict[str, float]:
     if installed("xllamacpp"):
         slots = lambda n: llama_server(path, n, n * room, given.threads)  # noqa: E731
         one.serve("llama.cpp's server, as many slots", slots, given.clients)
+        one.serve("llama.cpp's server, one slot", lambda _: slots(1), given.clients)
     if installed("typed_gguf"):
         one.time("typed-gguf", typed_gguf(path, one.questions, given.threads))
     return parts
@@ -437,8 +438,8 @@ def measure_transformers(one: Measurement, dtype: str) -> None:
         if dtype == "bfloat16" and given.device == "cuda" and installed("vllm"):
             one.time("vLLM bfloat16, first question alone", vllm(one.folder, judge))
     if dtype == "float32" and installed("fastapi"):
-        start = lambda _: transformers_server(one.folder, given.device)  # noqa: E731
-        one.serve("transformers serve", start, given.clients)
+        start = lambda _: transformers_server(one.folder, given.device, dtype)  # noqa: E731
+        one.serve(f"transformers serve {dtype}", start, given.clients)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

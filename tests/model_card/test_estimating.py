@@ -158,6 +158,20 @@ def test_a_share_that_would_be_below_zero_is_moved_and_said(world):
     )
 
 
+def test_names_of_items_are_the_corpus_s_however_numbers_are_written(world):
+    """1 here and 1.0 there is one item; names that do not meet are shown, even where one cannot see."""
+    world.corpus["item_id"] = [f"{k}.0" for k in range(2000)]
+    people = world.people(range(300))
+    plain = people.assign(item_id=[str(k) for k in range(300)])
+    found, same = world.estimate(plain, REFUND), world.estimate(people, REFUND)
+    assert found.dimensions == same.dimensions
+    assert any("300 ids are written otherwise" in note for note in found.notes)
+    with pytest.raises(
+        DataError, match=r"it has 0\.0, 1\.0, 2\.0, the annotations have '0\\u200b'"
+    ):
+        world.estimate(plain.assign(item_id=plain.item_id + "\u200b"), REFUND)
+
+
 # --- what the judge was trained on ---
 
 
@@ -439,7 +453,7 @@ def command(world, monkeypatch, *options):
     places = [str(world.folder / name) for name in ("corpus.csv", "people.csv", "out.json")]
     monkeypatch.setattr(sys, "argv", [
         "slm-judge", "estimate", places[0], "--annotations", places[1], "--rubric", str(rubric),
-        "--output", places[2], *options,
+        "--overwrite", "--output", places[2], *options,
     ])  # fmt: skip
     with pytest.raises(SystemExit) as done:
         main()

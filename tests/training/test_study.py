@@ -194,7 +194,12 @@ def test_a_row_is_computed_once_and_shown(tmp_path, monkeypatch):
     assert here.outdated("curve", row) == []
     warmer = replace(here, common={**common, "training.learning_rate": 1.0})
     assert warmer.outdated("curve", row) == ["training.learning_rate"]
+    (here.results / "other").mkdir()
+    write_json(here.results / "other" / "of-another-study.json", {"random": 1})
     assert here.seconds(row) == result["seconds_with_scoring"]
+    del result["recipe"]["training"]["dtype"]  # a setting that came later
+    write_json(path, result)
+    assert here.outdated("curve", row) == []
     curve_figure(here.rows("curve"), tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "| 50 | " in markdown("curve", here.rows("curve"))

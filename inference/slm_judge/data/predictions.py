@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def read_predictions(
     unfold(table, rubric, findings)
     require_columns(table.columns, [item_id, *lacking(rubric, table.columns)], location)
     by_id = _by_id(table, item_id, wanted, findings)
-    found = [by_id.get(name) for name in _spelled_like(item_ids, by_id, location, findings)]
+    found = [by_id.get(name) for name in spelled_like(item_ids, by_id, location, findings)]
     known = [i for i, row in enumerate(found) if row is not None]
     if not known:
         raise DataError(
@@ -141,8 +141,8 @@ def _by_id(table: Rows, item_id: str, wanted: Sequence[str], findings: Findings)
     return found
 
 
-def _spelled_like(
-    item_ids: Sequence[str], theirs: Mapping[str, int], location: str, findings: Findings
+def spelled_like(
+    item_ids: Sequence[str], theirs: Collection[str], location: str, findings: Findings
 ) -> list[str]:
     """The ids as the other table spells them, where numbers are written 1 here and 1.0 there."""
 

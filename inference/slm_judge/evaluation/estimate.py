@@ -13,10 +13,11 @@ from slm_judge.agreement.estimate import CorpusEstimate, corpus_means
 from slm_judge.agreement.sample import Sample, Whole
 from slm_judge.annotate.rows import LABELLED, REVIEW_PROBABILITY
 from slm_judge.data.item import ITEM_ID, Item
+from slm_judge.data.predictions import spelled_like
 from slm_judge.data.read import Annotations, Findings, read_annotations
 from slm_judge.data.sets import unfold
 from slm_judge.data.tables import Rows, names, read_table, require_columns
-from slm_judge.data.text import is_blank, read_name
+from slm_judge.data.text import is_blank, read_name, told_apart
 from slm_judge.errors import DataError
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
@@ -179,17 +180,13 @@ def estimate(
 class Known:
     """The corpus and the annotations, item by item."""
 
-    def __init__(
-        self, table: Rows, annotated: list[Item], rubric: Rubric, drawing: Drawing
-    ) -> None:
-        """Join what was read; see `read`."""
+    def __init__(self, table: Rows, rubric: Rubric, drawing: Drawing) -> None:
+        """Take the corpus; see `read`."""
         self.table, self.rubric, self.drawing = table, rubric, drawing
         self.notes: list[str] = []
         self.doubts: list[str] = []
         self.rows = self._by_id()
-        self.annotated = [item for item in annotated if item.item_id in self.rows]
-        if missing := len(annotated) - len(self.annotated):
-            self.notes.append(f"{missing} annotated items are not in {table.location}: left out.")
+        self.annotated: list[Item] = []
         self.further: dict[str, dict[str, Any]] = {}
         self.prefixes = [drawing.prefix]
         self._labels: dict[str, dict[str, int]] = {}
@@ -215,8 +212,9 @@ class Known:
             elsewhere,
             optional=[name for name in usual if name not in table.columns],
         )
-        known = cls(table, read.items, rubric, drawing)
+        known = cls(table, rubric, drawing)
         known.notes[:0] = [*table.notes, *read.notes]
+        known._join(read)
         for name in (*elsewhere, *usual):
             if name in elsewhere or name in {*read.columns, *read.of_annotators, *read.of_rows}:
                 known.further[name] = _of_items(read, name, annotations)
@@ -233,6 +231,31 @@ class Known:
         known.notes += findings.said(corpus)
         require_columns(table.columns, wanted, corpus)
         return known
+
+    def _join(self, read: Annotations) -> None:
+        """Find the annotated items in the corpus, by its spelling of their names.
+
+        Raises:
+            DataError: none of them is there.
+        """
+        theirs, findings = [item.item_id for item in read.items], Findings(strict=False)
+        spelled = spelled_like(theirs, self.rows, self.table.location, findings)
+        self.notes += findings.notes
+        read.items = [replace(item, item_id=name) for item, name in zip(
+            read.items, spelled, strict=True)]  # fmt: skip
+        self.annotated = [item for item in read.items if item.item_id in self.rows]
+        if not self.annotated:
+            raise DataError(
+                f"None of the annotated items is in {self.table.location}: it has "
+                f"{told_apart([*self.rows][:3])}, the annotations have {told_apart(theirs[:3])}. "
+                f"Both need the same names in the column {self.drawing.item_id}."
+            )
+        if missing := len(read.items) - len(self.annotated):
+            lost = [one for one, name in zip(theirs, spelled, strict=True) if name not in self.rows]
+            self.notes.append(
+                f"{missing} annotated items are not in {self.table.location} (e.g. "
+                f"{told_apart(lost[:3])}): left out."
+            )
 
     def _by_id(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
