@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .alpha import Floats, Votes, vote_counts
 from .bootstrap import Interval
+from .scores import agreeing_share
 
 FEWEST = 10
 """Smaller groups are left out: nothing could be found in them."""
@@ -80,12 +81,11 @@ def measures(labels: Integers, votes: Votes, levels: Floats) -> dict[str, Floats
     """
     counts = vote_counts(votes, len(levels)).astype(float)
     m = counts.sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        agree = counts[np.arange(len(counts)), labels] / m
-        among = np.where(m >= 2, (counts * (counts - 1)).sum(axis=1) / (m * (m - 1)), np.nan)
+    with np.errstate(invalid="ignore"):
         shift = levels[labels] - counts @ levels / m
-    several = 2 * (m >= 2).sum() >= (m >= 1).sum()
-    return {BEYOND: agree - among, SHIFT: shift} if several else {AGREEMENT: agree, SHIFT: shift}
+    if 2 * (m >= 2).sum() < (m >= 1).sum():
+        return {AGREEMENT: agreeing_share(labels, votes, len(levels)), SHIFT: shift}
+    return {BEYOND: closeness(labels, votes, levels)[BEYOND][0], SHIFT: shift}
 
 
 def closeness(labels: Integers, votes: Votes, levels: Floats) -> dict[str, tuple[Floats, Floats]]:

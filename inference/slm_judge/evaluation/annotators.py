@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ from slm_judge.agreement.stand_in import StandIn, best_constant, constant_confus
 from slm_judge.data.item import is_named
 from slm_judge.rubric import Dimension, format_value
 
-T = TypeVar("T")
 Named = Sequence[Mapping[str, int]]
 """Per item, annotator -> option index."""
 RARE = 10
@@ -51,7 +50,7 @@ def shared_items(votes: Sequence[Sequence[Any]]) -> npt.NDArray[np.bool_]:
     return several if several.any() else np.ones(len(votes), dtype=bool)
 
 
-def of_shared(votes: Sequence[Sequence[T]]) -> list[list[T]]:
+def of_shared(votes: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """The votes on `shared_items`; none on the others."""
     return [[*row] if both else [] for row, both in zip(votes, shared_items(votes), strict=True)]
 

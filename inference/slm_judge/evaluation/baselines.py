@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,6 @@ ANNOTATOR, AGGREGATE = "an annotator, against the rest", "the aggregate of the o
 """Rows beside those of the systems."""
 
 Shares = npt.NDArray[np.float64]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -356,7 +355,7 @@ def _table(
     return rows
 
 
-def _places(votes: Sequence[Sequence[T]]) -> list[tuple[str, Sequence[Sequence[T]]]]:
+def _places(votes: Sequence[Sequence[Any]]) -> list[tuple[str, Sequence[Sequence[Any]]]]:
     """All items, and then those with several annotations, in words and votes; once if the same."""
     several = of_shared(votes)
     n_several = sum(map(bool, several))

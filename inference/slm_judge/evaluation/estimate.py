@@ -204,14 +204,8 @@ class Known:
         elsewhere = [name for name in own if name and name not in table.columns]
         usual = [] if drawing.probability else [f"{drawing.prefix}{REVIEW_PROBABILITY}"]
         usual += [REVIEW_PROBABILITY] if drawing.prefix and usual else []
-        read = read_annotations(
-            annotations,
-            rubric,
-            drawing.item_id,
-            drawing.annotator,
-            elsewhere,
-            optional=[name for name in usual if name not in table.columns],
-        )
+        optional, columns = {*usual} - {*table.columns}, (drawing.item_id, drawing.annotator)
+        read = read_annotations(annotations, rubric, *columns, elsewhere, optional=[*optional])
         known = cls(table, rubric, drawing)
         known.notes[:0] = [*table.notes, *read.notes]
         known._join(read)
