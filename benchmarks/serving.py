@@ -183,6 +183,7 @@ def serve(path: str, threads: int) -> None:
         def log_message(self, *_: Any) -> None:
             pass
 
+    ThreadingHTTPServer.request_queue_size = 128  # more clients at once than its 5 are reset
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with Judge.from_pretrained(path, n_threads=threads, trust=True) as judge:
