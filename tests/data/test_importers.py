@@ -149,6 +149,20 @@ def test_a_question_called_like_its_text(tmp_path):
     assert set(asked.options) == {"joy", "anger"}
 
 
+def test_a_question_holds_answers_alone(tmp_path):
+    """What the task has under the question's name is nobody's answer, where one did not answer."""
+    tasks = [task(k, (1, False, [choice("joy"), stars(k)]), (2, False, [choice("anger")]),
+                  strength="pos", strength_text="web") for k in range(3)]  # fmt: skip
+    tasks[0]["annotations"][1]["result"] = []
+    read = read_export([whole(tmp_path / "t.json", tasks)])
+    assert said(read, "mood", "strength", "strength_text_text", "strength_text") == [
+        ("0", "1", "joy", "0", "pos", "web"),
+        *((str(k), who, mood, level, "pos", "web") for k in (1, 2)
+          for who, mood, level in (("1", "joy", str(k)), ("2", "anger", None))),
+    ]  # fmt: skip
+    assert "what the items have under strength is called strength_text_text" in notes(read)
+
+
 def test_doccano(tmp_path):
     rows = [{"id": k, "text": text, "label": ["joy"] if k else [], "Comments": [], "topic": "a"}
             for k, text in enumerate(TEXTS)]  # fmt: skip

@@ -15,6 +15,7 @@ SOURCE = " file"
 """Key of a row: the name of its file, or of the folder in a file's path that names a person."""
 LINE = " line"
 """Key of a row: its line in a text file."""
+_REST = " rest"
 ANNOTATOR_ID = "annotator_id"
 """Column of the long table that names the annotator."""
 
@@ -105,19 +106,33 @@ class Export:
             item: names the item.
             annotator: names the annotator.
             answers: question -> an answer, or a list of several.
-            rest: texts and whatever else is to be kept; where a name is taken by a question, it
-                gets a `_text` behind it.
+            rest: texts and whatever else is to be kept; `become` names it.
         """
-        taken = {ITEM_ID, ANNOTATOR_ID, *answers}
-        kept = {f"{key}_text" if key in taken else key: value for key, value in rest.items()}
+        own = {ITEM_ID: item, ANNOTATOR_ID: annotator}
+        for name in own.keys() & answers.keys():
+            self.questions[f"{name}_answer"] = self.question(name)
+        answers = {f"{n}_answer" if n in own else n: value for n, value in answers.items()}
         self.answers = self.answers or []
         self.answers += [name for name in answers if name not in self.answers]
-        return {ITEM_ID: item, ANNOTATOR_ID: annotator, **kept, **answers, LINE: row.get(LINE)}
+        return {**own, _REST: rest, **answers, LINE: row.get(LINE)}
 
     def become(self, rows: list[Row]) -> None:
-        """Have these annotations in place of the tool's rows."""
-        columns = dict.fromkeys(key for row in rows for key in row)
-        self.rows, self.columns = rows, [name for name in columns if name not in (SOURCE, LINE)]
+        """Have these annotations in place of the tool's rows.
+
+        A question's column holds answers alone, whoever answered: what else there is under its
+        name, in any row, gets another, which is said.
+        """
+        taken = {ITEM_ID, ANNOTATOR_ID, *(self.answers or ())}
+        called = {key: key for row in rows for key in row[_REST]}
+        for key in [key for key in called if key in taken]:
+            while called[key] in {*taken, *(called.keys() - {key})}:
+                called[key] += "_text"
+            self.notes.append(f"what the items have under {key} is called {called[key]}.")
+            taken.add(called[key])
+        for row in rows:
+            row |= {called[key]: value for key, value in row.pop(_REST).items()}
+        own = (ITEM_ID, ANNOTATOR_ID, *called.values(), *(self.answers or ()))
+        self.rows, self.columns = rows, list(dict.fromkeys(own))
         self.item, self.annotator = ITEM_ID, ANNOTATOR_ID
 
     def values(self, column: str) -> list[str]:
