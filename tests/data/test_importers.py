@@ -569,6 +569,33 @@ def test_excel(tmp_path):
         read_export([str(tmp_path / "broken.xlsx")])
 
 
+@pytest.mark.parametrize("header", [("mood", "mood "), ("mood", "Mood", "Mood"), ("", "")])
+def test_excel_refuses_the_headers_that_a_csv_refuses(tmp_path, header):
+    cells = [
+        ("text", *header),
+        *((text, "joy", "anger", "joy")[: 1 + len(header)] for text in TEXTS),
+    ]
+    pd.DataFrame(cells).to_excel(tmp_path / "t.xlsx", index=False, header=False)
+    with pytest.raises(DataError, match=r"t\.xlsx, sheet Sheet1: expected a header line with dist"):
+        read_export([str(tmp_path / "t.xlsx")])
+
+
+def test_columns_without_a_header_and_cells_without_a_value_are_said(tmp_path):
+    rows = [{"id": k, "text": text, "": ("joy", "anger")[k % 2]} for k, text in enumerate(TEXTS)]
+    with pd.ExcelWriter(tmp_path / "t.xlsx") as writer:
+        pd.DataFrame(rows).to_excel(writer, sheet_name="Data", index=False)
+        writer.sheets["Data"]["C2"], writer.sheets["Data"]["C3"] = "=A1", "#N/A"
+        pd.DataFrame([["title"], ["a", "b"]]).to_excel(writer, sheet_name="Else", header=False)
+    read = read_export([str(tmp_path / "t.xlsx")])
+    assert said(read, "column")[0] == ("2", "", "joy")
+    assert "the question '' is called column" in notes(read)
+    assert "blank: 1 x errors, as #N/A, 1 x formulas that were not computed" in notes(read)
+    index = pd.DataFrame({"text": TEXTS, "mood": ["joy", "anger"] * 3, "a b ": 1})
+    index.to_csv(tmp_path / "t.csv")
+    read = read_export([str(tmp_path / "t.csv")])
+    assert "kept under other names: '' as column" in notes(read)
+
+
 # --- tables of any shape ---
 
 

@@ -106,8 +106,8 @@ def check_output(output: str) -> None:
 
 
 def names(columns: Sequence[str]) -> str:
-    """Column names for a message; spaces around a name are shown."""
-    return ", ".join(name if name == name.strip() else repr(name) for name in columns)
+    """Column names for a message; spaces around a name are shown, and that it is empty."""
+    return ", ".join(name if name and name == name.strip() else repr(name) for name in columns)
 
 
 def require_columns(present: Sequence[str], wanted: Sequence[str], location: str) -> None:
@@ -528,7 +528,7 @@ def _records(file: Any, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def check_header(location: str, header: list[str]) -> None:
-    """Refuse a CSV without distinct column names.
+    """Refuse a table without distinct column names.
 
     Raises:
         DataError: names what is wrong.

@@ -247,7 +247,7 @@ def _answers(export: Export) -> list[str]:
 def looks_like_slider(export: Export, name: str) -> bool:
     """Whether a column may hold positions of a slider: many numbers up to 100, or down to -100."""
     different = set(export.values(name))
-    if _is_named_otherwise(name) or not all(map(_is_number, different)):
+    if not name or _is_named_otherwise(name) or not all(map(_is_number, different)):
         return False
     numbers = {abs(float(text.replace(",", "."))) for text in different}
     return len(different) > 10 and max(numbers) <= 100
@@ -260,7 +260,8 @@ def _is_named_otherwise(name: str) -> bool:
 def _looks_like_answers(export: Export, name: str) -> bool:
     values = export.values(name)
     different = set(values)
-    if _is_named_otherwise(name):
+    is_index = not name and len(different) == len(values)  # of pandas
+    if is_index or _is_named_otherwise(name):
         return False
     if any(isinstance(row.get(name), dict) for row in export.rows):
         return False
