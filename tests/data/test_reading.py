@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_judge import Rubric
+from slm_judge.data.importers.read import read_export
+from slm_judge.data.importers.roles import Options
 from slm_judge.data.item import is_named
 from slm_judge.data.predictions import read_predictions
 from slm_judge.data.read import read_annotations
@@ -211,6 +213,32 @@ def test_the_api_refuses_what_is_no_text(value):
 def test_ids_have_one_form():
     given = ["1", " 1 ", 1, 1.0, np.float64(1), 2**70, "007", None, float("nan"), " "]
     assert [read_name(value) for value in given] == ["1"] * 5 + [str(2**70), "007", "", "", ""]
+
+
+@pytest.mark.parametrize("value", [["m0"], {"$oid": "m0"}, b"m0"])
+def test_what_is_no_name_is_refused_where_it_stands(tmp_path, value):
+    """Never a Python repr: an id, an annotator or a label is one plain value."""
+    rows = [{"item_id": k, "who": "a", "text": f"text {k} of", "mood": "joy", "strength": 1}
+            for k in range(9)]  # fmt: skip
+    for column in ("item_id", "who", "mood"):
+        odd, location = [*rows, {**rows[0], column: value}], str(tmp_path / f"{column}.parquet")
+        odd = [{**row, column: odd[-1][column]} for row in odd]  # which Parquet wants alike
+        pq.write_table(pa.Table.from_pylist(odd), location)
+        if column == "mood":
+            assert f"mood.parquet, row 1: {value!r}" in " ".join(
+                read_annotations(location, MOOD).notes
+            )
+        else:
+            with pytest.raises(DataError, match=rf"{column}\.parquet, row 1: {column}: .*m0"):
+                read_annotations(location, MOOD, annotator="who")
+        if isinstance(value, bytes):
+            with pytest.raises(DataError, match=f"the columns {column} hold bytes"):
+                read_export([location])
+    with pytest.raises(DataError, match=r"item_id\.parquet, row 1: item_id"):
+        read_predictions(str(tmp_path / "item_id.parquet"), MOOD, ["0"])
+    wrong = lines(tmp_path / "t.jsonl", [rows[0], {**rows[1], "item_id": ["m0"]}])
+    with pytest.raises(DataError, match="line 2: item_id holds"):
+        read_export([wrong], Options(item="item_id"))
 
 
 def long(tmp_path, rows, columns="item_id,who,text,mood,strength"):

@@ -19,7 +19,7 @@ from .item import ITEM_ID, Item
 from .read import Findings
 from .sets import lacking, unfold
 from .tables import Rows, read_table, require_columns
-from .text import is_blank, read_name
+from .text import is_blank
 
 _TOLERANCE = 0.01  # of a sum of probabilities, which people round
 
@@ -123,7 +123,7 @@ def _by_id(table: Rows, item_id: str, wanted: Sequence[str], findings: Findings)
     found: dict[str, int] = {}
     trimmed = repeated = 0
     for index, row in enumerate(table.rows):
-        name = read_name(row.get(item_id))
+        name = table.name(index, item_id)
         trimmed += isinstance(row.get(item_id), str) and name != row[item_id]
         first = found.setdefault(name, index)
         if first == index:

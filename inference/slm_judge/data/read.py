@@ -23,7 +23,7 @@ from .importers.roles import Options
 from .item import ITEM_ID, Item, unnamed
 from .sets import columns_of, options_of, unfold
 from .tables import IMPORTER, Rows, names, read_table, require_columns
-from .text import is_blank, is_replaced_in, read_name, read_state, told
+from .text import is_blank, is_name, is_replaced_in, read_name, read_state, told
 
 _EXAMPLES = 3
 _MOST_LISTED = 8  # options in a message
@@ -156,8 +156,8 @@ def read_items(
         numbered: put before the number of a row where rows are numbered.
     """
     reader = _Reader(table, columns, rubric, findings)
-    for index, row in enumerate(table.rows):
-        reader.read(row, table.where(index), f"{numbered}{index + 1}")
+    for index in range(len(table.rows)):
+        reader.read(index, f"{numbered}{index + 1}")
     if reader.trimmed:
         findings.notes.append(
             f"{table.location}: {reader.trimmed} names of items or annotators have spaces around "
@@ -228,7 +228,7 @@ class _Reader:
     """Reads one row after the other."""
 
     def __init__(self, table: Rows, columns: Columns, rubric: Rubric, findings: Findings) -> None:
-        self.columns, self.findings = columns, findings
+        self.table, self.columns, self.findings = table, columns, findings
         present = set(table.columns)
         self.fields = {f: c for f in rubric.fields if (c := columns.of(f)) in present}
         self.dimensions = [
@@ -239,10 +239,11 @@ class _Reader:
         self.trimmed = self.repeated = self.replaced = self.regrouped = 0
         self._rows: Counter[str] = Counter()  # rows of each item without an annotator's name
 
-    def read(self, row: Mapping[str, Any], where: str, number: str) -> None:
+    def read(self, index: int, number: str) -> None:
         """Add a row to its item."""
         columns, strict = self.columns, self.findings.strict
-        item_id = self._name(row.get(columns.item_id)) if columns.item_id else number
+        row, where = self.table.rows[index], self.table.where(index)
+        item_id = self._name(index, columns.item_id) if columns.item_id else number
         if not item_id:
             self.findings.add("rows without an item", where)
             return
@@ -252,11 +253,11 @@ class _Reader:
         if problem and strict:
             self.findings.add(f"rows with {problem}", where)
         item = self.items.get(item_id)
-        group = (read_name(row.get(columns.group)) if columns.group else "") or item_id
-        annotator = self._name(row.get(columns.annotator)) if columns.annotator else ""
+        group = (self.table.name(index, columns.group) if columns.group else "") or item_id
+        annotator = self._name(index, columns.annotator) if columns.annotator else ""
         for name, seen in self.further.items():
             who = "" if annotator in _NOBODY else annotator
-            seen.append((item_id, who, read_name(row.get(name))))
+            seen.append((item_id, who, self.table.name(index, name)))
         if item is None:
             item = self.items[item_id] = Item(item_id, state, {}, group)
         elif strict and not columns.annotator:
@@ -266,8 +267,8 @@ class _Reader:
         self.regrouped += group != item.group
         self._vote(row, item, annotator, where)
 
-    def _name(self, value: object) -> str:
-        name = read_name(value)
+    def _name(self, index: int, column: str) -> str:
+        name, value = self.table.name(index, column), self.table.rows[index].get(column)
         self.trimmed += isinstance(value, str) and bool(name) and name != value
         return name
 
@@ -444,11 +445,11 @@ def likely_annotators(table: Rows, columns: Columns, rubric: Rubric) -> list[str
     """
     labels = (columns.of(d.name) for d in (*rubric.dimensions, *rubric.sets))
     known = {*columns.named(), *rubric.fields, *labels}
-    ids = [read_name(row.get(columns.item_id or "")) for row in table.rows]
+    ids = [table.name(index, columns.item_id) for index in range(len(table.rows))]
     several = len(set(ids)) < len(ids) if columns.item_id else False
     likely = []
     for name in (c for c in table.columns if c not in known):
-        values = [read_name(row.get(name)) for row in table.rows]
+        values = [read_name(v) if is_name(v := row.get(name)) else "" for row in table.rows]
         pairs = [pair for pair in zip(ids, values, strict=True) if pair[1]]
         people = {value for _, value in pairs}
         if not 0 < 3 * len(people) <= 2 * len(pairs) or 2 * len(pairs) < len(values):

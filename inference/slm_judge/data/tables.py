@@ -14,7 +14,7 @@ import lzma
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -33,7 +33,7 @@ from slm_judge.errors import DataError
 from slm_judge.hub import hub_errors, missing_message, repeated
 from slm_judge.text import to_utf8
 
-from .text import read_json
+from .text import NoNameError, read_json, read_name
 
 csv.field_size_limit(2**31 - 1)
 
@@ -165,6 +165,10 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary_view(kind) or any(test(kind) for test in tests)
 
 
+def _binary(schema: Iterable[pa.Field]) -> list[str]:
+    return [column.name for column in schema if _holds_bytes(column.type)]
+
+
 def values_of(column: pa.ChunkedArray) -> list[Any]:
     """The values of a column for Python; its times are texts where Python has no such time.
 
@@ -208,11 +212,24 @@ class Rows:
     """Column of a tool's export -> the one that it was read into, where they differ."""
     annotator: str | None = None
     """Of an export, the column that names the annotator."""
+    binary: list[str] = field(default_factory=list)
+    """The columns that hold bytes."""
 
     def where(self, index: int) -> str:
         """Names a row in a message: by its line in a text file, else by its number."""
         name = Path(self.location).name
         return f"{name}, line {self.lines[index]}" if self.lines else f"{name}, row {index + 1}"
+
+    def name(self, index: int, column: str | None) -> str:
+        """The id or name in a cell; see `read_name`.
+
+        Raises:
+            DataError: it holds something else; the message says where.
+        """
+        try:
+            return read_name(self.rows[index].get(column or ""))
+        except NoNameError as error:
+            raise DataError(f"{self.where(index)}: {column}: {error}") from error
 
 
 def read_table(location: str) -> Rows:
@@ -228,7 +245,9 @@ def read_table(location: str) -> Rows:
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
     columns: dict[str, None] = {}
+    binary: dict[str, None] = {}
     for piece in stream.pieces(_ROWS_AT_ONCE):
+        binary |= dict.fromkeys(_binary(piece.table.schema))
         rows += piece.rows()
         lines += piece.lines or []
         if not is_raw(piece.table):
@@ -237,7 +256,8 @@ def read_table(location: str) -> Rows:
         columns |= dict.fromkeys(row)
     if not rows:
         raise DataError(f"{location} has no rows.")
-    return Rows(location, list(columns), rows, lines or None, stream.notes, stream.wording)
+    return Rows(location, list(columns), rows, lines or None, stream.notes, stream.wording,
+                binary=list(binary))  # fmt: skip
 
 
 @dataclass
@@ -254,7 +274,7 @@ class Overview:
 
     def binary(self) -> list[str]:
         """The columns that hold bytes."""
-        return [column.name for column in self.schema or () if _holds_bytes(column.type)]
+        return _binary(self.schema or ())
 
 
 class TableStream:

@@ -29,10 +29,25 @@ def is_blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
+class NoNameError(DataError):
+    """A value that is no name; whoever knows the place adds it."""
+
+
+def is_name(value: object) -> bool:
+    """Whether a cell may be an id, a name or a label: one plain value, or none."""
+    return not isinstance(value, bytes | list | tuple | dict)
+
+
 def read_name(value: object) -> str:
-    """The one form of an id or a name: without spaces around it, 1 and 1.0 alike; "" for none."""
+    """The one form of an id or a name: without spaces around it, 1 and 1.0 alike; "" for none.
+
+    Raises:
+        NoNameError: the value is no text, number or date.
+    """
     if isinstance(value, str):
         return value.strip()
+    if not is_name(value):
+        raise NoNameError(f"{value!r} is no name; expected a text, a number or a date.")
     return "" if is_blank(value) else format_value(value)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slm_judge.data.item import ITEM_ID
-from slm_judge.data.text import read_name
+from slm_judge.data.text import is_name, read_name
+from slm_judge.errors import DataError
 from slm_judge.text import normalise
 
 SOURCE = " file"
@@ -135,6 +136,26 @@ class Export:
         self.rows, self.columns = rows, list(dict.fromkeys(own))
         self.item, self.annotator = ITEM_ID, ANNOTATOR_ID
 
+    def where(self, row: Row) -> str:
+        """Names a row in a message."""
+        return f"{self.location}, line {row[LINE]}" if row.get(LINE) else self.location
+
+    def check_names(self, columns: Iterable[str | None]) -> None:
+        """Refuse ids, annotators and answers that are no plain values, before they are read.
+
+        Raises:
+            DataError: names the place.
+        """
+        for name in filter(None, columns):
+            for row in self.rows:
+                cell = row.get(name)
+                many = isinstance(cell, list) and name in (self.answers or ())
+                if not (all(map(is_name, cell or ())) if many else is_name(cell)):
+                    raise DataError(
+                        f"{self.where(row)}: {name} holds {cell!r}; expected texts, numbers or "
+                        "dates in the columns of items, annotators and answers."
+                    )
+
     def values(self, column: str) -> list[str]:
         """What stands in a column, without blank cells; of a list, each part."""
         return [part for row in self.rows for part in parts(row.get(column))]
@@ -143,12 +164,12 @@ class Export:
 def parts(value: object) -> list[str]:
     """The plain answers in a cell: none, one, or those of a list."""
     found = value if isinstance(value, list | tuple) else [value]
-    return [normalise(name) for name in map(read_name, found) if name]
+    return [normalise(name) for name in map(read_name, filter(is_name, found)) if name]
 
 
 def is_ticked(value: object, option: str = "") -> bool | None:
     """Whether a box was ticked: 1, true, yes, x, or its option's name; None if unclear."""
-    text = read_name(value).casefold()
+    text = " ".join(parts(value)).casefold()
     if text in _YES or (text and text == option.casefold()):
         return True
     return False if text in _NO else None

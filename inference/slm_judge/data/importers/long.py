@@ -81,6 +81,7 @@ def lengthen(export: Export) -> Long:
     """
     assert export.texts
     assert export.answers
+    export.check_names([export.item, export.annotator, *export.answers])
     _split_lists(export)
     _usable(export)
     _respell(export)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from slm_judge.data.tables import check_header, file_format, read_table
+from slm_judge.data.tables import check_header, file_format, names, read_table
 from slm_judge.data.text import is_blank, read_json, read_name
 from slm_judge.errors import DataError, require
 
@@ -88,6 +88,11 @@ def _open(path: Path, location: str, export: Export) -> None:
         )
     else:
         table = read_table(location)
+        if table.binary:
+            raise DataError(
+                f"{location}: the columns {names(table.binary)} hold bytes: write them as text, or "
+                "leave them out."
+            )
         export.notes += [note.removeprefix(f"{location}: ") for note in table.notes]
         for name, wording in table.wording.items():
             export.question(name).text = wording

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from slm_judge.data.tables import names, read_table, require_columns
-from slm_judge.data.text import is_blank, read_name
+from slm_judge.data.text import is_blank, is_name, read_name
 from slm_judge.errors import DataError
 
 from .export import Export, Row, parts
@@ -109,6 +109,7 @@ def assign(export: Export, options: Options) -> None:
     require_columns(export.columns, [name for name in named if name], export.location)
     if options.items:
         _join(export, options)
+    export.check_names([options.item or export.item])
     export.annotator = options.annotator or export.annotator or find_annotator(export)
     export.texts = list(options.texts) or export.texts or _texts(export, options)
     if not export.texts:
@@ -189,7 +190,8 @@ def _differing(rows: Iterable[Row], item: str, column: str) -> set[str]:
 def _item_columns(export: Export, texts: Sequence[str]) -> Iterator[str]:
     """Columns that may name the items, likely ones first."""
     likely = [name for name in export.columns
-              if _ITEMS.fullmatch(name) and name not in (*texts, export.annotator)]  # fmt: skip
+              if _ITEMS.fullmatch(name) and name not in (*texts, export.annotator)
+              and all(is_name(row.get(name)) for row in export.rows)]  # fmt: skip
     return iter(sorted(likely, key=lambda name: not name.casefold().startswith("item")))
 
 

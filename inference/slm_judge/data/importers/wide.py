@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from slm_judge.data.text import is_blank, read_name
 from slm_judge.errors import DataError
 
-from .export import ANNOTATOR_ID, Export, Question, Row, is_ticked
+from .export import ANNOTATOR_ID, Export, Question, Row, is_ticked, parts
 from .roles import find_annotator, looks_like_text
 
 _PERSON = (
@@ -95,8 +95,8 @@ def _lists(export: Export) -> bool:
 
 def _entries(value: object) -> list[str]:
     """The entries of a list, or of a text with commas."""
-    found = value if isinstance(value, list) else read_name(value).split(",")
-    return [read_name(part) for part in found]
+    found = value if isinstance(value, list) else ",".join(parts(value)).split(",")
+    return [" ".join(parts(part)) for part in found]
 
 
 def _candidates(export: Export) -> list[str]:
@@ -110,8 +110,8 @@ def _annotators(export: Export, pattern: str) -> bool:
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for name in _candidates(export):
             if (match := how.fullmatch(name)) and not (pattern and looks_like_text(export, name)):
-                parts = match.groupdict()
-                found[parts["annotator"]][parts.get("question") or _LABEL] = name
+                said = match.groupdict()
+                found[said["annotator"]][said.get("question") or _LABEL] = name
         found = _several(found) if pattern else found
         if len(found) > 1 and (pattern or _share_questions(export, found)):
             _melt(export, found)
@@ -199,7 +199,7 @@ def _groups(names: Sequence[str]) -> Iterable[tuple[str, dict[str, str]]]:
 
 def _number(value: object) -> float | None:
     try:
-        return float(read_name(value))
+        return float("".join(parts(value)))
     except ValueError:
         return None
 
