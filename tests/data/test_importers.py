@@ -569,6 +569,29 @@ def test_excel(tmp_path):
         read_export([str(tmp_path / "broken.xlsx")])
 
 
+def test_json_of_many_writers(tmp_path):
+    rows = [{"id": k, "text": f"{text}\u2028More.", "mood": ("joy", "anger")[k % 2]}
+            for k, text in enumerate(TEXTS)]  # fmt: skip
+    as_lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path = tmp_path / "t.json"
+    path.write_text("\n".join(as_lines))
+    read = read_export([str(path)])
+    assert said(read, "text")[0][2] == rows[0]["text"]
+    assert read.rows[1][" line"] == 2
+    path.write_text("\n".join([*as_lines[:5], '{"id": broken}', as_lines[5]]))
+    with pytest.raises(DataError, match="line 6: Expecting value at character 8"):
+        read_export([str(path)])
+    path.write_text(json.dumps(rows[:2])[:-1] + ', {"id": "z", "mood": 1, "mood": 2}]')
+    with pytest.raises(DataError, match=r"the key 'mood' 2 times: \{'id': 'z', 'mood': 2\}"):
+        read_export([str(path)])
+    for orient in ("columns", "split", "table", "values"):
+        pd.DataFrame(rows).to_json(path, orient=orient)
+        with pytest.raises(DataError, match='orient="records", lines=True'):
+            read_export([str(path)])
+    path.write_text(json.dumps([{**row, "text": row["text"] + "\ud83d"} for row in rows]))
+    assert "6 texts or keys hold half an emoji" in notes(read_export([str(path)]))
+
+
 @pytest.mark.parametrize("header", [("mood", "mood "), ("mood", "Mood", "Mood"), ("", "")])
 def test_excel_refuses_the_headers_that_a_csv_refuses(tmp_path, header):
     cells = [

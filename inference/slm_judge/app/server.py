@@ -5,7 +5,6 @@ made of the judge, the items and the store. Texts go out as JSON and the page sh
 """
 
 import base64
-import json
 import secrets
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from slm_judge.data.text import read_name
+from slm_judge.data.text import read_json, read_name
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.text import to_utf8
@@ -155,7 +154,7 @@ async def _body(request: Request) -> dict[str, Any]:
         if len(content) > LARGEST:
             raise DataError(f"This is longer than {LARGEST // 2**20} MiB. Shorten it.")
     try:
-        found = json.loads(content)
+        found = read_json(content.decode())
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

@@ -4,7 +4,6 @@ This is the one place that goes from the one to the other. Everything that asks,
 a question sees the yes-or-no questions, which `Rubric.dimensions` holds.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from slm_judge.rubric import Dimension, Multi, Rubric
 
 from .item import Item
 from .tables import Rows
-from .text import is_blank
+from .text import is_blank, read_json
 
 Labels = npt.NDArray[np.int64]
 
@@ -82,7 +81,7 @@ def read_set(one: Multi, raw: object, findings: _Findings) -> Chosen | None:
     parts: Any = raw
     if isinstance(raw, str):
         with suppress(ValueError, RecursionError):
-            parts = json.loads(raw)
+            parts = read_json(raw)
         if not isinstance(parts, list):
             parts = [part for part in raw.split(one.separator) if part.strip()]
     if not isinstance(parts, list):

@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from slm_judge.data.tables import check_header, file_format, names, read_table
-from slm_judge.data.text import is_blank, read_json, read_name
+from slm_judge.data.tables import Rows, check_header, file_format, names, read_table
+from slm_judge.data.text import half_emoji, is_blank, read_json, read_name
 from slm_judge.errors import DataError, require
 
 from .export import LINE, SOURCE, Export, Row, counted
@@ -74,7 +74,7 @@ def _open(path: Path, location: str, export: Export) -> None:
                 raise DataError(f"{location} cannot be read as zip: {error}") from error
             _open_folder(Path(folder), location, export)
     elif suffix == ".json":
-        export.rows += _marked(_json(path, location), path)
+        _open_json(path, location, export)
     elif suffix in EXCEL:
         export.rows += _marked(_excel(path, location, export), path)
     elif suffix in STATISTICS:
@@ -87,16 +87,19 @@ def _open(path: Path, location: str, export: Export) -> None:
             ".xlsx, .dta, .sav, .zip, or a folder of Potato."
         )
     else:
-        table = read_table(location)
-        if table.binary:
-            raise DataError(
-                f"{location}: the columns {names(table.binary)} hold bytes: write them as text, or "
-                "leave them out."
-            )
-        export.notes += [note.removeprefix(f"{location}: ") for note in table.notes]
-        for name, wording in table.wording.items():
-            export.question(name).text = wording
-        export.rows += _marked(table.rows, path, table.lines)
+        _open_table(read_table(location), path, export)
+
+
+def _open_table(table: Rows, path: Path, export: Export) -> None:
+    if table.binary:
+        raise DataError(
+            f"{table.location}: the columns {names(table.binary)} hold bytes: write them as text, "
+            "or leave them out."
+        )
+    export.notes += [note.removeprefix(f"{table.location}: ") for note in table.notes]
+    for name, wording in table.wording.items():
+        export.question(name).text = wording
+    export.rows += _marked(table.rows, path, table.lines)
 
 
 def _open_folder(folder: Path, location: str, export: Export) -> None:
@@ -122,25 +125,33 @@ def _marked(rows: Sequence[Row], path: Path, lines: Sequence[int] | None = None)
                LINE: lines[index] if lines else None}  # fmt: skip
 
 
-def _json(path: Path, location: str) -> list[Row]:
+def _open_json(path: Path, location: str, export: Export) -> None:
     """A list of objects, an object of objects or of columns, or JSON Lines under another name."""
+    halves: list[str] = []
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        try:
-            content = read_json(text)
-        except json.JSONDecodeError:
-            content = [read_json(line) for line in text.splitlines() if line.strip()]
+        content = read_json(path.read_text(encoding="utf-8-sig"), halves)
     except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            _open_table(read_table(location, "json"), path, export)
+            return
         raise DataError(f"{location} cannot be read as json: {error}") from error
     if isinstance(content, dict):
         content = _rows_of_object(content)
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise DataError(f"{location}: expected a list of objects, or one object a line.")
-    return content
+        raise DataError(
+            f"{location}: expected a list of objects, or one object a line; pandas writes them "
+            'with to_json(..., orient="records", lines=True).'
+        )
+    export.notes += half_emoji(location, halves)
+    export.rows += _marked(content, path)
 
 
-def _rows_of_object(content: dict[str, Any]) -> list[Row]:
+def _rows_of_object(content: dict[str, Any]) -> list[Row] | None:
+    """The rows in an object; None where it holds a table by columns, or without their names."""
     values = list(content.values())
+    by_column = values and all(isinstance(v, dict) and [*v][:1] == ["0"] for v in values)
+    if by_column or ("data" in content and content.keys() & {"columns", "schema"}):  # of pandas
+        return None
     if values and all(isinstance(value, dict) for value in values) and len(values) > 1:
         return [{"item_id": key, **value} for key, value in content.items()]
     if values and all(isinstance(value, list) for value in values):
