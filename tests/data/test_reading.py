@@ -383,6 +383,22 @@ def test_a_system_says_one_thing_about_an_item(tmp_path):
         read_predictions(differ, MOOD, ["a"])
 
 
+def test_what_a_system_repeats_is_compared_as_it_is_read(tmp_path):
+    row = {"item_id": "a", "mood": "joy", "strength": 1, "mood_probabilities": [0.7, 0.1, 0.1, 0.1]}
+    same = {**row, "mood": "JOY ", "strength": "1.0", "mood_probabilities": "[0.7, 0.1, 0.1, 0.1]"}
+    blank = [{**row, "item_id": " ", "mood": mood} for mood in ("joy", "anger")]
+    location = lines(tmp_path / "p.jsonl", [row, same, *blank])
+    notes = " ".join(read_predictions(location, MOOD, ["a"]).notes)
+    assert "1 rows repeat an item: counted once" in notes
+    assert "left out 2 x rows without an item, e.g. p.jsonl, line 3" in notes
+    other = lines(tmp_path / "o.jsonl", [row, {**row, "mood_probabilities": [0.6, 0.2, 0.1, 0.1]}])
+    with pytest.raises(DataError, match="line 2: item_id a stands there twice with different"):
+        read_predictions(other, MOOD, ["a"])
+    unreadable = lines(tmp_path / "u.jsonl", [{**row, "mood": ["joy"]}])
+    with pytest.raises(DataError, match=r"no label of the rubric .* u.jsonl, line 1: \['joy'\]"):
+        read_predictions(unreadable, MOOD, ["a"])
+
+
 @pytest.mark.parametrize("shares", [[7, 1, 1, 1], [0.5, 0.5], [-0.5, 0.5, 0.5, 0.5], "joy", None])
 def test_probabilities_are_probabilities(tmp_path, shares):
     row = {"item_id": "a", "mood": "joy", "strength": 1, "mood_probabilities": [0.4, 0.3, 0.2, 0.1]}
