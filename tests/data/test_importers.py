@@ -830,6 +830,16 @@ def test_other_outputs(tmp_path, suffix):
     assert [written[0][name] for name in ("item_id", "annotator_id", "mood")] == ["0", "r", "a"]
 
 
+def test_nothing_is_written_where_anything_is_wrong(tmp_path):
+    given = table(tmp_path / "t.csv", [{"text": t, "mood": ("joy", "anger")[k % 2]}
+                                       for k, t in enumerate(TEXTS)])  # fmt: skip
+    good, bad = tmp_path / "o.csv", tmp_path / "t.csv" / "o.csv"
+    for output, rubric in ((bad, tmp_path / "r.yaml"), (good, bad.with_name("r.yaml"))):
+        with pytest.raises(DataError, match=r"t\.csv is no folder"):
+            import_annotations([given], output, Options(), rubric)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     rows = [
         {"id": k, "text": text, "rater": "r", "mood": "ab"[k % 2]} for k, text in enumerate(TEXTS)

@@ -103,11 +103,19 @@ def check_output(output: str) -> None:
             raise DataError(f"{output} is a folder; with a slash at its end, it is written into.")
     if not isinstance(filesystem, LocalFileSystem):
         return
-    folder = Path(path) if is_folder(output) else Path(path).parent
+    check_folder(Path(path) if is_folder(output) else Path(path).parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is none, or cannot be made or written into.
+
+    Raises:
+        DataError: it is not.
+    """
     while not folder.exists():
         folder = folder.parent
-    if not os.access(folder, os.W_OK):
-        raise DataError(f"{folder} is not writable.")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DataError(f"{folder} is {'not writable' if folder.is_dir() else 'no folder'}.")
 
 
 def names(columns: Sequence[str]) -> str:
