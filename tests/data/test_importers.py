@@ -752,6 +752,16 @@ def test_lists_with_an_entry_an_annotator(tmp_path):
     assert len(read.rows) == 30
 
 
+def test_a_ragged_list_is_left_out_alone(tmp_path):
+    rows = [{"id": k, "text": f"Text number {k} for you", "labels": ["joy", ("joy", "anger")[k % 2]],
+             "annotators": ["a", "b"]} for k in range(12)]  # fmt: skip
+    rows[5]["labels"] = ["joy"]
+    read = read_export([lines(tmp_path / "t.jsonl", rows)])
+    assert len(read.rows) == 22
+    assert [d.name for d in read.asked] == ["labels"]
+    assert "1 x rows in which the lists labels, annotators differ in length" in notes(read)
+
+
 def test_an_id_that_names_rows_is_not_the_item(tmp_path):
     rows = [{"id": k, "text": TEXTS[k // 2], "rater": f"r{k % 2}", "mood": ("joy", "anger")[k % 2],
              "topic": ("a", "b")[k // 2 % 2]} for k in range(12)]  # fmt: skip

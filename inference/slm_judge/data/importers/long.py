@@ -256,9 +256,9 @@ def _asked(export: Export, column: str, taken: list[str], rows: list[Row]) -> li
         text = f"{question.text.rstrip(' ?:')}: {meaning or option}?" if question.text else ""
         doubts = question.doubts if not made else []
         made.append(Asked(name, column, "noul", {}, counts, text, doubts=list(doubts)))
-    export.notes.append(
-        f"{column} takes several answers: a yes or no for each, {', '.join(d.name for d in made)}."
-    )
+    if made:
+        each = ", ".join(d.name for d in made)
+        export.notes.append(f"{column} takes several answers: a yes or no for each, {each}.")
     return made
 
 
