@@ -73,7 +73,7 @@ def unfold(
                     f"{one.separator!r} between them: `separator` of the dimension)",
                 )
                 continue
-            own = {name: k in chosen for k, name in enumerate(members)}
+            own: dict[str, Any] = {name: k in chosen for k, name in enumerate(members)}
             if against := _against(rubric, one, row, own):
                 findings.add(
                     f"labels of {one.name} that the columns of its options contradict",
@@ -84,7 +84,7 @@ def unfold(
         table.columns += [name for name in members if name not in table.columns]
 
 
-def _against(rubric: Rubric, one: Multi, row: Mapping[str, Any], own: Mapping[str, bool]) -> str:
+def _against(rubric: Rubric, one: Multi, row: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """The first column of an option that says something else than the set; "" for none."""
     for name, (column, chosen) in zip(one.members, own.items(), strict=True):
         dimension, raw = rubric.dimension(name), row.get(column)
