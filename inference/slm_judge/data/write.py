@@ -129,8 +129,6 @@ def _cells(column: pa.ChunkedArray) -> list[str]:
 
 def _cell(value: Any) -> str:
     """A value in a CSV: true and false as rubrics write them, nothing for null."""
-    if isinstance(value, str):
-        return value
     if value is None:
         return ""
     if isinstance(value, bool):

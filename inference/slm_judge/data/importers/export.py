@@ -136,10 +136,6 @@ class Export:
         self.rows, self.columns = rows, list(dict.fromkeys(own))
         self.item, self.annotator = ITEM_ID, ANNOTATOR_ID
 
-    def where(self, row: Row) -> str:
-        """Names a row in a message."""
-        return f"{self.location}, line {row[LINE]}" if row.get(LINE) else self.location
-
     def check_names(self, columns: Iterable[str | None]) -> None:
         """Refuse ids, annotators and answers that are no plain values, before they are read.
 
@@ -151,8 +147,9 @@ class Export:
                 cell = row.get(name)
                 many = isinstance(cell, list) and name in (self.answers or ())
                 if not (all(map(is_name, cell or ())) if many else is_name(cell)):
+                    where = f", line {row[LINE]}" if row.get(LINE) else ""
                     raise DataError(
-                        f"{self.where(row)}: {name} holds {cell!r}; expected texts, numbers or "
+                        f"{self.location}{where}: {name} holds {cell!r}; expected texts, numbers or "
                         "dates in the columns of items, annotators and answers."
                     )
 
