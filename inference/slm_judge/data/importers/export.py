@@ -149,8 +149,8 @@ class Export:
                 if not (all(map(is_name, cell or ())) if many else is_name(cell)):
                     where = f", line {row[LINE]}" if row.get(LINE) else ""
                     raise DataError(
-                        f"{self.location}{where}: {name} holds {cell!r}; expected texts, numbers or "
-                        "dates in the columns of items, annotators and answers."
+                        f"{self.location}{where}: {name} holds {cell!r}; expected texts, numbers "
+                        "or dates in the columns of items, annotators and answers."
                     )
 
     def values(self, column: str) -> list[str]:
