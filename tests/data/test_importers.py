@@ -149,6 +149,20 @@ def test_a_question_called_like_its_text(tmp_path):
     assert set(asked.options) == {"joy", "anger"}
 
 
+def test_a_question_holds_answers_alone(tmp_path):
+    """What the task has under the question's name is nobody's answer, where one did not answer."""
+    tasks = [task(k, (1, False, [choice("joy"), stars(k)]), (2, False, [choice("anger")]),
+                  strength="pos", strength_text="web") for k in range(3)]  # fmt: skip
+    tasks[0]["annotations"][1]["result"] = []
+    read = read_export([whole(tmp_path / "t.json", tasks)])
+    assert said(read, "mood", "strength", "strength_text_text", "strength_text") == [
+        ("0", "1", "joy", "0", "pos", "web"),
+        *((str(k), who, mood, level, "pos", "web") for k in (1, 2)
+          for who, mood, level in (("1", "joy", str(k)), ("2", "anger", None))),
+    ]  # fmt: skip
+    assert "what the items have under strength is called strength_text_text" in notes(read)
+
+
 def test_doccano(tmp_path):
     rows = [{"id": k, "text": text, "label": ["joy"] if k else [], "Comments": [], "topic": "a"}
             for k, text in enumerate(TEXTS)]  # fmt: skip
@@ -555,6 +569,56 @@ def test_excel(tmp_path):
         read_export([str(tmp_path / "broken.xlsx")])
 
 
+def test_json_of_many_writers(tmp_path):
+    rows = [{"id": k, "text": f"{text}\u2028More.", "mood": ("joy", "anger")[k % 2]}
+            for k, text in enumerate(TEXTS)]  # fmt: skip
+    as_lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path = tmp_path / "t.json"
+    path.write_text("\n".join(as_lines))
+    read = read_export([str(path)])
+    assert said(read, "text")[0][2] == rows[0]["text"]
+    assert read.rows[1][" line"] == 2
+    path.write_text("\n".join([*as_lines[:5], '{"id": broken}', as_lines[5]]))
+    with pytest.raises(DataError, match="line 6: Expecting value at character 8"):
+        read_export([str(path)])
+    path.write_text(json.dumps(rows[:2])[:-1] + ', {"id": "z", "mood": 1, "mood": 2}]')
+    with pytest.raises(DataError, match=r"the key 'mood' 2 times: \{'id': 'z', 'mood': 2\}"):
+        read_export([str(path)])
+    for orient in ("columns", "split", "table", "values"):
+        pd.DataFrame(rows).to_json(path, orient=orient)
+        with pytest.raises(DataError, match='orient="records", lines=True'):
+            read_export([str(path)])
+    path.write_text(json.dumps([{**row, "text": row["text"] + "\ud83d"} for row in rows]))
+    assert "6 texts or keys hold half an emoji" in notes(read_export([str(path)]))
+
+
+@pytest.mark.parametrize("header", [("mood", "mood "), ("mood", "Mood", "Mood"), ("", "")])
+def test_excel_refuses_the_headers_that_a_csv_refuses(tmp_path, header):
+    cells = [
+        ("text", *header),
+        *((text, "joy", "anger", "joy")[: 1 + len(header)] for text in TEXTS),
+    ]
+    pd.DataFrame(cells).to_excel(tmp_path / "t.xlsx", index=False, header=False)
+    with pytest.raises(DataError, match=r"t\.xlsx, sheet Sheet1: expected a header line with dist"):
+        read_export([str(tmp_path / "t.xlsx")])
+
+
+def test_columns_without_a_header_and_cells_without_a_value_are_said(tmp_path):
+    rows = [{"id": k, "text": text, "": ("joy", "anger")[k % 2]} for k, text in enumerate(TEXTS)]
+    with pd.ExcelWriter(tmp_path / "t.xlsx") as writer:
+        pd.DataFrame(rows).to_excel(writer, sheet_name="Data", index=False)
+        writer.sheets["Data"]["C2"], writer.sheets["Data"]["C3"] = "=A1", "#N/A"
+        pd.DataFrame([["title"], ["a", "b"]]).to_excel(writer, sheet_name="Else", header=False)
+    read = read_export([str(tmp_path / "t.xlsx")])
+    assert said(read, "column")[0] == ("2", "", "joy")
+    assert "the question '' is called column" in notes(read)
+    assert "blank: 1 x errors, as #N/A, 1 x formulas that were not computed" in notes(read)
+    index = pd.DataFrame({"text": TEXTS, "mood": ["joy", "anger"] * 3, "a b ": 1})
+    index.to_csv(tmp_path / "t.csv")
+    read = read_export([str(tmp_path / "t.csv")])
+    assert "kept under other names: '' as column" in notes(read)
+
+
 # --- tables of any shape ---
 
 
@@ -688,6 +752,16 @@ def test_lists_with_an_entry_an_annotator(tmp_path):
     assert len(read.rows) == 30
 
 
+def test_a_ragged_list_is_left_out_alone(tmp_path):
+    rows = [{"id": k, "text": f"Text number {k} for you", "labels": ["joy", ("joy", "anger")[k % 2]],
+             "annotators": ["a", "b"]} for k in range(12)]  # fmt: skip
+    rows[5]["labels"] = ["joy"]
+    read = read_export([lines(tmp_path / "t.jsonl", rows)])
+    assert len(read.rows) == 22
+    assert [d.name for d in read.asked] == ["labels"]
+    assert "1 x rows in which the lists labels, annotators differ in length" in notes(read)
+
+
 def test_an_id_that_names_rows_is_not_the_item(tmp_path):
     rows = [{"id": k, "text": TEXTS[k // 2], "rater": f"r{k % 2}", "mood": ("joy", "anger")[k % 2],
              "topic": ("a", "b")[k // 2 % 2]} for k in range(12)]  # fmt: skip
@@ -764,6 +838,16 @@ def test_other_outputs(tmp_path, suffix):
     import_annotations([table(tmp_path / "t.csv", rows)], output, Options())
     written = read_table(str(output)).rows
     assert [written[0][name] for name in ("item_id", "annotator_id", "mood")] == ["0", "r", "a"]
+
+
+def test_nothing_is_written_where_anything_is_wrong(tmp_path):
+    given = table(tmp_path / "t.csv", [{"text": t, "mood": ("joy", "anger")[k % 2]}
+                                       for k, t in enumerate(TEXTS)])  # fmt: skip
+    good, bad = tmp_path / "o.csv", tmp_path / "t.csv" / "o.csv"
+    for output, rubric in ((bad, tmp_path / "r.yaml"), (good, bad.with_name("r.yaml"))):
+        with pytest.raises(DataError, match=r"t\.csv is no folder"):
+            import_annotations([given], output, Options(), rubric)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm_judge import Rubric
+from slm_judge.annotate.job import notes_on
+from slm_judge.annotate.rows import AnnotateOptions, PieceAnnotator
+from slm_judge.data.importers.read import read_export
+from slm_judge.data.importers.roles import Options
 from slm_judge.data.item import is_named
 from slm_judge.data.predictions import read_predictions
 from slm_judge.data.read import read_annotations
 from slm_judge.data.split import load_splits
-from slm_judge.data.tables import RAW, Overview, TableStream, read_table, typed
+from slm_judge.data.tables import (
+    RAW,
+    Overview,
+    TableStream,
+    delimiter,
+    file_format,
+    read_table,
+    typed,
+)
 from slm_judge.data.text import item_state, read_name, read_text
 from slm_judge.data.write import write_tables
 from slm_judge.errors import DataError
@@ -213,6 +227,32 @@ def test_ids_have_one_form():
     assert [read_name(value) for value in given] == ["1"] * 5 + [str(2**70), "007", "", "", ""]
 
 
+@pytest.mark.parametrize("value", [["m0"], {"$oid": "m0"}, b"m0"])
+def test_what_is_no_name_is_refused_where_it_stands(tmp_path, value):
+    """Never a Python repr: an id, an annotator or a label is one plain value."""
+    rows = [{"item_id": k, "who": "a", "text": f"text {k} of", "mood": "joy", "strength": 1}
+            for k in range(9)]  # fmt: skip
+    for column in ("item_id", "who", "mood"):
+        odd, location = [*rows, {**rows[0], column: value}], str(tmp_path / f"{column}.parquet")
+        odd = [{**row, column: odd[-1][column]} for row in odd]  # which Parquet wants alike
+        pq.write_table(pa.Table.from_pylist(odd), location)
+        if column == "mood":
+            assert f"mood.parquet, row 1: {value!r}" in " ".join(
+                read_annotations(location, MOOD).notes
+            )
+        else:
+            with pytest.raises(DataError, match=rf"{column}\.parquet, row 1: {column}: .*m0"):
+                read_annotations(location, MOOD, annotator="who")
+        if isinstance(value, bytes):
+            with pytest.raises(DataError, match=f"the columns {column} hold bytes"):
+                read_export([location])
+    with pytest.raises(DataError, match=r"item_id\.parquet, row 1: item_id"):
+        read_predictions(str(tmp_path / "item_id.parquet"), MOOD, ["0"])
+    wrong = lines(tmp_path / "t.jsonl", [rows[0], {**rows[1], "item_id": ["m0"]}])
+    with pytest.raises(DataError, match="line 2: item_id holds"):
+        read_export([wrong], Options(item="item_id"))
+
+
 def long(tmp_path, rows, columns="item_id,who,text,mood,strength"):
     (tmp_path / "h.csv").write_text("\n".join([columns, *rows]) + "\n")
     return str(tmp_path / "h.csv")
@@ -362,6 +402,22 @@ def test_a_system_says_one_thing_about_an_item(tmp_path):
         read_predictions(differ, MOOD, ["a"])
 
 
+def test_what_a_system_repeats_is_compared_as_it_is_read(tmp_path):
+    row = {"item_id": "a", "mood": "joy", "strength": 1, "mood_probabilities": [0.7, 0.1, 0.1, 0.1]}
+    same = {**row, "mood": "JOY ", "strength": "1.0", "mood_probabilities": "[0.7, 0.1, 0.1, 0.1]"}
+    blank = [{**row, "item_id": " ", "mood": mood} for mood in ("joy", "anger")]
+    location = lines(tmp_path / "p.jsonl", [row, same, *blank])
+    notes = " ".join(read_predictions(location, MOOD, ["a"]).notes)
+    assert "1 rows repeat an item: counted once" in notes
+    assert "left out 2 x rows without an item, e.g. p.jsonl, line 3" in notes
+    other = lines(tmp_path / "o.jsonl", [row, {**row, "mood_probabilities": [0.6, 0.2, 0.1, 0.1]}])
+    with pytest.raises(DataError, match="line 2: item_id a stands there twice with different"):
+        read_predictions(other, MOOD, ["a"])
+    unreadable = lines(tmp_path / "u.jsonl", [{**row, "mood": ["joy"]}])
+    with pytest.raises(DataError, match=r"no label of the rubric .* u.jsonl, line 1: \['joy'\]"):
+        read_predictions(unreadable, MOOD, ["a"])
+
+
 @pytest.mark.parametrize("shares", [[7, 1, 1, 1], [0.5, 0.5], [-0.5, 0.5, 0.5, 0.5], "joy", None])
 def test_probabilities_are_probabilities(tmp_path, shares):
     row = {"item_id": "a", "mood": "joy", "strength": 1, "mood_probabilities": [0.4, 0.3, 0.2, 0.1]}
@@ -442,5 +498,71 @@ def test_cases_of_an_evaluation(cases):
             read_predictions(str(cases / name), MOOD, ids)
 
 
-def test_the_text_of_a_row_of_json_is_no_column_of_anybody():
-    assert " " in RAW
+@pytest.mark.parametrize("name", ["o.csv", "o.parquet", "o.tsv.gz"])
+def test_half_an_emoji_anywhere_is_replaced_and_said(tmp_path, name):
+    """As a key, in what is nested, in an id: UTF-8 cannot hold it, so nothing could be written."""
+    rows = [{"item_id": "a\ud83d", "text": "t", "k\ud83d": 1, "m": {"a": ["\ud83d", "\U0001f600"]}}]
+    read = read_table(str(carried(rows, tmp_path, name)))
+    assert read.columns == ["item_id", "text", "k\ufffd", "m", "mood"]
+    assert read.rows[0]["item_id"] == "a\ufffd"
+    assert json.loads(read.rows[0]["m"]) == {"a": ["\ufffd", "\U0001f600"]}
+    (note,) = read_table(str(tmp_path / "in.jsonl")).notes
+    assert "3 texts or keys hold half an emoji (a lone surrogate): read as U+FFFD" in note
+    with pytest.raises(DataError, match="line 1: an object has the key 'k\ufffd' 2 times"):
+        read_table(lines(tmp_path / "twice.jsonl", [{"k\ud83d": 1, f"k{chr(0xFFFD)}": 2}]))
+
+
+def test_large_whole_numbers_beside_others_are_kept_exactly(tmp_path):
+    rows = [{"n": 2**53 + 1, "w": 2**60}, {"n": 0.5, "w": 1}]
+    table = pq.read_table(carried(rows, tmp_path, "o.parquet"))
+    assert table["n"].to_pylist() == [str(2**53 + 1), "0.5"]
+    assert table["w"].to_pylist() == [2**60, 1]
+    overview = TableStream(str(tmp_path / "in.jsonl")).overview()
+    assert notes_on(overview, "o.parquet") == [
+        "o.parquet: n hold lists, objects or mixed types, written as JSON texts."
+    ]
+
+
+def test_the_text_of_a_row_of_json_is_no_column_of_anybody(tmp_path):
+    for header in ("a row of JSON,text", ",text", "text,"):
+        (tmp_path / "t.csv").write_text(f"{header}\nx,y\n")
+        assert read_table(str(tmp_path / "t.csv")).rows == [
+            dict(zip(header.split(","), "xy", strict=True))
+        ]
+        judge = SimpleNamespace(rubric=MOOD, exact=False)  # no column of the judge's is in the way
+        PieceAnnotator(judge, AnnotateOptions()).check(header.split(","), "t.csv")
+    (tmp_path / "t.csv").write_text(f"{RAW},text\nx,y\n")
+    with pytest.raises(DataError, match="no column can be called"):
+        read_table(str(tmp_path / "t.csv"))
+
+
+def test_the_last_suffix_is_the_format():
+    given = ["o.TSV", "x.tsv.csv", "x.csv.tsv.GZ", "x.CSV.gz", "tsv"]
+    assert [delimiter(Path(name)) for name in given] == ["\t", ",", "\t", ",", ","]
+    assert [file_format(Path(name)) for name in given] == ["csv"] * 4 + [None]
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-be", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_an_encoding_that_is_not_read_is_named(tmp_path, encoding, name):
+    (tmp_path / name).write_bytes("item_id,text\n1,Great help\n".encode(encoding))
+    with pytest.raises(DataError, match="is UTF-32, or UTF-16 without its mark; save it as UTF-8"):
+        read_table(str(tmp_path / name))
+
+
+def test_the_first_line_of_excel_names_the_delimiter(tmp_path):
+    (tmp_path / "t.csv").write_text("sep=;\nitem_id;text\n1;Thanks, a lot, x\n")
+    read = read_table(str(tmp_path / "t.csv"))
+    assert read.rows == [{"item_id": "1", "text": "Thanks, a lot, x"}]
+    assert read.lines == [3]
+    assert "line 1 names the delimiter, sep=;" in read.notes[0]
+
+
+def test_a_blank_line_of_one_column_is_said_and_never_written(tmp_path):
+    (tmp_path / "t.csv").write_text("text\na\n\nb\n")
+    read = read_table(str(tmp_path / "t.csv"))
+    assert len(read.rows) == 2
+    assert "1 blank lines are left out, the first is line 3" in read.notes[0]
+    table = pa.table({"text": ["a", "", "b"]})
+    write_tables(iter([table]), tmp_path / "o.csv", Overview(["text"]))
+    assert [row["text"] for row in read_table(str(tmp_path / "o.csv")).rows] == ["a", "", "b"]

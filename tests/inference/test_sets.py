@@ -128,6 +128,21 @@ def test_the_empty_set_and_what_no_set_is(tmp_path):
         )
 
 
+def test_a_set_and_its_options_that_contradict_each_other_count_neither(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "item_id,text,abusive,kind,kind_sexist\na,t,yes,sexist,false\nb,u,yes,sexist,Yes\n"
+        "c,v,yes,sexist,\nd,w,yes,,true\n"
+    )
+    found = read_annotations(str(path), rubric())
+    votes = [item.votes.get("kind_sexist") for item in found.items]
+    assert votes == [None, {"": 1}, {"": 1}, {"": 1}]
+    assert (
+        "left out 1 x labels of kind that the columns of its options contradict, e.g. "
+        "t.csv, line 2: 'sexist' and kind_sexist 'false'" in " ".join(found.notes)
+    )
+
+
 def test_a_judge_answers_with_a_set():
     how = {"kind_racist": Calibration(temperature=2.0, threshold=0.2)}
 

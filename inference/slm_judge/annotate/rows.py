@@ -137,9 +137,9 @@ class PieceAnnotator:
                 f"{location} has no columns {', '.join(missing)}; it has {names(columns)}. Name "
                 "the right ones with --column field=column."
             )
-        if taken := [name for name in (*self.added, self.probability) if name in columns]:
+        if taken := [name for name in (*self.added, self.probability) if name and name in columns]:
             raise DataError(
-                f"{location} already has the columns {', '.join(taken)}. Keep both with a prefix "
+                f"{location} already has the columns {names(taken)}. Keep both with a prefix "
                 "for the judge's, e.g. --prefix judge_"
             )
 

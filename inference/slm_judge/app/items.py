@@ -65,7 +65,7 @@ def read_items(
             f"{prefix}{people[0]}_confidence): not read."
         )
     for index, row in enumerate(table.rows):
-        name = str(index + 1) if numbered else read_name(row.get(column))
+        name = str(index + 1) if numbered else table.name(index, column)
         if not name:
             raise DataError(f"{table.where(index)} has no {column}.")
         state = {field: _text(row.get(key), table.where(index)) for field, key in fields.items()}

@@ -5,7 +5,6 @@ made of the judge, the items and the store. Texts go out as JSON and the page sh
 """
 
 import base64
-import json
 import secrets
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from slm_judge.data.text import read_name
+from slm_judge.data.text import NOBODY, read_json, read_name
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.text import to_utf8
@@ -46,7 +45,6 @@ _HEADERS = {
 }
 _OF_REPORT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _LONGEST_NAME = 80
-_NOBODY = {"none", "nan", "null", "<na>"}  # which tables read as nobody
 _EXAMPLES = 5
 
 
@@ -155,7 +153,7 @@ async def _body(request: Request) -> dict[str, Any]:
         if len(content) > LARGEST:
             raise DataError(f"This is longer than {LARGEST // 2**20} MiB. Shorten it.")
     try:
-        found = json.loads(content)
+        found = read_json(content.decode())
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -217,7 +215,7 @@ def _text(asked: Mapping[str, Any], name: str) -> str:
 
 def _name(asked: Mapping[str, Any], key: str = "annotator") -> str:
     name = read_name(_text(asked, key))
-    if not name or len(name) > _LONGEST_NAME or name.casefold() in _NOBODY:
+    if not name or len(name) > _LONGEST_NAME or name.casefold() in NOBODY:
         raise DataError(f"Give your name, of 1 to {_LONGEST_NAME} characters.")
     return name
 

@@ -4,13 +4,14 @@ and `slm-judge rubric draft`: the draft alone.
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
 from slm_judge.errors import DataError, RubricError
-from slm_judge.files import write_text
+from slm_judge.files import atomic_file, write_text
 from slm_judge.rubric import Rubric
 from slm_judge.text import to_utf8
 
@@ -21,7 +22,7 @@ from .importers.read import as_rows, read_export, summary
 from .importers.roles import Options
 from .item import ITEM_ID
 from .read import Columns, Findings, read_items
-from .tables import Overview, check_output
+from .tables import Overview, check_folder, check_output
 from .text import read_name
 from .write import write_tables
 
@@ -56,9 +57,10 @@ def import_annotations(
     text = _draft(table, output.name)
     cells = {to_utf8(name): pa.array([_cell(row.get(name)) for row in table.rows], pa.string())
              for name in table.columns}  # fmt: skip
-    if rubric:
-        write_text(rubric, text)
-    write_tables(iter([pa.table(cells)]), output, Overview(list(cells)))
+    with atomic_file(rubric) if rubric else nullcontext() as temporary:
+        if temporary:
+            temporary.write_text(text, encoding="utf-8")
+        write_tables(iter([pa.table(cells)]), output, Overview(list(cells)))
     return summary(table)
 
 
@@ -104,6 +106,8 @@ def _check_paths(
             raise DataError(f"{path} is the export itself; name another output.")
         if path and path.exists() and not overwrite:
             raise DataError(f"{path} is there already; --overwrite replaces it.")
+        if path:
+            check_folder(path.parent)
     if rubric and rubric.suffix not in (".yaml", ".yml"):
         raise DataError(f"The rubric is a YAML file, e.g. draft.yaml, got {rubric}.")
 

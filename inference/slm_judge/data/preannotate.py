@@ -56,12 +56,12 @@ def export_predictions(
     names = columns_of(rubric, prefix.__add__)
     require_columns(table.columns, [*rubric.fields, *names], location)
     found, without = [], 0
-    for number, row in enumerate(table.rows, start=1):
+    for index, row in enumerate(table.rows):
         state, problem = read_state({name: row.get(name) for name in rubric.fields})
         answers = _answers(row, rubric, prefix, findings)
         without += bool(problem) or not answers
         if answers and not problem:
-            name = read_name(row.get(item_id)) or str(number)
+            name = table.name(index, item_id) or str(index + 1)
             found.append(_TOOLS[tool](name, state, answers, rubric))
     if not found:
         raise DataError(f"{location} has no row with a text and a label of the rubric.")

@@ -19,7 +19,7 @@ from .item import ITEM_ID, Item
 from .read import Findings
 from .sets import lacking, unfold
 from .tables import Rows, read_table, require_columns
-from .text import is_blank, read_name, told_apart
+from .text import is_blank, told_apart
 
 _TOLERANCE = 0.01  # of a sum of probabilities, which people round
 
@@ -70,13 +70,13 @@ def read_predictions(
 
     Raises:
         DataError: columns are missing, no item is there, an item stands there twice with different
-            labels, or probabilities are none.
+            labels or probabilities, or probabilities are none.
     """
-    table, wanted = read_table(location), [d.name for d in rubric.dimensions]
+    table = read_table(location)
     findings = Findings(strict=False, notes=list(table.notes))
     unfold(table, rubric, findings)
     require_columns(table.columns, [item_id, *lacking(rubric, table.columns)], location)
-    by_id = _by_id(table, item_id, wanted, findings)
+    by_id = _by_id(table, item_id, rubric, findings)
     found = [by_id.get(name) for name in spelled_like(item_ids, by_id, location, findings)]
     known = [i for i, row in enumerate(found) if row is not None]
     if not known:
@@ -96,7 +96,10 @@ def read_predictions(
     labels = [_labels(rubric, table, found[i], findings) for i in known]
     usable = [k for k, row in enumerate(labels) if None not in row]
     if not usable:
-        raise DataError(f"{location} has no label of the rubric for the annotated items.")
+        raise DataError(
+            f"{location} has no label of the rubric for the annotated items. "
+            f"{' '.join(findings.said(location))}"
+        )
     rows = [known[k] for k in usable]
     chosen = [found[i] for i in rows]
     answers = {
@@ -114,7 +117,7 @@ def read_predictions(
     return Predictions(answers, rows, findings.said(location))
 
 
-def _by_id(table: Rows, item_id: str, wanted: Sequence[str], findings: Findings) -> dict[str, int]:
+def _by_id(table: Rows, item_id: str, rubric: Rubric, findings: Findings) -> dict[str, int]:
     """The row of each item; the same said twice counts once.
 
     Raises:
@@ -123,22 +126,37 @@ def _by_id(table: Rows, item_id: str, wanted: Sequence[str], findings: Findings)
     found: dict[str, int] = {}
     trimmed = repeated = 0
     for index, row in enumerate(table.rows):
-        name = read_name(row.get(item_id))
+        name = table.name(index, item_id)
         trimmed += isinstance(row.get(item_id), str) and name != row[item_id]
+        if not name:
+            findings.add("rows without an item", table.where(index))
+            continue
         first = found.setdefault(name, index)
         if first == index:
             continue
         repeated += 1
-        if any(table.rows[first].get(key) != row.get(key) for key in wanted):
+        if _said(rubric, table, first) != _said(rubric, table, index):
             raise DataError(
-                f"{table.where(index)}: {item_id} {name} stands there twice with different labels, "
-                f"first in {table.where(first)}. A system says one thing about an item."
+                f"{table.where(index)}: {item_id} {name} stands there twice with different labels "
+                f"or probabilities, first in {table.where(first)}. A system says one thing about "
+                "an item."
             )
     if trimmed:
         findings.notes.append(f"{table.location}: {trimmed} ids have spaces around them: trimmed.")
     if repeated:
         findings.notes.append(f"{table.location}: {repeated} rows repeat an item: counted once.")
     return found
+
+
+def _said(rubric: Rubric, table: Rows, index: int) -> list[Any]:
+    """What a row says, as labels and probabilities are read."""
+    row, said = table.rows[index], list[Any]()
+    for d in rubric.dimensions:
+        raw, column = row.get(d.name), f"{d.name}_probabilities"
+        label = d.read(raw)
+        said.append(label[0] if label else None if is_blank(raw) else raw)
+        said.append(None if is_blank(row.get(column)) else _shares(d, column, table, index))
+    return said
 
 
 def spelled_like(

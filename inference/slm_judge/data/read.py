@@ -23,7 +23,7 @@ from .importers.roles import Options
 from .item import ITEM_ID, Item, unnamed
 from .sets import columns_of, options_of, unfold
 from .tables import IMPORTER, Rows, names, read_table, require_columns
-from .text import NOBODY, is_blank, is_replaced_in, read_name, read_state, told
+from .text import NOBODY, is_blank, is_name, is_replaced_in, read_name, read_state, told
 
 _EXAMPLES = 3
 _MOST_LISTED = 8  # options in a message
@@ -158,8 +158,8 @@ def read_items(
         numbered: put before the number of a row where rows are numbered.
     """
     reader = _Reader(table, columns, rubric, findings)
-    for index, row in enumerate(table.rows):
-        reader.read(row, table.where(index), f"{numbered}{index + 1}")
+    for index in range(len(table.rows)):
+        reader.read(index, f"{numbered}{index + 1}")
     if reader.trimmed:
         findings.notes.append(
             f"{table.location}: {reader.trimmed} names of items or annotators have spaces around "
@@ -237,7 +237,7 @@ class _Reader:
     """Reads one row after the other."""
 
     def __init__(self, table: Rows, columns: Columns, rubric: Rubric, findings: Findings) -> None:
-        self.columns, self.findings = columns, findings
+        self.table, self.columns, self.findings = table, columns, findings
         present = set(table.columns)
         self.fields = {f: c for f in rubric.fields if (c := columns.of(f)) in present}
         self.dimensions = [
@@ -249,10 +249,11 @@ class _Reader:
         self.nobody: Counter[str] = Counter()  # names that are none
         self._rows: Counter[str] = Counter()  # rows of each item without an annotator's name
 
-    def read(self, row: Mapping[str, Any], where: str, number: str) -> None:
+    def read(self, index: int, number: str) -> None:
         """Add a row to its item."""
         columns, strict = self.columns, self.findings.strict
-        item_id = self._name(row.get(columns.item_id)) if columns.item_id else number
+        row, where = self.table.rows[index], self.table.where(index)
+        item_id = self._name(index, columns.item_id) if columns.item_id else number
         if not item_id:
             self.findings.add("rows without an item", where)
             return
@@ -264,14 +265,14 @@ class _Reader:
         item = self.items.get(item_id)
         annotator = group = ""
         if columns.annotator:
-            name = self._name(row.get(columns.annotator))
+            name = self._name(index, columns.annotator)
             annotator = self._somebody(columns.annotator, name, "somebody unnamed")
         if columns.group:
-            name = read_name(row.get(columns.group))
+            name = self.table.name(index, columns.group)
             group = self._somebody(columns.group, name, "a group of one item")
         group = group or item_id
         for name, seen in self.further.items():
-            seen.append((item_id, annotator, read_name(row.get(name))))
+            seen.append((item_id, annotator, self.table.name(index, name)))
         if item is None:
             item = self.items[item_id] = Item(item_id, state, {}, group)
         elif strict and not columns.annotator:
@@ -281,8 +282,8 @@ class _Reader:
         self.regrouped += group != item.group
         self._vote(row, item, annotator, where)
 
-    def _name(self, value: object) -> str:
-        name = read_name(value)
+    def _name(self, index: int, column: str) -> str:
+        name, value = self.table.name(index, column), self.table.rows[index].get(column)
         self.trimmed += isinstance(value, str) and bool(name) and name != value
         return name
 
@@ -467,11 +468,11 @@ def likely_annotators(table: Rows, columns: Columns, rubric: Rubric) -> list[str
     """
     labels = (columns.of(d.name) for d in (*rubric.dimensions, *rubric.sets))
     known = {*columns.named(), *rubric.fields, *labels}
-    ids = [read_name(row.get(columns.item_id or "")) for row in table.rows]
+    ids = [table.name(index, columns.item_id) for index in range(len(table.rows))]
     several = len(set(ids)) < len(ids) if columns.item_id else False
     likely = []
     for name in (c for c in table.columns if c not in known):
-        values = [read_name(row.get(name)) for row in table.rows]
+        values = [read_name(v) if is_name(v := row.get(name)) else "" for row in table.rows]
         pairs = [pair for pair in zip(ids, values, strict=True) if pair[1]]
         people = {value for _, value in pairs}
         if not 0 < 3 * len(people) <= 2 * len(pairs) or 2 * len(pairs) < len(values):

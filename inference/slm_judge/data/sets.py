@@ -4,7 +4,6 @@ This is the one place that goes from the one to the other. Everything that asks,
 a question sees the yes-or-no questions, which `Rubric.dimensions` holds.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from slm_judge.rubric import Dimension, Multi, Rubric
 
 from .item import Item
 from .tables import Rows
-from .text import is_blank
+from .text import is_blank, read_json
 
 Labels = npt.NDArray[np.int64]
 
@@ -50,7 +49,8 @@ def unfold(
 
     A cell is a list, or a text: a JSON list, or the options with the dimension's separator between
     them. An empty list is the empty set, an empty text no answer. Where a table has no column of
-    the set, its columns of the options, if it has them, count as they are.
+    the set, its columns of the options, if it has them, count as they are; where both say
+    something, and not the same, neither counts.
 
     Args:
         table: as it was read.
@@ -73,8 +73,24 @@ def unfold(
                     f"{one.separator!r} between them: `separator` of the dimension)",
                 )
                 continue
-            row.update({name: k in chosen for k, name in enumerate(members)})
+            own: dict[str, Any] = {name: k in chosen for k, name in enumerate(members)}
+            if against := _against(rubric, one, row, own):
+                findings.add(
+                    f"labels of {one.name} that the columns of its options contradict",
+                    f"{table.where(index)}: {raw!r} and {against}",
+                )
+                own = dict.fromkeys(members)
+            row.update(own)
         table.columns += [name for name in members if name not in table.columns]
+
+
+def _against(rubric: Rubric, one: Multi, row: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The first column of an option that says something else than the set; "" for none."""
+    for name, (column, chosen) in zip(one.members, own.items(), strict=True):
+        dimension, raw = rubric.dimension(name), row.get(column)
+        if not is_blank(raw) and dimension.index(raw) != dimension.index(chosen):
+            return f"{column} {raw!r}"
+    return ""
 
 
 def read_set(one: Multi, raw: object, findings: _Findings) -> Chosen | None:
@@ -82,7 +98,7 @@ def read_set(one: Multi, raw: object, findings: _Findings) -> Chosen | None:
     parts: Any = raw
     if isinstance(raw, str):
         with suppress(ValueError, RecursionError):
-            parts = json.loads(raw)
+            parts = read_json(raw)
         if not isinstance(parts, list):
             parts = [part for part in raw.split(one.separator) if part.strip()]
     if not isinstance(parts, list):

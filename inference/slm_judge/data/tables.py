@@ -12,9 +12,10 @@ import io
 import json
 import lzma
 import os
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,9 +32,8 @@ from fsspec.utils import infer_compression
 
 from slm_judge.errors import DataError
 from slm_judge.hub import hub_errors, missing_message, repeated
-from slm_judge.text import to_utf8
 
-from .text import read_json
+from .text import NoNameError, half_emoji, read_json, read_name
 
 csv.field_size_limit(2**31 - 1)
 
@@ -48,8 +48,10 @@ _COMPRESSIONS = {".gz", ".bz2", ".xz"}
 _ROWS_AT_ONCE = 10_000
 _SAMPLE = 20  # records that tell the delimiter
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_TOLD = re.compile('"?sep=([^"\r\n])"?[\r\n]')
+_EXACT = 2**53  # up to which a float holds each whole number
 _QUALTRICS = '{"ImportId"'
-RAW = "a row of JSON"  # column of the text of rows of JSON Lines; no dimension can be called so
+RAW = "\x1fa row of JSON"  # column of the text of rows of JSON Lines; `pieces` lets no file have it
 IMPORTER = (
     " `slm-judge import FILE --output long.csv --rubric draft.yaml` makes a table with a row an "
     "annotation of it, and says how it was read."
@@ -60,15 +62,18 @@ _BROKEN = (OSError, EOFError, UnicodeDecodeError, csv.Error, pa.ArrowException, 
 
 def file_format(path: Path) -> str | None:
     """csv, json (JSON Lines) or parquet, by suffix; None for anything else."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSIONS:
-        suffixes.pop()
-    return _FORMATS.get(suffixes[-1]) if suffixes else None
+    return _FORMATS.get(_suffix(path))
+
+
+def _suffix(path: Path) -> str:
+    """The last suffix, but for a compression's."""
+    packed = path.suffix.lower() in _COMPRESSIONS
+    return (path.with_suffix("") if packed else path).suffix.lower()
 
 
 def delimiter(path: Path) -> str:
     """What parts the fields of a .csv or .tsv file, by its name."""
-    return "\t" if ".tsv" in path.suffixes else ","
+    return "\t" if _suffix(path) == ".tsv" else ","
 
 
 def is_folder(output: str) -> bool:
@@ -98,16 +103,24 @@ def check_output(output: str) -> None:
             raise DataError(f"{output} is a folder; with a slash at its end, it is written into.")
     if not isinstance(filesystem, LocalFileSystem):
         return
-    folder = Path(path) if is_folder(output) else Path(path).parent
+    check_folder(Path(path) if is_folder(output) else Path(path).parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is none, or cannot be made or written into.
+
+    Raises:
+        DataError: it is not.
+    """
     while not folder.exists():
         folder = folder.parent
-    if not os.access(folder, os.W_OK):
-        raise DataError(f"{folder} is not writable.")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DataError(f"{folder} is {'not writable' if folder.is_dir() else 'no folder'}.")
 
 
 def names(columns: Sequence[str]) -> str:
-    """Column names for a message; spaces around a name are shown."""
-    return ", ".join(name if name == name.strip() else repr(name) for name in columns)
+    """Column names for a message; spaces around a name are shown, and that it is empty."""
+    return ", ".join(name if name and name == name.strip() else repr(name) for name in columns)
 
 
 def require_columns(present: Sequence[str], wanted: Sequence[str], location: str) -> None:
@@ -136,7 +149,7 @@ class Piece:
         if self.parsed is not None:
             return self.parsed
         if is_raw(self.table):
-            return [json.loads(text) for text in self.table[RAW].to_pylist()]
+            return [read_json(text) for text in self.table[RAW].to_pylist()]
         names = self.table.column_names
         cells = zip(*map(values_of, self.table.columns), strict=True)
         return [dict(zip(names, row, strict=True)) for row in cells]
@@ -163,6 +176,10 @@ def _holds_bytes(kind: pa.DataType) -> bool:
         return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
     tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
     return pa.types.is_binary_view(kind) or any(test(kind) for test in tests)
+
+
+def _binary(schema: Iterable[pa.Field]) -> list[str]:
+    return [column.name for column in schema if _holds_bytes(column.type)]
 
 
 def values_of(column: pa.ChunkedArray) -> list[Any]:
@@ -208,27 +225,43 @@ class Rows:
     """Column of a tool's export -> the one that it was read into, where they differ."""
     annotator: str | None = None
     """Of an export, the column that names the annotator."""
+    binary: list[str] = field(default_factory=list)
+    """The columns that hold bytes."""
 
     def where(self, index: int) -> str:
         """Names a row in a message: by its line in a text file, else by its number."""
         name = Path(self.location).name
         return f"{name}, line {self.lines[index]}" if self.lines else f"{name}, row {index + 1}"
 
+    def name(self, index: int, column: str | None) -> str:
+        """The id or name in a cell; see `read_name`.
 
-def read_table(location: str) -> Rows:
+        Raises:
+            DataError: it holds something else; the message says where.
+        """
+        try:
+            return read_name(self.rows[index].get(column or ""))
+        except NoNameError as error:
+            raise DataError(f"{self.where(index)}: {column}: {error}") from error
+
+
+def read_table(location: str, kind: str | None = None) -> Rows:
     """Read a whole table.
 
     Args:
         location: see `TableStream`.
+        kind: in place of what the suffix says, e.g. json.
 
     Raises:
         DataError: there is no such table, it cannot be read, or it has no rows.
     """
-    stream = TableStream(location)
+    stream = TableStream(location, kind)
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
     columns: dict[str, None] = {}
+    binary: dict[str, None] = {}
     for piece in stream.pieces(_ROWS_AT_ONCE):
+        binary |= dict.fromkeys(_binary(piece.table.schema))
         rows += piece.rows()
         lines += piece.lines or []
         if not is_raw(piece.table):
@@ -237,7 +270,8 @@ def read_table(location: str) -> Rows:
         columns |= dict.fromkeys(row)
     if not rows:
         raise DataError(f"{location} has no rows.")
-    return Rows(location, list(columns), rows, lines or None, stream.notes, stream.wording)
+    return Rows(location, list(columns), rows, lines or None, stream.notes, stream.wording,
+                binary=list(binary))  # fmt: skip
 
 
 @dataclass
@@ -254,13 +288,13 @@ class Overview:
 
     def binary(self) -> list[str]:
         """The columns that hold bytes."""
-        return [column.name for column in self.schema or () if _holds_bytes(column.type)]
+        return _binary(self.schema or ())
 
 
 class TableStream:
     """A table that is read from its start to its end, once or again."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, kind: str | None = None) -> None:
         """Find a table.
 
         Args:
@@ -268,6 +302,7 @@ class TableStream:
                 of Parquet files (read in the order of their names), on any path that fsspec
                 opens; or a Hub dataset `user/name`, `user/name@revision`, with `#split` behind it
                 where that is not `train`.
+            kind: see `file_format`; by default by the suffix.
 
         Raises:
             DataError: there is no such table.
@@ -277,7 +312,7 @@ class TableStream:
         """What was recognised in the file, for people to know."""
         self.wording: dict[str, str] = {}
         """Column -> the question behind it, where further headers of Qualtrics say so."""
-        self._kind = file_format(Path(location))
+        self._kind = kind or file_format(Path(location))
         filesystem, path = fsspec.url_to_fs(location)
         self._files = [location]
         if filesystem.isdir(path):
@@ -344,12 +379,15 @@ class TableStream:
         with self._readable():
             if self._kind in ("csv", "json") and self._encoding == "utf-16":
                 self.notes.append(f"{self.location}: read as UTF-16.")
-            if reader := readers.get(str(self._kind)):
-                yield from (Piece(table) for table in _of_size(reader(n_rows), n_rows))
-            elif self._kind == "csv":
-                yield from self._read_csv(n_rows)
-            else:
+            if self._kind == "json":
                 yield from self._read_json(n_rows)
+                return
+            reader = readers.get(str(self._kind))
+            tables = (Piece(table) for table in _of_size(reader(n_rows), n_rows)) if reader else ()
+            for piece in tables or self._read_csv(n_rows):
+                if RAW in piece.table.column_names:
+                    raise DataError(f"{self.location}: no column can be called {RAW!r}.")
+                yield piece
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -380,8 +418,14 @@ class TableStream:
     def _encoding(self) -> str:
         """UTF-16 where the file begins with its mark, as TSV of Qualtrics and Excel does."""
         with self._open() as file:
-            start = file.read(2)
-        return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+            start = file.read(4)
+        is_marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if b"\0\0" in start or (b"\0" in start and not is_marked):
+            raise DataError(
+                f"{self.location} is UTF-32, or UTF-16 without its mark; save it as UTF-8 (Excel: "
+                "CSV UTF-8)."
+            )
+        return "utf-16" if is_marked else "utf-8-sig"
 
     def _undecodable_line(self) -> int | None:
         """The first line that is not UTF-8, before whatever else is wrong."""
@@ -398,7 +442,8 @@ class TableStream:
     def _read_csv(self, n_rows: int) -> Iterator[Piece]:
         separator = self._separator()
         with self._text("") as file:
-            records = _records(file, separator)
+            blank: list[int] = []
+            records = islice(_records(file, separator, blank), bool(self._told), None)
             header = next(records, (1, []))[1]
             check_header(self.location, header)
             first = list(islice(records, 2))
@@ -424,9 +469,17 @@ class TableStream:
                 arrays = [pa.array(column, pa.string()) for column in cells]
                 table = pa.Table.from_arrays(arrays, names=header)
                 yield Piece(table, [line for line, _ in batch])
+        if blank and len(header) == 1:
+            self.notes.append(
+                f"{self.location}: {len(blank)} blank lines are left out, the first is line "
+                f'{blank[0]}; an empty cell of one column is written "".'
+            )
 
     def _separator(self) -> str:
         """The suffix's delimiter, or the one with which the first records are a table."""
+        if self._told:
+            self.notes.append(f"{self.location}: line 1 names the delimiter, sep={self._told}")
+            return self._told
         usual, widths = delimiter(Path(self.location)), {}
         for separator in (usual, *(mark for mark in _DELIMITERS if mark != usual)):
             with self._text("") as file:
@@ -444,20 +497,32 @@ class TableStream:
         self.notes.append(f"{self.location}: its fields are parted by {_DELIMITERS[found]}.")
         return found
 
+    @cached_property
+    def _told(self) -> str:
+        """The delimiter that the first line names, as Excel reads it (`sep=;`), or ""."""
+        with self._text("") as file:
+            told = _TOLD.match(file.readline(10))
+        return told[1] if told else ""
+
     def _read_json(self, n_rows: int) -> Iterator[Piece]:
+        halves: list[str] = []
         with self._text("\n") as file:
             lines = ((n, line) for n, line in enumerate(file, start=1) if line.strip())
             while batch := list(islice(lines, n_rows)):
-                parsed = [self._parse(number, line) for number, line in batch]
+                parsed = [self._parse(number, line, halves) for number, line in batch]
                 texts = pa.array([line.strip() for _, line in batch], pa.string())
                 yield Piece(pa.table({RAW: texts}), [number for number, _ in batch], parsed)
+        self.notes += half_emoji(self.location, halves)
 
-    def _parse(self, number: int, line: str) -> dict[str, Any]:
+    def _parse(self, number: int, line: str, halves: list[str]) -> dict[str, Any]:
         try:
-            row = read_json(line)
+            row = read_json(line, halves)
         except (ValueError, RecursionError) as error:
+            what = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                what = f"{error.msg} at character {error.pos + 1}"
             raise DataError(
-                f"{self.location} cannot be read as json: line {number}: {error}"
+                f"{self.location} cannot be read as json: line {number}: {what}"
             ) from error
         if not isinstance(row, dict):
             raise DataError(f"{self.location}, line {number}: expected an object.")
@@ -514,7 +579,9 @@ def _of_size(tables: Iterator[pa.Table], n_rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting, promote_options="permissive")
 
 
-def _records(file: Any, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _records(
+    file: Any, separator: str, blank: list[int] | None = None
+) -> Iterator[tuple[int, list[str]]]:
     """The records of a CSV that are not blank, each with the line where it starts."""
     reader = csv.reader(file, delimiter=separator, strict=True)
     line = 1
@@ -522,13 +589,15 @@ def _records(file: Any, separator: str) -> Iterator[tuple[int, list[str]]]:
         for row in reader:
             if row:
                 yield line, row
+            elif blank is not None:
+                blank.append(line)
             line = reader.line_num + 1
     except csv.Error as error:
         raise csv.Error(f"line {line}: {error}") from error
 
 
 def check_header(location: str, header: list[str]) -> None:
-    """Refuse a CSV without distinct column names.
+    """Refuse a table without distinct column names.
 
     Raises:
         DataError: names what is wrong.
@@ -547,7 +616,9 @@ def _kind_of(value: object) -> str:
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, int):
-        return "whole number" if -(2**63) <= value < 2**63 else "other"
+        if -_EXACT <= value <= _EXACT:
+            return "whole number"
+        return "large whole number" if -(2**63) <= value < 2**63 else "other"
     return "number" if isinstance(value, float) else "null" if value is None else "other"
 
 
@@ -565,8 +636,6 @@ def typed(raw: pa.Table, overview: Overview) -> pa.Table:
         cells = [row.get(name) for row in rows]
         if kind is None:
             cells = [None if v is None else json.dumps(v, ensure_ascii=True) for v in cells]
-        elif kind == pa.string():
-            cells = [None if v is None else to_utf8(v) for v in cells]
         columns[name] = pa.array(cells, kind or pa.string())
     return pa.table(columns)
 
@@ -577,4 +646,6 @@ def plain_type(kinds: set[str]) -> pa.DataType | None:
     types = {"text": pa.string(), "true or false": pa.bool_(), "whole number": pa.int64()}
     if kinds <= {"whole number", "number"} and "number" in kinds:
         return pa.float64()
+    if "large whole number" in kinds and kinds <= {"whole number", "large whole number"}:
+        return pa.int64()
     return types.get(next(iter(kinds), "text")) if len(kinds) < 2 else None

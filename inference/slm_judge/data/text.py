@@ -4,14 +4,15 @@ import datetime
 import decimal
 import json
 import math
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slm_judge.errors import DataError
 from slm_judge.rubric import Rubric, format_value
-from slm_judge.text import is_replaced, normalise
+from slm_judge.text import is_replaced, normalise, to_utf8
 
 MOST_CHARACTERS = 1_000_000
 """Of a field. Tokenizers take a few seconds for such a text, and no model here reads as much; a
@@ -20,6 +21,7 @@ TOO_LONG = "too long"
 NOBODY = frozenset({"none", "nan", "null", "<na>", "na", "n/a", "#n/a"})
 """What R, Excel and pandas write where there is no name, whatever the letter case."""
 _MOST_TOLD = 8  # of the ways in which labels are written
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 State = str | Mapping[str, Any]
 
 _PLAIN = (str, bool, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
@@ -32,10 +34,25 @@ def is_blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
+class NoNameError(DataError):
+    """A value that is no name; whoever knows the place adds it."""
+
+
+def is_name(value: object) -> bool:
+    """Whether a cell may be an id, a name or a label: one plain value, or none."""
+    return not isinstance(value, bytes | list | tuple | dict)
+
+
 def read_name(value: object) -> str:
-    """The one form of an id or a name: without spaces around it, 1 and 1.0 alike; "" for none."""
+    """The one form of an id or a name: without spaces around it, 1 and 1.0 alike; "" for none.
+
+    Raises:
+        NoNameError: the value is no text, number or date.
+    """
     if isinstance(value, str):
         return value.strip()
+    if not is_name(value):
+        raise NoNameError(f"{value!r} is no name; expected a text, a number or a date.")
     return "" if is_blank(value) else format_value(value)
 
 
@@ -66,20 +83,42 @@ def read_text(value: object) -> tuple[str, str]:
     return (text, "") if text.strip() else ("", "empty field: {}")
 
 
-def read_json(text: str) -> Any:
-    """What a text in JSON means.
+def read_json(text: str, halves: list[str] | None = None) -> Any:
+    """What a text in JSON means; half an emoji, which UTF-8 cannot hold, is U+FFFD in it.
+
+    Args:
+        text: of a file, or of a cell.
+        halves: takes the texts and keys that had half an emoji.
 
     Raises:
         ValueError: it is none, or an object has a key twice, so that one value would be lost.
     """
-    return json.loads(text, object_pairs_hook=_object)
+    value = json.loads(text, object_pairs_hook=_object)
+    return _whole(value, [] if halves is None else halves) if _HALF.search(text) else value
+
+
+def half_emoji(location: str, halves: Sequence[str]) -> list[str]:
+    """The line about what `read_json` replaced, if it did."""
+    what = f"{location}: {len(halves)} texts or keys hold half an emoji (a lone surrogate)"
+    return [f"{what}: read as U+FFFD."] if halves else []
+
+
+def _whole(value: Any, halves: list[str]) -> Any:
+    if isinstance(value, list):
+        return [_whole(part, halves) for part in value]
+    if isinstance(value, dict):
+        return _object([(_whole(k, halves), _whole(v, halves)) for k, v in value.items()])
+    if not isinstance(value, str) or (text := to_utf8(value)) == value:
+        return value
+    halves.append(text)
+    return text
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (key, times), *_ = Counter(key for key, _ in pairs).most_common()
-        raise ValueError(f"an object has the key {key!r} {times} times")
+        raise ValueError(f"an object has the key {key!r} {times} times: {str(found)[:80]}")
     return found
 
 

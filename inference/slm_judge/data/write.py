@@ -15,7 +15,6 @@ from fsspec.utils import infer_compression
 
 from slm_judge.errors import DataError
 from slm_judge.files import atomic_file
-from slm_judge.text import to_utf8
 
 from .tables import RAW, Overview, Piece, delimiter, file_format, is_raw, typed, values_of
 
@@ -112,6 +111,8 @@ def _write_csv(tables: Iterator[pa.Table], file: Any, overview: Overview, mark: 
 def _line(cells: Sequence[str], mark: str) -> str:
     """A record; what holds the delimiter, a quote or a line break of any kind is quoted."""
     plain = mark.join(cells)
+    if not plain:  # one empty cell; a blank line is no row
+        return '""\n'
     if plain.count(mark) < len(cells) and not _BREAKS.search(plain):
         return f"{plain}\n"
     quoted = (
@@ -128,8 +129,6 @@ def _cells(column: pa.ChunkedArray) -> list[str]:
 
 def _cell(value: Any) -> str:
     """A value in a CSV: true and false as rubrics write them, nothing for null."""
-    if isinstance(value, str):
-        return to_utf8(value)
     if value is None:
         return ""
     if isinstance(value, bool):

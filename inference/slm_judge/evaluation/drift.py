@@ -187,8 +187,8 @@ def _rows(
 ) -> dict[str, dict[str, Any]]:
     """The first row of each item, without those that the judge was trained on."""
     found: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(table.rows, start=1):
-        if name := read_name(row.get(item_id)) if item_id else str(number):
+    for index, row in enumerate(table.rows):
+        if name := table.name(index, item_id) if item_id else str(index + 1):
             found.setdefault(name, row)
     if rest := len(table.rows) - len(found):
         notes.append(f"{rest} rows name no item, or one that stands there already.")

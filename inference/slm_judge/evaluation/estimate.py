@@ -254,8 +254,8 @@ class Known:
     def _by_id(self) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         left: Counter[str] = Counter()
-        for row in self.table.rows:
-            name = read_name(row.get(self.drawing.item_id))
+        for index, row in enumerate(self.table.rows):
+            name = self.table.name(index, self.drawing.item_id)
             if not name or name in found:
                 left["the item stands there already" if name else "no item is named"] += 1
             else:

@@ -33,7 +33,7 @@ from slm_judge.data.tables import (
     read_table,
     require_columns,
 )
-from slm_judge.data.text import is_blank, read_name, read_state
+from slm_judge.data.text import is_blank, read_state
 from slm_judge.data.write import write_tables
 from slm_judge.errors import DataError
 from slm_judge.files import remove
@@ -182,8 +182,8 @@ def _annotated(rubric: Rubric, choice: Choice) -> tuple[set[str], set[str]]:
         has_texts = {*fields.values()} <= {*table.columns}
         if columns.item_id not in table.columns and not has_texts:
             raise DataError(f"{location} has neither {choice.item_id} nor the rubric's fields.")
-        for row in table.rows:
-            ids.add(read_name(row.get(str(columns.item_id))))
+        for index, row in enumerate(table.rows):
+            ids.add(table.name(index, columns.item_id))
             state, problem = read_state({name: row.get(c) for name, c in fields.items()})
             if has_texts and not problem:
                 keys.add(text_key(state))
@@ -200,7 +200,7 @@ def _candidates(
     """The rows that can be drawn, with their texts, and why others cannot."""
     found, left, seen = dict[int, str](), Counter[str](), set[str]()
     for index, row in enumerate(table.rows):
-        name = read_name(row.get(item_id))
+        name = table.name(index, item_id)
         state, problem = read_state({field: row.get(column) for field, column in fields.items()})
         reasons = {
             "no item is named": not name,

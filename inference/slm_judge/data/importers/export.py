@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slm_judge.data.item import ITEM_ID
-from slm_judge.data.text import read_name
+from slm_judge.data.text import is_name, read_name
+from slm_judge.errors import DataError
 from slm_judge.text import normalise
 
 SOURCE = " file"
 """Key of a row: the name of its file, or of the folder in a file's path that names a person."""
 LINE = " line"
 """Key of a row: its line in a text file."""
+_REST = " rest"
 ANNOTATOR_ID = "annotator_id"
 """Column of the long table that names the annotator."""
 
@@ -105,20 +107,51 @@ class Export:
             item: names the item.
             annotator: names the annotator.
             answers: question -> an answer, or a list of several.
-            rest: texts and whatever else is to be kept; where a name is taken by a question, it
-                gets a `_text` behind it.
+            rest: texts and whatever else is to be kept; `become` names it.
         """
-        taken = {ITEM_ID, ANNOTATOR_ID, *answers}
-        kept = {f"{key}_text" if key in taken else key: value for key, value in rest.items()}
+        own = {ITEM_ID: item, ANNOTATOR_ID: annotator}
+        for name in own.keys() & answers.keys():
+            self.questions[f"{name}_answer"] = self.question(name)
+        answers = {f"{n}_answer" if n in own else n: value for n, value in answers.items()}
         self.answers = self.answers or []
         self.answers += [name for name in answers if name not in self.answers]
-        return {ITEM_ID: item, ANNOTATOR_ID: annotator, **kept, **answers, LINE: row.get(LINE)}
+        return {**own, _REST: rest, **answers, LINE: row.get(LINE)}
 
     def become(self, rows: list[Row]) -> None:
-        """Have these annotations in place of the tool's rows."""
-        columns = dict.fromkeys(key for row in rows for key in row)
-        self.rows, self.columns = rows, [name for name in columns if name not in (SOURCE, LINE)]
+        """Have these annotations in place of the tool's rows.
+
+        A question's column holds answers alone, whoever answered: what else there is under its
+        name, in any row, gets another, which is said.
+        """
+        taken = {ITEM_ID, ANNOTATOR_ID, *(self.answers or ())}
+        called = {key: key for row in rows for key in row[_REST]}
+        for key in [key for key in called if key in taken]:
+            while called[key] in {*taken, *(called.keys() - {key})}:
+                called[key] += "_text"
+            self.notes.append(f"what the items have under {key} is called {called[key]}.")
+            taken.add(called[key])
+        for row in rows:
+            row |= {called[key]: value for key, value in row.pop(_REST).items()}
+        own = (ITEM_ID, ANNOTATOR_ID, *called.values(), *(self.answers or ()))
+        self.rows, self.columns = rows, list(dict.fromkeys(own))
         self.item, self.annotator = ITEM_ID, ANNOTATOR_ID
+
+    def check_names(self, columns: Iterable[str | None]) -> None:
+        """Refuse ids, annotators and answers that are no plain values, before they are read.
+
+        Raises:
+            DataError: names the place.
+        """
+        for name in filter(None, columns):
+            for row in self.rows:
+                cell = row.get(name)
+                many = isinstance(cell, list) and name in (self.answers or ())
+                if not (all(map(is_name, cell or ())) if many else is_name(cell)):
+                    where = f", line {row[LINE]}" if row.get(LINE) else ""
+                    raise DataError(
+                        f"{self.location}{where}: {name} holds {cell!r}; expected texts, numbers "
+                        "or dates in the columns of items, annotators and answers."
+                    )
 
     def values(self, column: str) -> list[str]:
         """What stands in a column, without blank cells; of a list, each part."""
@@ -128,12 +161,12 @@ class Export:
 def parts(value: object) -> list[str]:
     """The plain answers in a cell: none, one, or those of a list."""
     found = value if isinstance(value, list | tuple) else [value]
-    return [normalise(name) for name in map(read_name, found) if name]
+    return [normalise(name) for name in map(read_name, filter(is_name, found)) if name]
 
 
 def is_ticked(value: object, option: str = "") -> bool | None:
     """Whether a box was ticked: 1, true, yes, x, or its option's name; None if unclear."""
-    text = read_name(value).casefold()
+    text = " ".join(parts(value)).casefold()
     if text in _YES or (text and text == option.casefold()):
         return True
     return False if text in _NO else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from slm_judge.data.item import ITEM_ID
+from slm_judge.data.tables import names
 from slm_judge.data.text import is_blank, read_name, read_text, told
 from slm_judge.errors import DataError
 from slm_judge.rubric import LARGEST, plain_forms
@@ -80,6 +81,7 @@ def lengthen(export: Export) -> Long:
     """
     assert export.texts
     assert export.answers
+    export.check_names([export.item, export.annotator, *export.answers])
     _split_lists(export)
     _usable(export)
     _respell(export)
@@ -97,6 +99,8 @@ def lengthen(export: Export) -> Long:
         is_name = name.strip() and name not in taken
         further[name] = name if is_name else clean_name(name, taken)
         taken.append(further[name])
+    if changed := [f"{names([old])} as {new}" for old, new in further.items() if old != new]:
+        export.notes.append(f"kept under other names: {', '.join(changed)}.")
     for row, source in zip(rows, export.rows, strict=True):
         row |= {ITEM_ID: read_name(source.get(item)), ANNOTATOR_ID: _who(export, source)}
         row |= {new: read_text(source.get(name))[0] for name, new in texts.items()}
@@ -123,7 +127,7 @@ def _text_names(export: Export) -> tuple[dict[str, str], list[str]]:
         texts[name] = clean_name(name, taken)
         taken.append(texts[name])
         if texts[name] != name:
-            export.notes.append(f"the text {name} is called {texts[name]}.")
+            export.notes.append(f"the text {names([name])} is called {texts[name]}.")
     return texts, taken
 
 
@@ -252,9 +256,9 @@ def _asked(export: Export, column: str, taken: list[str], rows: list[Row]) -> li
         text = f"{question.text.rstrip(' ?:')}: {meaning or option}?" if question.text else ""
         doubts = question.doubts if not made else []
         made.append(Asked(name, column, "noul", {}, counts, text, doubts=list(doubts)))
-    export.notes.append(
-        f"{column} takes several answers: a yes or no for each, {', '.join(d.name for d in made)}."
-    )
+    if made:
+        each = ", ".join(d.name for d in made)
+        export.notes.append(f"{column} takes several answers: a yes or no for each, {each}.")
     return made
 
 
@@ -299,7 +303,7 @@ def _single(
     name = _name(column, taken)
     if name != column:
         export.aliases.setdefault(column, name)
-        export.notes.append(f"the question {column} is called {name}.")
+        export.notes.append(f"the question {names([column])} is called {name}.")
     if question.named and set(counts) <= set(question.options):
         asked = _labelled(name, column, question, counts)
     else:

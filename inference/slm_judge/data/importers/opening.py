@@ -2,16 +2,18 @@
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from slm_judge.data.tables import file_format, read_table
-from slm_judge.data.text import is_blank, read_json, read_name
+from slm_judge.data.tables import Rows, check_header, file_format, names, read_table
+from slm_judge.data.text import half_emoji, is_blank, read_json, read_name
 from slm_judge.errors import DataError, require
 
-from .export import LINE, SOURCE, Export, Row
+from .export import LINE, SOURCE, Export, Row, counted
 
 EXCEL, STATISTICS = (
     (".xlsx", ".xlsm"),
@@ -72,7 +74,7 @@ def _open(path: Path, location: str, export: Export) -> None:
                 raise DataError(f"{location} cannot be read as zip: {error}") from error
             _open_folder(Path(folder), location, export)
     elif suffix == ".json":
-        export.rows += _marked(_json(path, location), path)
+        _open_json(path, location, export)
     elif suffix in EXCEL:
         export.rows += _marked(_excel(path, location, export), path)
     elif suffix in STATISTICS:
@@ -85,11 +87,19 @@ def _open(path: Path, location: str, export: Export) -> None:
             ".xlsx, .dta, .sav, .zip, or a folder of Potato."
         )
     else:
-        table = read_table(location)
-        export.notes += [note.removeprefix(f"{location}: ") for note in table.notes]
-        for name, wording in table.wording.items():
-            export.question(name).text = wording
-        export.rows += _marked(table.rows, path, table.lines)
+        _open_table(read_table(location), path, export)
+
+
+def _open_table(table: Rows, path: Path, export: Export) -> None:
+    if table.binary:
+        raise DataError(
+            f"{table.location}: the columns {names(table.binary)} hold bytes: write them as text, "
+            "or leave them out."
+        )
+    export.notes += [note.removeprefix(f"{table.location}: ") for note in table.notes]
+    for name, wording in table.wording.items():
+        export.question(name).text = wording
+    export.rows += _marked(table.rows, path, table.lines)
 
 
 def _open_folder(folder: Path, location: str, export: Export) -> None:
@@ -115,25 +125,33 @@ def _marked(rows: Sequence[Row], path: Path, lines: Sequence[int] | None = None)
                LINE: lines[index] if lines else None}  # fmt: skip
 
 
-def _json(path: Path, location: str) -> list[Row]:
+def _open_json(path: Path, location: str, export: Export) -> None:
     """A list of objects, an object of objects or of columns, or JSON Lines under another name."""
+    halves: list[str] = []
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        try:
-            content = read_json(text)
-        except json.JSONDecodeError:
-            content = [read_json(line) for line in text.splitlines() if line.strip()]
+        content = read_json(path.read_text(encoding="utf-8-sig"), halves)
     except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            _open_table(read_table(location, "json"), path, export)
+            return
         raise DataError(f"{location} cannot be read as json: {error}") from error
     if isinstance(content, dict):
         content = _rows_of_object(content)
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-        raise DataError(f"{location}: expected a list of objects, or one object a line.")
-    return content
+        raise DataError(
+            f"{location}: expected a list of objects, or one object a line; pandas writes them "
+            'with to_json(..., orient="records", lines=True).'
+        )
+    export.notes += half_emoji(location, halves)
+    export.rows += _marked(content, path)
 
 
-def _rows_of_object(content: dict[str, Any]) -> list[Row]:
+def _rows_of_object(content: dict[str, Any]) -> list[Row] | None:
+    """The rows in an object; None where it holds a table by columns, or without their names."""
     values = list(content.values())
+    by_column = values and all(isinstance(v, dict) and [*v][:1] == ["0"] for v in values)
+    if by_column or ("data" in content and content.keys() & {"columns", "schema"}):  # of pandas
+        return None
     if values and all(isinstance(value, dict) for value in values) and len(values) > 1:
         return [{"item_id": key, **value} for key, value in content.items()]
     if values and all(isinstance(value, list) for value in values):
@@ -147,56 +165,80 @@ def _rows_of_object(content: dict[str, Any]) -> list[Row]:
 
 def _excel(path: Path, location: str, export: Export) -> list[Row]:
     """The sheet with most cells; a sheet of value labels, if there is one, is read as that."""
-    require("openpyxl", "import")
-    pandas = require("pandas", "import")
+    openpyxl = require("openpyxl", "import")
+    sheets: dict[str, list[list[Any]]] = {}
+    blank: dict[str, Counter[str]] = {}
     try:
-        sheets = pandas.read_excel(
-            path,
-            sheet_name=None,
-            header=None,
-            dtype=object,
-            keep_default_na=False,
-            engine="openpyxl",
-        )
+        books = [openpyxl.load_workbook(path, read_only=True, data_only=only, keep_links=False)
+                 for only in (True, False)]  # fmt: skip
+        for sheet, written in zip(*(book.worksheets for book in books), strict=True):
+            sheets[sheet.title], blank[sheet.title] = _columns(sheet, written)
+        for book in books:
+            book.close()
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{location} cannot be read as Excel: {error}") from error
-    tables = {name: _table([list(row) for row in sheet.itertuples(index=False)])
-              for name, sheet in sheets.items()}  # fmt: skip
-    sizes = {name: sum(map(len, rows)) for name, rows in tables.items()}
-    main = max(sizes, key=sizes.__getitem__, default=None)
-    if main is None:
+    main = max(sheets, key=lambda name: sum(map(len, sheets[name])), default=None)
+    if main is None or not sheets[main]:
         return []
-    for name, rows in tables.items():
-        if name == main or not rows:
+    for name, columns in sheets.items():
+        if name == main or not columns:
             continue
-        if (columns := _codebook(rows[0])) is None:
+        if (known := _codebook([read_name(header) for header, *_ in columns])) is None:
             export.notes.append(
                 f"sheet {name} is left out; the one with most cells, {main}, is read."
             )
             continue
-        for row in rows:
-            question, value, label = (read_name(row.get(column)) for column in columns)
+        for row in _table(columns, f"{location}, sheet {name}"):
+            question, value, label = (read_name(row.get(column)) for column in known)
             if question and value:
                 export.question(question).options[value] = label
                 export.question(question).named = True
         export.notes.append(f"sheet {name} is read as value labels.")
-    for name in tables[main][0] if tables[main] else ():
+    if blank[main]:
+        export.notes.append(f"sheet {main}: read as blank: {counted(blank[main])}.")
+    rows = _table(sheets[main], f"{location}, sheet {main}")
+    for name in rows[0] if rows else ():
         _in_order(export, name)
-    return _without_import_ids(tables[main], export)
+    return _without_import_ids(rows, export)
 
 
-def _table(cells: list[list[Any]]) -> list[Row]:
-    """Cells below the first row that is not empty, without columns that have no name."""
-    filled = [row for row in cells if not all(map(is_blank, row))]
-    if not filled:
-        return []
-    header = [read_name(cell) for cell in filled[0]]
-    return [{name: None if is_blank(cell) else cell
-             for name, cell in zip(header, row, strict=True) if name}
-            for row in filled[1:]]  # fmt: skip
+def _columns(sheet: Any, written: Any) -> tuple[list[list[Any]], Counter[str]]:
+    """The columns of a sheet that hold anything, from its first row that does.
+
+    Args:
+        sheet: with the values of its formulas.
+        written: the same with the formulas.
+
+    Returns:
+        Also what is written in cells that have no value: how often.
+    """
+    found, blank = [], Counter[str]()
+    for one in (sheet, written):
+        one.reset_dimensions()  # which other programs than Excel write wrongly
+    for row, formulas in zip(sheet.iter_rows(), written.iter_rows(), strict=True):
+        found.append([None if cell.data_type == "e" else cell.value for cell in row])
+        blank["errors, as #N/A"] += sum(cell.data_type == "e" for cell in row)
+        blank["formulas that were not computed; save the file in Excel"] += sum(
+            cell.value is None and formula.data_type == "f"
+            for cell, formula in zip(row, formulas, strict=True)
+        )
+    filled = zip_longest(*(row for row in found if not all(map(is_blank, row))))
+    return [list(column) for column in filled if not all(map(is_blank, column))], +blank
 
 
-def _codebook(columns: Mapping[str, Any]) -> tuple[str, str, str] | None:
+def _table(columns: Sequence[Sequence[Any]], where: str) -> list[Row]:
+    """Columns below their names as rows.
+
+    Raises:
+        DataError: several have the same name, or none.
+    """
+    header = [read_name(name) for name, *_ in columns]
+    check_header(where, header)
+    return [{name: None if is_blank(cell) else cell for name, cell in zip(header, row, strict=True)}
+            for row in zip(*(cells for _, *cells in columns), strict=True)]  # fmt: skip
+
+
+def _codebook(columns: Sequence[str]) -> tuple[str, str, str] | None:
     """The columns of a sheet that says what the values of a variable mean."""
     plain = {name.casefold(): name for name in columns}
     found = [next((plain[name] for name in plain if name in names), None) for names in _CODEBOOK]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from slm_judge.data.tables import names, read_table, require_columns
-from slm_judge.data.text import is_blank, read_name
+from slm_judge.data.text import is_blank, is_name, read_name
 from slm_judge.errors import DataError
 
 from .export import Export, Row, parts
@@ -109,6 +109,7 @@ def assign(export: Export, options: Options) -> None:
     require_columns(export.columns, [name for name in named if name], export.location)
     if options.items:
         _join(export, options)
+    export.check_names([options.item or export.item])
     export.annotator = options.annotator or export.annotator or find_annotator(export)
     export.texts = list(options.texts) or export.texts or _texts(export, options)
     if not export.texts:
@@ -189,7 +190,8 @@ def _differing(rows: Iterable[Row], item: str, column: str) -> set[str]:
 def _item_columns(export: Export, texts: Sequence[str]) -> Iterator[str]:
     """Columns that may name the items, likely ones first."""
     likely = [name for name in export.columns
-              if _ITEMS.fullmatch(name) and name not in (*texts, export.annotator)]  # fmt: skip
+              if _ITEMS.fullmatch(name) and name not in (*texts, export.annotator)
+              and all(is_name(row.get(name)) for row in export.rows)]  # fmt: skip
     return iter(sorted(likely, key=lambda name: not name.casefold().startswith("item")))
 
 
@@ -247,7 +249,7 @@ def _answers(export: Export) -> list[str]:
 def looks_like_slider(export: Export, name: str) -> bool:
     """Whether a column may hold positions of a slider: many numbers up to 100, or down to -100."""
     different = set(export.values(name))
-    if _is_named_otherwise(name) or not all(map(_is_number, different)):
+    if not name or _is_named_otherwise(name) or not all(map(_is_number, different)):
         return False
     numbers = {abs(float(text.replace(",", "."))) for text in different}
     return len(different) > 10 and max(numbers) <= 100
@@ -260,7 +262,8 @@ def _is_named_otherwise(name: str) -> bool:
 def _looks_like_answers(export: Export, name: str) -> bool:
     values = export.values(name)
     different = set(values)
-    if _is_named_otherwise(name):
+    is_index = not name and len(different) == len(values)  # of pandas
+    if is_index or _is_named_otherwise(name):
         return False
     if any(isinstance(row.get(name), dict) for row in export.rows):
         return False

@@ -5,13 +5,12 @@ Sources of the formats: the header of MTurk's batch results and docs.aws.amazon.
 ("View and manage form responses").
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from slm_judge.data.text import is_blank, read_name
+from slm_judge.data.text import is_blank, read_json, read_name
 
 from .export import Export, Question, Row, is_ticked, parts
 from .roles import find_annotator, looks_like_slider, looks_like_text
@@ -78,7 +77,7 @@ def _has_options(export: Export, name: str) -> bool:
 def _task_answers(row: Row) -> None:
     """`Answer.taskAnswers`, which is JSON, as columns: question, or question.option of boxes."""
     try:
-        found = json.loads(row.get("Answer.taskAnswers") or "[]")
+        found = read_json(row.get("Answer.taskAnswers") or "[]")
     except (TypeError, ValueError):
         return
     for name, value in (found[0] if isinstance(found, list) and found else {}).items():
@@ -90,7 +89,7 @@ def _labels(value: object) -> object:
     """The list in a cell of a question with several labels, which is JSON."""
     if isinstance(value, str) and value.startswith("["):
         try:
-            found = json.loads(value)
+            found = read_json(value)
         except ValueError:
             return value
         return found if isinstance(found, list) else value

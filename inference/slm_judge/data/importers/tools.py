@@ -5,12 +5,11 @@ Sources of the formats: label_studio_sdk 2.1.2 (`converter.py`, `exports/csv2.py
 potatoannotator.readthedocs.io ("Data Formats", "Export Formats").
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from slm_judge.data.item import ITEM_ID
-from slm_judge.data.text import is_blank, read_name
+from slm_judge.data.text import is_blank, read_json, read_name
 
 from .export import ANNOTATOR_ID, SOURCE, Export, Row, conversation, is_ticked, parts
 
@@ -96,7 +95,7 @@ def _from_json(value: object) -> object:
     """A cell that holds an object or a list as JSON, read; anything else as it is."""
     if isinstance(value, str) and value[:1] in "[{" and value[-1:] in "]}":
         try:
-            return json.loads(value)
+            return read_json(value)
         except ValueError:
             pass
     return value

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from slm_judge.data.text import is_blank, read_name
 from slm_judge.errors import DataError
 
-from .export import ANNOTATOR_ID, Export, Question, Row, is_ticked
+from .export import ANNOTATOR_ID, Export, Question, Row, is_ticked, parts
 from .roles import find_annotator, looks_like_text
 
 _PERSON = (
@@ -33,7 +33,7 @@ _ENOUGH = 5  # rows with the same sum that are no chance
 _LABEL = "label"
 _NOBODY = "rows that nobody annotated"
 _FLAGS = {"is", "has", "contains"}  # words that are no question by themselves
-_ONE_CHOICE = 0.9  # share of the answered rows that have a tick
+_NEARLY_ALL = 0.9  # of the answered rows have one tick; of all, lists of one length
 
 
 def unfold(export: Export, pattern: str = "", n_annotators: int = 0) -> None:
@@ -77,11 +77,18 @@ def _lists(export: Export) -> bool:
     sizes = [len(entries) for entries in split[who]]
     if max(sizes) < 2:
         return False
-    same = [name for name, cells in split.items() if [len(c) for c in cells] == sizes]
+    fits = {name: [len(c) == size for c, size in zip(cells, sizes, strict=True)]
+            for name, cells in split.items()}  # fmt: skip
+    same = [name for name, fit in fits.items() if all(fit) or (
+            fit.count(True) >= _NEARLY_ALL * len(fit)
+            and any(isinstance(row.get(name), list) for row in export.rows))]  # fmt: skip
     if len(same) < 2:
         return False
     rows: list[Row] = []
     for at, row in enumerate(export.rows):
+        if not all(fits[name][at] for name in same):
+            export.left_out[f"rows in which the lists {', '.join(same)} differ in length"] += 1
+            continue
         for entry, person in enumerate(split[who][at]):
             said = {name: split[name][at][entry] for name in same}
             rows.append({**row, **said, ANNOTATOR_ID: person})
@@ -95,8 +102,8 @@ def _lists(export: Export) -> bool:
 
 def _entries(value: object) -> list[str]:
     """The entries of a list, or of a text with commas."""
-    found = value if isinstance(value, list) else read_name(value).split(",")
-    return [read_name(part) for part in found]
+    found = value if isinstance(value, list) else ",".join(parts(value)).split(",")
+    return [" ".join(parts(part)) for part in found]
 
 
 def _candidates(export: Export) -> list[str]:
@@ -110,8 +117,8 @@ def _annotators(export: Export, pattern: str) -> bool:
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for name in _candidates(export):
             if (match := how.fullmatch(name)) and not (pattern and looks_like_text(export, name)):
-                parts = match.groupdict()
-                found[parts["annotator"]][parts.get("question") or _LABEL] = name
+                said = match.groupdict()
+                found[said["annotator"]][said.get("question") or _LABEL] = name
         found = _several(found) if pattern else found
         if len(found) > 1 and (pattern or _share_questions(export, found)):
             _melt(export, found)
@@ -199,7 +206,7 @@ def _groups(names: Sequence[str]) -> Iterable[tuple[str, dict[str, str]]]:
 
 def _number(value: object) -> float | None:
     try:
-        return float(read_name(value))
+        return float("".join(parts(value)))
     except ValueError:
         return None
 
@@ -353,7 +360,7 @@ def _ticked(export: Export, row: Row, columns: Mapping[str, str]) -> list[str] |
 def _is_one_choice(export: Export, columns: Mapping[str, str]) -> bool:
     ticks = [found for row in export.rows if (found := _ticked(export, row, columns)) is not None]
     once = sum(len(found) == 1 for found in ticks)
-    return bool(ticks) and max(map(len, ticks)) == 1 and once >= _ONE_CHOICE * len(ticks)
+    return bool(ticks) and max(map(len, ticks)) == 1 and once >= _NEARLY_ALL * len(ticks)
 
 
 def _group(export: Export, prefix: str, columns: Mapping[str, str]) -> None:
