@@ -71,7 +71,7 @@ def load_splits(
             gold = read_predictions(config.gold, rubric, [item.item_id for item in splits["test"]])
         except DataError as error:
             raise DataError(f"data.gold: {error}") from error
-        if notes is not None:
+        if notes is not None and len(gold.rows) < len(splits["test"]):
             notes += [f"data.gold: {note}" for note in gold.notes]
     if config.limit:
         rng = random.Random(seed)  # noqa: S311
