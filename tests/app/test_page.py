@@ -300,6 +300,7 @@ def test_which_files_of_a_judge_are_loaded(support, monkeypatch):
         ({"rubric": Path("r.yaml")}, "there must be items"),
         ({"model": "m", "host": "0.0.0.0"}, "set a password in the variable SLM_JUDGE_PASSWORD"),
         ({"model": "m", "host": "0.0.0.0", "password": "short"}, "at least 8 characters"),
+        ({"model": "m", "host": "::1"}, "--host is a name or an IPv4 address, got ::1"),
         ({"model": "m", "store": Path("nowhere.db")}, "There is no store nowhere.db"),
         ({"model": "m", "items": "i.csv", "draw": 3}, "--draw is the number of items"),
         (

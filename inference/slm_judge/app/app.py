@@ -128,6 +128,8 @@ def check(settings: Settings) -> None:
         raise JudgeError(f"There is no store {settings.store}; --items says what to annotate.")
     if settings.draw and settings.task.order != "design":
         raise JudgeError("--draw is the number of items of --order design.")
+    if ":" in settings.host:
+        raise JudgeError(f"--host is a name or an IPv4 address, got {settings.host}.")
     if not settings.public and not _is_loopback(settings.host) and not settings.password:
         raise JudgeError(
             f"--host {settings.host} lets other machines in: set a password in the variable "
