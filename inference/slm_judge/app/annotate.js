@@ -5,7 +5,7 @@ import { $, ask, described, h, percent, plain, say, texts, tried } from "./page.
 export function annotate(start) {
   const { fields, dimensions } = start.rubric;
   const said = $("annotate-said");
-  const kinds = Object.fromEntries(dimensions.map((d) => [d.name, d]));
+  const byName = Object.fromEntries(dimensions.map((d) => [d.name, d]));
   let annotator = localStorage.annotator ?? "";
   let item = null; // what is shown
   let answers = {};
@@ -84,7 +84,7 @@ export function annotate(start) {
     for (const set of sets()) {
       const one = judge?.[set.dataset.dimension];
       set.querySelector(".judge").textContent = !judge ? ""
-        : one?.option ? `The judge: ${plain(one.option, kinds[set.dataset.dimension])} (${percent(one.confidence)} sure)`
+        : one?.option ? `The judge: ${plain(one.option, byName[set.dataset.dimension])} (${percent(one.confidence)} sure)`
           : `The judge gave no answer${one?.problem ? `: ${one.problem}` : ""}`;
     }
   }

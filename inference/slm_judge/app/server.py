@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from slm_judge.data.text import NOBODY, read_json, read_name
+from slm_judge.data.text import is_nobody, read_json, read_name
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.text import to_utf8
@@ -215,7 +215,7 @@ def _text(asked: Mapping[str, Any], name: str) -> str:
 
 def _name(asked: Mapping[str, Any], key: str = "annotator") -> str:
     name = read_name(_text(asked, key))
-    if not name or len(name) > _LONGEST_NAME or name.casefold() in NOBODY:
+    if is_nobody(name) or len(name) > _LONGEST_NAME:
         raise DataError(f"Give your name, of 1 to {_LONGEST_NAME} characters.")
     return name
 

@@ -50,17 +50,25 @@ def votes(store: Store, dimension: Dimension) -> Votes:
     """What people answered; no vote is "cannot tell", nor an answer to a question that does not
     apply by the annotator's other answers.
     """
-    found: Votes = {}
+    return _votes(store, dimension)[0]
+
+
+def _votes(store: Store, dimension: Dimension) -> tuple[Votes, dict[str, list[str]]]:
+    """See `votes`; and item -> the annotators who cannot tell."""
+    found, unsure = Votes(), dict[str, list[str]]()
     given = _answered(store) if dimension.ask_if else {}
-    query = "SELECT item, annotator, option FROM answers WHERE dimension = ? AND option NOT NULL"
-    for row in store.rows(f"{query} ORDER BY id", dimension.name):
-        own = given.get((row["item"], row["annotator"]), {})
+    query = "SELECT item, annotator, option FROM answers WHERE dimension = ? ORDER BY id"
+    for item, annotator, key in store.rows(query, dimension.name):
+        own = given.get((item, annotator), {})
         if dimension.ask_if and not store.rubric.asked(own)[dimension.name]:
             continue
-        option = dimension.index(row["option"])
+        if key is None:
+            unsure.setdefault(item, []).append(annotator)
+            continue
+        option = dimension.index(key)
         assert option is not None
-        found.setdefault(row["item"], {})[row["annotator"]] = option
-    return found
+        found.setdefault(item, {})[annotator] = option
+    return found, unsure
 
 
 def _answered(store: Store) -> dict[tuple[str, str], dict[str, int]]:
@@ -119,8 +127,8 @@ def _differing(
     store: Store, dimension: Dimension, annotator: str, settled: bool
 ) -> list[dict[str, Any]]:
     said, done = judged(store, dimension), _settlements(store, dimension.name)
-    found, unsure = list[dict[str, Any]](), _unsure(store, dimension)
-    for item, row in votes(store, dimension).items():
+    found, (given, unsure) = list[dict[str, Any]](), _votes(store, dimension)
+    for item, row in given.items():
         options = [*row.values(), *([said[item][0]] if item in said else [])]
         final = done.get(item)
         closed = final is not None and final["option"] is not None
@@ -134,16 +142,6 @@ def _differing(
         judge = (dimension.key(said[item][0]), said[item][1]) if item in said else None
         found.append({"item": item, "dimension": dimension.name, "people": people, "judge": judge,
                       "distance": distance, "settled": final, "closed": closed})  # fmt: skip
-    return found
-
-
-def _unsure(store: Store, dimension: Dimension) -> dict[str, list[str]]:
-    """Who answered a question with "cannot tell": item -> annotators."""
-    found, given = dict[str, list[str]](), _answered(store) if dimension.ask_if else {}
-    query = "SELECT item, annotator FROM answers WHERE dimension = ? AND option IS NULL"
-    for item, annotator in store.rows(query, dimension.name):
-        if store.rubric.asked(given.get((item, annotator), {}))[dimension.name]:
-            found.setdefault(item, []).append(annotator)
     return found
 
 

@@ -23,7 +23,7 @@ from .importers.roles import Options
 from .item import ITEM_ID, Item, unnamed
 from .sets import columns_of, options_of, unfold
 from .tables import IMPORTER, Rows, names, read_table, require_columns
-from .text import NOBODY, is_blank, is_name, is_replaced_in, read_name, read_state, told
+from .text import is_blank, is_name, is_nobody, is_replaced_in, read_name, read_state, told
 
 _EXAMPLES = 3
 _MOST_LISTED = 8  # options in a message
@@ -289,7 +289,7 @@ class _Reader:
 
     def _somebody(self, column: str, name: str, otherwise: str) -> str:
         """The name of a person or a group, or "" where it is none, which is counted."""
-        if name and name.casefold() not in NOBODY:
+        if not is_nobody(name):
             return name
         self.nobody.update([name] if name else [])
         self.findings.read_as[column][f"{repr(name) if name else 'nothing'} as {otherwise}"] += 1

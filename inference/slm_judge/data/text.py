@@ -18,7 +18,7 @@ MOST_CHARACTERS = 1_000_000
 """Of a field. Tokenizers take a few seconds for such a text, and no model here reads as much; a
 longer one is too long, for training as for annotation, without a look at it."""
 TOO_LONG = "too long"
-NOBODY = frozenset({"none", "nan", "null", "<na>", "na", "n/a", "#n/a"})
+_NOBODY = frozenset({"none", "nan", "null", "<na>", "na", "n/a", "#n/a"})
 """What R, Excel and pandas write where there is no name, whatever the letter case."""
 _MOST_TOLD = 8  # of the ways in which labels are written
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -54,6 +54,11 @@ def read_name(value: object) -> str:
     if not is_name(value):
         raise NoNameError(f"{value!r} is no name; expected a text, a number or a date.")
     return "" if is_blank(value) else format_value(value)
+
+
+def is_nobody(name: str) -> bool:
+    """Whether a name, as `read_name` gives it, is none: nothing, or what tables write for it."""
+    return not name or name.casefold() in _NOBODY
 
 
 def told_apart(names: Iterable[str]) -> str:

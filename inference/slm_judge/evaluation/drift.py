@@ -21,7 +21,7 @@ from slm_judge.data.predictions import read_predictions
 from slm_judge.data.read import Findings, read_annotations
 from slm_judge.data.sets import unfold
 from slm_judge.data.tables import Rows, read_table, require_columns
-from slm_judge.data.text import NOBODY, is_blank, read_name
+from slm_judge.data.text import is_blank, is_nobody, read_name
 from slm_judge.errors import DataError
 from slm_judge.files import content_hash, finite
 from slm_judge.judge.judge import Judge
@@ -167,7 +167,7 @@ def _new(
     if group and group not in table.columns:
         notes.append(f"{new.location} has no column {group}: its items are taken as independent.")
     names = {name: read_name(row.get(group)) for name, row in rows.items()}
-    alone = {name for name, of in names.items() if not of or of.casefold() in NOBODY}
+    alone = {name for name, of in names.items() if is_nobody(of)}
     if group in table.columns and alone:
         notes.append(f"{new.location}: {group} of {len(alone)} items is missing: one group each.")
     found.groups += [(NEW, name) if name in alone else of for name, of in names.items()]
