@@ -1,86 +1,336 @@
-"""All that a GPU should show, in one command: tests, training, annotation, determinism.
+"""All that a GPU should show, in one command: ceilings, tests, annotation, determinism, training.
 
-    python benchmarks/gpu.py runs/gpu --minutes 12      # as much as fits, the most wanted first
+    python benchmarks/gpu.py runs/gpu --minutes 8      # as much as fits, the most wanted first
+    python benchmarks/gpu.py runs/gpu --only annotation --models 0.6b
 
-Shapes of Qwen3-0.6B and Qwen3-1.7B with random weights. Each step is a command of its own, whose
-output lands in the folder; one that fails or runs out of time does not stop the others. Build the
-models beforehand, which needs no GPU: `--prepare`.
+Shapes of Qwen3-0.6B and Qwen3-1.7B with random weights, in one process, so that starting costs no
+time of the GPU. Each figure lands in the folder (figures.jsonl) as soon as it is there; a part that
+fails or runs out of time does not stop the others. Answers of random weights are near ties, so
+rows a second are those without a second look at them, and a peer's labels are compared but for
+near ties. Of the peak means: products of the rows' own tokens with the model's layers, by the rate
+of a large product of the same type.
 """
 
 import argparse
+import gc
 import json
+import random
+import statistics
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
-from shapes import MODELS, judge_folder
-from throughput import versions
+from determinism import answers, compare
+from shapes import MODELS, judge_folder, make_items
+from throughput import model_options, versions
 
-HERE, BOTH = Path(__file__).parent, ("--data", "goemotions", "answer-quality")
-SIZES = ("1.7b", "0.6b")
+import training
+from slm_judge import Judge
+from slm_judge.artefact.base import load_tokenizer
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.backends import Logits
+from slm_judge.backends.transformers import TransformersBackend
+from slm_judge.judge.answer import gap
+from slm_judge.prompt.readers import EncodedPrompt
+
+HERE, DATA = Path(__file__).parent, ("goemotions", "answer-quality")
+Figures = Iterator[dict[str, Any]]
+Clock = Callable[[], float]
+"""Seconds that are left."""
 
 
-def steps() -> dict[str, list[str]]:
-    """Name -> command behind `python`."""
-    import llama_cpp
+def seconds(work: Callable[[], object], least: float = 1.0) -> float:
+    """Median of a call, after one that is not counted."""
+    work()
+    found = list[float]()
+    while len(found) < 3 or sum(found) < least:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
 
-    found = {"tests": ["-m", "pytest", "-q", "-m", "gpu", str(HERE.parent / "tests" / "gpu")]}
-    for size in SIZES:
-        found[f"training-{size}"] = ["training.py", "--model", size, *BOTH, "--steps", "5"]
-        found[f"annotation-{size}"] = [
-            "throughput.py", "--model", size, *BOTH, "--engines", "transformers", "--device",
-            "cuda", "--dtype", "bfloat16", "nf4", "--seconds", "6",
-        ]  # fmt: skip
+
+def peak(dtype: torch.dtype = torch.bfloat16) -> float:
+    """TFLOP a second of a large product."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
+    return 2 * 8192**3 / seconds(lambda: a @ b) / 1e12
+
+
+def layers_of(model: Any) -> int:
+    """Weights that every token is multiplied with: those of the layers."""
+    shape = model.config
+    head = shape.head_dim * (2 * shape.num_attention_heads + 2 * shape.num_key_value_heads)
+    wide = shape.hidden_size * (head + 3 * shape.intermediate_size)
+    return int(wide * shape.num_hidden_layers)
+
+
+def ceilings(given: argparse.Namespace, left: Clock) -> Figures:
+    """What the card does at best."""
+    x = torch.empty(2**31, dtype=torch.uint8, device="cuda").random_()
+    y = torch.empty_like(x)
+    copied = 2 * x.numel() / seconds(lambda: y.copy_(x)) / 1e12
+    yield {"bfloat16, TFLOP/s": peak(), "float16, TFLOP/s": peak(torch.float16), "TB/s": copied}
+
+
+def tests(given: argparse.Namespace, left: Clock) -> Figures:
+    """`make test-gpu`."""
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"]
+    with (given.folder / "tests.log").open("w") as log:
+        code = subprocess.run(
+            [sys.executable, *command], stdout=log, stderr=subprocess.STDOUT, check=False,
+            timeout=left(), cwd=HERE.parent,
+        ).returncode  # fmt: skip
+    said = (given.folder / "tests.log").read_text().strip().splitlines()
+    yield {"exit code": code, "said": said[-1] if said else ""}
+
+
+def load(size: str, dtype: str) -> tuple[Any, Any]:
+    """Model and tokenizer, on the GPU."""
+    from transformers import AutoModelForCausalLM
+
+    folder, options = judge_folder(size, DATA[0]), model_options(dtype, "cuda")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, device_map={"": "cuda"}, attn_implementation="sdpa",
+        **{"dtype": options["dtype"], **options.get("model_kwargs", {})},
+    )  # fmt: skip
+    return model.eval(), load_tokenizer(folder)
+
+
+class Padded(TransformersBackend):
+    """Fills each pass up to `pad_to` tokens, with rows whose answers are thrown away."""
+
+    pad_to = 0
+
+    def _behind_rubric(self, prompts: Sequence[EncodedPrompt]) -> list[Logits]:
+        prefix, slots = len(self._prefix), prompts[0].slots
+        last, filled = slots[-1] + 1 - prefix, list(prompts)
+        left = self.pad_to - sum(len(one.input_ids) - prefix for one in prompts)
+        while left >= last:  # a row is as long as its slots need, or as what is left
+            tokens = left if left < 2 * max(last, 128) else max(last, 128)
+            filled.append(EncodedPrompt([*self._prefix, *self._prefix[-1:] * tokens], slots))
+            left -= tokens
+        return super()._behind_rubric(filled)[: len(prompts)]
+
+
+def judge_of(model: Any, tokenizer: Any, folder: Path) -> Judge:
+    """Without a second look."""
+    model.set_attn_implementation("sdpa")
+    judge = Judge(Padded(model, tokenizer, Contract.load(folder), folder))
+    judge.backend.near_tie = 0.0
+    return judge
+
+
+def annotation(given: argparse.Namespace, left: Clock) -> Figures:
+    """Rows a second of ours, by rows and by the mask, and of pipelines."""
+    ceiling = peak()
+    for size in given.models:
+        for dtype in ("bfloat16", "nf4") if size == given.models[0] else ("bfloat16",):
+            model, tokenizer = load(size, dtype)
+            for data in DATA:
+                if left() < 15:
+                    return
+                yield from _annotation(given, model, tokenizer, size, dtype, data, ceiling)
+            del model
+            free()
+
+
+def _annotation(
+    given: argparse.Namespace, model: Any, tokenizer: Any, size: str, dtype: str, data: str,
+    ceiling: float,
+) -> Figures:  # fmt: skip
+    folder = judge_folder(size, data)
+    states = [item.state for item in make_items(data, 4096 if data == DATA[0] else 512)]
+    known = {"model": size, "dtype": dtype, "data": data}
+    reference: dict[int, Any] = {}
+
+    def noted(method: str, rate: float, tokens: float, **more: Any) -> dict[str, Any]:
+        share = rate * tokens * 2 * layers_of(model) / 1e12 / ceiling
+        return {**known, "method": method, "rows/s": rate, "own tokens/s": rate * tokens,
+                "of the peak": share, **more}  # fmt: skip
+
+    for method in ("by rows", "by the mask"):
+        judge = judge_of(model, tokenizer, folder)
+        backend: Any = judge.backend
+        if method == "by rows" and not backend._by_rows:
+            yield {**known, "method": method, "failed": "not to be had"}
+            continue
+        if method == "by the mask":
+            model.set_attn_implementation("sdpa")
+            backend._by_rows = False
+        behind = len(backend.reader.prefix)
+        own = statistics.mean(len(p.input_ids) - behind for p in judge.encode(states))
+        prompts = judge.encode(states)
+        usual = backend.tokens_per_pack
+        for tokens in (usual, 2048):
+            backend.tokens_per_pack = tokens
+            torch.cuda.reset_peak_memory_stats()
+            took = seconds(partial(answers, judge, prompts), given.seconds)
+            top = torch.cuda.max_memory_allocated() / 2**30
+            yield noted(f"slm-judge {method}, {tokens} tokens", len(states) / took, own,
+                        **{"peak GiB": top, "rubric tokens": behind})  # fmt: skip
+        backend.tokens_per_pack = usual
+        if method == "by rows":
+            took = seconds(partial(judge.annotate, states), given.seconds)
+            yield noted("slm-judge by rows, texts to labels", len(states) / took, own)
+            reference = dict(judge.logits(states[:256]))
+        else:
+            found = dict(judge.logits(states[:256]))
+            flips = sum(
+                a.argmax() != b.argmax() and gap(a) > 0.5
+                for i in found for a, b in zip(reference.get(i, ()), found[i], strict=False)
+            )  # fmt: skip
+            yield {**known, "labels that rows and mask disagree on, but near ties": int(flips)}
+    yield from _pipelines(given, model, tokenizer, folder, states, noted)
+
+
+def _pipelines(
+    given: argparse.Namespace, model: Any, tokenizer: Any, folder: Path, states: list[Any],
+    noted: Callable[..., dict[str, Any]],
+) -> Figures:  # fmt: skip
+    from transformers import pipeline
+
+    model.set_attn_implementation("sdpa")
+    questions = Contract.load(folder).rubric.questions()
+    decide = pipeline("decision", model=model, tokenizer=tokenizer, decision_config=str(folder))
+    asked = [{"state": state, "questions": questions} for state in states[:4]]  # one at a time
+    took = seconds(lambda: decide(asked), given.seconds / 2)
+    yield noted('pipeline("decision")', len(asked) / took, 0.0)
+
+
+def determinism(given: argparse.Namespace, left: Clock) -> Figures:
+    """How far answers move with what is computed beside them, and with packs of one length."""
+    size = given.models[-1]
     for dtype in ("bfloat16", "float16"):
-        found[f"determinism-{dtype}"] = ["determinism.py", "--shape", "0.6b", "--dtype", dtype,
-                                         "--engine", "transformers"]  # fmt: skip
-    if llama_cpp.llama_supports_gpu_offload():  # a wheel that was built for CUDA
-        found["llama.cpp"] = ["throughput.py", "--model", "1.7b", "--engines", "gguf", *BOTH]
-    return found
+        model, tokenizer = load(size, dtype)
+        for data in DATA if dtype == "bfloat16" else DATA[:1]:
+            states = [
+                i.state
+                for i in make_items(data, given.rows if data == DATA[0] else given.rows // 10)
+            ]
+            folder = judge_folder(size, data)
+            judge = judge_of(model, tokenizer, folder)
+            backend: Any = judge.backend
+            prompts = judge.encode(states)
+            order = list(range(len(prompts)))
+            random.Random(0).shuffle(order)  # noqa: S311
+            inverse = np.argsort(order)
+            shuffled = [prompts[i] for i in order]
+            reference, _ = answers(judge, prompts)
+            known = {"model": size, "dtype": dtype, "data": data, "rows": len(prompts)}
+
+            def noted(name: str, found: Any, n: int | None = None, known: Any = known,
+                      reference: Any = reference) -> dict[str, Any]:  # fmt: skip
+                return {**known, "setting": name, **compare(reference[:n], found[:n], 0.5)}
+
+            yield noted("the same again", answers(judge, prompts)[0])
+            other = answers(judge, shuffled)[0]
+            yield noted("shuffled", [other[i] for i in inverse])
+            for tokens in (512, 2048):
+                backend.tokens_per_pack = tokens
+                yield noted(f"packs of {tokens} tokens", answers(judge, prompts)[0])
+            n = len(prompts) // 25
+            yield noted("alone", answers(judge, prompts[:n], alone=True)[0], n)
+            for tokens in (1024, 2048, 8192):  # all of one length, the last too
+                if left() < 15:
+                    return
+                backend.tokens_per_pack = backend.pad_to = tokens
+                ours = answers(judge, prompts)[0]
+                other = answers(judge, shuffled)[0]
+                found = compare(ours, [other[i] for i in inverse], 0.5)
+                alone = compare(ours[:n], answers(judge, prompts[:n], alone=True)[0], 0.5)
+                yield {**known, "setting": f"padded to {tokens}, shuffled", **found}
+                yield {**known, "setting": f"padded to {tokens}, alone", **alone}
+        del model, judge, backend
+        free()
 
 
-def run(name: str, command: list[str], folder: Path, seconds: float) -> str:
-    """Run a step; how it ended."""
-    script = [] if command[0] == "-m" else ["--json", str(folder.resolve() / f"{name}.json")]
-    started = time.monotonic()
-    with (folder / f"{name}.log").open("w") as log:
-        try:
-            code = subprocess.run(
-                [sys.executable, *command, *script], stdout=log, stderr=subprocess.STDOUT,
-                timeout=seconds, cwd=HERE if script else HERE.parent, check=False,
-            ).returncode  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"cut off after {seconds:.0f} s"
-    return f"exit code {code} after {time.monotonic() - started:.0f} s"
+def training_speed(given: argparse.Namespace, left: Clock) -> Figures:
+    """Ours beside SFTTrainer's, by default and at its best."""
+    packing = f"{training.THEIRS}, kept, packing"
+    methods = {
+        "nf4": (training.THEIRS, f"{training.THEIRS}, kept, padding_free", packing),
+        "none": (packing,),
+    }
+    plan = [
+        (data, quantization, method)
+        for data in DATA[::-1]
+        for quantization, theirs in methods.items()
+        for method in ("slm-judge", *theirs)
+    ]
+    for size in given.models:
+        for data, quantization, method in plan:
+            if left() < 15:
+                return
+            settings = SimpleNamespace(
+                model=size, quantization=quantization, batch=32, steps=4, tokens_per_pack=None,
+                gradient_checkpointing=False,
+            )  # fmt: skip
+            torch.cuda.reset_peak_memory_stats()
+            try:
+                yield training.measure(settings, method, data)
+            except Exception as error:
+                traceback.print_exc()
+                said = f"{type(error).__name__}: {error}"[:300]
+                known = {"model": size, "data": data, "quantization": quantization}
+                yield {**known, "method": method, "failed": said}
+            free()
+
+
+def free() -> None:
+    """Of what the last figure held."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+PARTS = {"ceilings": ceilings, "annotation": annotation, "determinism": determinism,
+         "training": training_speed, "tests": tests}  # fmt: skip
 
 
 def main() -> None:
-    """Run the steps."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the parts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=float, default=60, help="for all steps together")
-    parser.add_argument("--only", nargs="+", help="these steps alone")
-    parser.add_argument("--prepare", action="store_true", help="build the models, and stop")
+    parser.add_argument("--minutes", type=float, default=60, help="for all parts together")
+    parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
+    parser.add_argument("--rows", type=int, default=10_000, help="of determinism")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["1.7b", "0.6b"])
     given = parser.parse_args()
-    for size in SIZES:
-        assert size in MODELS
-        for data in BOTH[1:]:
-            judge_folder(size, data)
-    if given.prepare:
-        return
     if not torch.cuda.is_available():
         raise SystemExit("PyTorch finds no CUDA device here.")
     given.folder.mkdir(parents=True, exist_ok=True)
-    end, said = time.monotonic() + 60 * given.minutes, {"device": torch.cuda.get_device_name()}
-    said["versions"] = versions()
-    for name, command in steps().items():
-        if not given.only or name in given.only:
-            left = end - time.monotonic()
-            said[name] = run(name, command, given.folder, left) if left > 20 else "no time left"
-            print(f"{name}: {said[name]}", flush=True)
-    (given.folder / "summary.json").write_text(json.dumps(said, indent=2) + "\n")
+    end = time.monotonic() + 60 * given.minutes
+    with (given.folder / "figures.jsonl").open("a") as file:
+
+        def keep(part: str, figure: dict[str, Any]) -> None:
+            said = json.dumps({"part": part, **figure}, default=float)
+            print(said, file=file, flush=True)
+            print(said, flush=True)
+
+        about = {"device": torch.cuda.get_device_name(), "versions": versions()}
+        keep("about", about | {"torch": torch.__version__})
+        for part in given.only:
+            started = time.monotonic()
+            try:
+                for figure in PARTS[part](given, lambda: end - time.monotonic()):
+                    keep(part, figure)
+            except Exception as error:
+                traceback.print_exc()
+                keep(part, {"failed": f"{type(error).__name__}: {error}"[:500]})
+            free()
+            keep(part, {"seconds": time.monotonic() - started})
 
 
 if __name__ == "__main__":

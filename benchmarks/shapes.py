@@ -71,16 +71,37 @@ def make_items(shape: str, n_items: int, seed: int = 0) -> list[Item]:
     return items
 
 
+def base_of(model: str) -> Path:
+    """A base with random weights, cached; of 16 bits, where there is a GPU to make them on."""
+    import torch
+
+    from slm_judge.files import atomic_folder
+    from slm_judge.offline.llama_source import cache_folder
+    from slm_judge.offline.tiny import SHAPE, qwen_tokenizer, tiny_base
+
+    folder = cache_folder() / "benchmarks" / f"{model}-bfloat16"
+    if not torch.cuda.is_available() or not MODELS[model]:
+        return tiny_base(**MODELS[model])
+    if not folder.exists():
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+
+        tokenizer = qwen_tokenizer()
+        with atomic_folder(folder) as work, torch.device("cuda"):
+            config = Qwen3Config(**SHAPE | MODELS[model], pad_token_id=tokenizer.pad_token_id)
+            Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(work)
+            tokenizer.save_pretrained(work)
+    return folder
+
+
 def judge_folder(model: str, data: str) -> Path:
     """A judge with random weights as a folder that transformers loads, cached."""
     from slm_judge.artefact.base import load_tokenizer
     from slm_judge.artefact.judge_files import Contract
     from slm_judge.files import atomic_folder
     from slm_judge.offline.llama_source import cache_folder
-    from slm_judge.offline.tiny import tiny_base
 
-    base = tiny_base(**MODELS[model])
-    folder = cache_folder() / "benchmarks" / f"{model}-{data}"
+    base = base_of(model)
+    folder = cache_folder() / "benchmarks" / f"{base.name}-{data}"
     if not folder.exists():
         with atomic_folder(folder) as work:
             for file in base.iterdir():

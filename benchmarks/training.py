@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shapes import DATA, MODELS, make_items, rubric_of
+from shapes import DATA, MODELS, base_of, make_items, rubric_of
 from transformers import TrainerCallback
 
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.item import Item
-from slm_judge.offline.tiny import tiny_base
 from slm_judge.prompt.readers import DecisionReader
 from slm_judge.recipe import DataConfig, LoraConfig, Recipe, TrainingConfig
 from slm_judge.run import Run
@@ -61,7 +60,7 @@ def recipe_of(arguments: argparse.Namespace, data: str) -> Recipe:
     """The paper's setting."""
     return Recipe(
         name="benchmark",
-        base=str(tiny_base(**MODELS[arguments.model])),
+        base=str(base_of(arguments.model)),
         rubric="-",
         quantization=arguments.quantization,
         data=DataConfig(train="-"),
@@ -223,7 +222,7 @@ def main() -> None:
     if arguments.only:
         print(json.dumps(measure(arguments, *arguments.only)))
         return
-    tiny_base(**MODELS[arguments.model])  # built before the measurements
+    base_of(arguments.model)  # built before the measurements
     rows = []
     for data in arguments.data:
         for method in arguments.methods:

@@ -28,7 +28,7 @@ from slm_judge.artefact.base import load_model, load_tokenizer
 from slm_judge.artefact.device import full_width, pack_budget
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.packing import pack, shared_prefix, split_into_packs
-from slm_judge.backends.transformers import pack_tensors
+from slm_judge.backends.row_attention import pack_tensors
 from slm_judge.data.item import load_split, split_file
 from slm_judge.errors import ModelError, require
 from slm_judge.progress import progress_bar

@@ -13,13 +13,13 @@ from accelerate import PartialState
 from slm_judge.artefact.base import Base, load_base
 from slm_judge.artefact.device import pack_budget
 from slm_judge.artefact.judge_files import Contract
+from slm_judge.backends import row_attention
 from slm_judge.data.item import Item
 from slm_judge.errors import ModelError
 from slm_judge.prompt.readers import DecisionReader, encode_readings
 from slm_judge.recipe import Recipe
 from slm_judge.run import Run
 
-from . import attention
 from .arguments import training_arguments
 from .facts import text_config
 from .lora import add_in_place
@@ -91,9 +91,9 @@ class Learner:
         # Of several GPUs, each process of `accelerate launch` has one of its own.
         device = str(PartialState().device) if self.base.device == "cuda" else self.base.device
         model = load_base(self.base, device, self.base.dtype)
-        adapted, options = _adapted(model, lora.layers), dict[str, Any]()
+        layers, options = _adapted(model, lora.layers), dict[str, Any]()
         if lora.embedding_r:
-            adapted.append(name := _embeddings(model))
+            layers.append(name := _embeddings(model))
             scale = lora.embedding_r**0.5 if lora.rslora else lora.embedding_r  # makes it 1
             options = {
                 "rank_pattern": {name: lora.embedding_r},
@@ -104,14 +104,17 @@ class Learner:
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             use_rslora=lora.rslora,
-            target_modules=adapted,
+            target_modules=layers,
             task_type="CAUSAL_LM",
             **options,
         )
         if self.base.device == "cpu":
-            attention.use(model)
+            row_attention.use(model)
         add_in_place(config)
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+        dtype = getattr(torch, self.base.dtype)
+        row_attention.use_on_gpu(adapted, dtype, autocast=dtype != torch.float32)
+        return adapted
 
     @property
     def weights(self) -> npt.NDArray[np.float64] | None:

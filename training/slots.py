@@ -9,14 +9,13 @@ from datasets import Dataset
 
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.packing import pack, shared_prefix, split_into_packs
-from slm_judge.backends.transformers import pack_tensors
+from slm_judge.backends.row_attention import Rows, pack_tensors
 from slm_judge.data.item import Item
 from slm_judge.errors import DataError
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.recipe import AugmentationConfig
 from slm_judge.rubric import Preference
 
-from .attention import rows_of
 from .augment import Variant, VariantReader, draw_variant, identity
 from .targets import Targets, exchanged
 
@@ -108,6 +107,7 @@ class SlotCollator:
             budget: tokens a pack.
         """
         self.targets, self.budget = targets, budget
+        self.masks = True  # whether packs have one
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch of B rows.
@@ -132,15 +132,18 @@ class SlotCollator:
         self, prompts: Sequence[EncodedPrompt], targets: torch.Tensor, positions: torch.Tensor
     ) -> list[dict[str, Any]]:
         prefix = shared_prefix(prompts)
-        return [
-            {
-                "inputs": pack_tensors(pack([prompts[i] for i in part], prefix), "cpu"),
-                "rows": rows_of([len(prompts[i].input_ids) - prefix for i in part], prefix),
-                "targets": targets[part].float(),
-                "positions": positions,
-            }
-            for part in split_into_packs(prompts, prefix, self.budget)
-        ]
+        packs = []
+        for part in split_into_packs(prompts, prefix, self.budget):
+            packed = pack([prompts[i] for i in part], prefix)
+            packs.append(
+                {
+                    "inputs": pack_tensors(packed, "cpu", self.masks),
+                    "rows": Rows(packed.prefix, packed.lengths),
+                    "targets": targets[part].float(),
+                    "positions": positions,
+                }
+            )
+        return packs
 
 
 class TrainingCollator(SlotCollator):

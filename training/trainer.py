@@ -22,6 +22,7 @@ from slm_judge.agreement.parts import all_parts
 from slm_judge.agreement.sets import judge_pairs
 from slm_judge.artefact.calibration import Calibration
 from slm_judge.artefact.device import full_width
+from slm_judge.backends import row_attention
 from slm_judge.backends.transformers import as_scores
 from slm_judge.data.item import Item, votes_of
 from slm_judge.data.sets import chosen_by, chosen_by_annotators
@@ -29,7 +30,6 @@ from slm_judge.errors import JudgeError
 from slm_judge.judge.answer import leanings
 from slm_judge.rubric import Preference, Rubric
 
-from . import attention
 from .loss import SlotLoss, option_logits
 from .slots import SlotCollator, TrainingCollator
 
@@ -59,7 +59,11 @@ class SlotTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
         self._loss, self._plain_loss, self._eval_collator = loss, plain_loss, eval_collator
-        self._by_rows = self.model.config._attn_implementation == attention.NAME
+        attention = self.model.config.get_text_config()._attn_implementation
+        self._by_rows = attention == row_attention.NAME
+        # On a GPU no layer looks at a mask, which would take longer to make than the pass takes.
+        for collator in (self.data_collator, eval_collator):
+            collator.masks = not self._by_rows or self.args.device.type != "cuda"
         # The targets are no shifted next tokens: Trainer must count every label of a batch.
         self._loss_shifts_labels = False
         # TRL rounds the adapter of a quantized base to bfloat16, in which small updates vanish.
@@ -132,6 +136,8 @@ class SlotTrainer(SFTTrainer):
         inputs = dict(pack["inputs"])
         if self._by_rows:
             inputs["rows"] = pack["rows"]
+            if "attention_mask" not in inputs:
+                inputs |= row_attention.no_mask(self.args.device)
         else:
             inputs["attention_mask"] = as_scores(inputs["attention_mask"], self._dtype())
         with full_width(self.args.device):

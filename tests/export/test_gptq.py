@@ -27,7 +27,7 @@ from slm_judge.training.slots import label_token_ids
 from slm_judge.artefact.base import load_model, load_tokenizer
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.packing import pack
-from slm_judge.backends.transformers import pack_tensors
+from slm_judge.backends.row_attention import pack_tensors
 from slm_judge.data.item import load_split
 from slm_judge.prompt.readers import DecisionReader
 

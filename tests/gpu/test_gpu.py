@@ -5,6 +5,7 @@ import torch
 from rich.console import Console
 
 from slm_judge import Judge
+from slm_judge.backends import row_attention
 from slm_judge.data.item import load_split
 from slm_judge.judge.answer import gap
 from slm_judge.recipe import ExportConfig
@@ -63,6 +64,50 @@ def test_training_on_the_gpu(trained):
     with Judge.from_pretrained(trained.adapter) as judge:
         assert judge.backend.model.device.type == DEVICE
         assert judge.backend.near_tie == 0.5  # in bfloat16
+
+
+@pytest.mark.parametrize(
+    ("heads", "channels", "prefix", "cached", "dtype"),
+    [
+        ((16, 8), 128, 178, False, torch.bfloat16),  # as in training
+        ((16, 8), 128, 362, True, torch.bfloat16),  # as in annotation
+        ((9, 3), 64, 100, False, torch.float16),
+        ((16, 8), 128, 0, False, torch.bfloat16),
+    ],
+)
+def test_attention_by_rows_is_that_by_the_mask(heads, channels, prefix, cached, dtype):
+    torch.manual_seed(0)
+    lengths = [30, 5, 60, 1, 210, 77]
+    total, skip = prefix + sum(lengths), prefix if cached else 0
+    sizes = [(total - skip, heads[0]), (total, heads[1]), (total, heads[1])]
+    inputs = [torch.randn(*size, channels, device=DEVICE, dtype=dtype) for size in sizes]
+    owner = torch.tensor([-1] * prefix + [r for r, n in enumerate(lengths) for _ in range(n)])
+    mask = ((owner == -1) | (owner[:, None] == owner)).tril()[skip:].to(DEVICE)
+    found = []
+    for by_rows in (True, False):
+        given = [x.clone().requires_grad_() for x in inputs]
+        if by_rows:
+            rows = row_attention.Rows(prefix, lengths)
+            output = row_attention._GpuRowAttention.apply(*given, rows, channels**-0.5)
+        else:
+            output = torch.nn.functional.scaled_dot_product_attention(
+                *(x.float().transpose(0, 1) for x in given), attn_mask=mask, enable_gqa=True
+            ).transpose(0, 1)
+        output.float().square().sum().backward()
+        found.append([output.float(), *(x.grad.float() for x in given)])
+    for ours, wanted in zip(*found, strict=True):
+        assert (ours - wanted).norm() < 0.01 * wanted.norm()  # 0.004 on an H200
+
+
+def test_passes_need_no_mask(trained, rows):
+    with Judge.from_pretrained(trained.merged, device=DEVICE, dtype="bfloat16") as judge:
+        assert judge.backend._by_rows
+        by_rows = dict(judge.logits(rows))
+        judge.backend._by_rows = False
+        judge.backend.model.set_attn_implementation("sdpa")
+        judge.backend.expect(judge.backend.reader)  # forget the rubric's keys and values
+        by_mask = dict(judge.logits(rows))
+        assert_equal_labels([by_rows[i] for i in by_mask], [*by_mask.values()], 0.5)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged", "bnb"])

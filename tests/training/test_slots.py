@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from slm_judge.training import attention
 from slm_judge.training.lora import add_in_place
 from slm_judge.training.loss import SlotLoss
 from slm_judge.training.model import _adapted as adapted_layers
@@ -18,8 +17,10 @@ from slm_judge.training.targets import Targets
 
 from slm_judge.artefact.base import Base, load_base
 from slm_judge.artefact.judge_files import Contract
+from slm_judge.backends import row_attention
 from slm_judge.backends.packing import pack
-from slm_judge.backends.transformers import as_scores, pack_tensors
+from slm_judge.backends.row_attention import pack_tensors
+from slm_judge.backends.transformers import as_scores
 from slm_judge.data.item import Item
 from slm_judge.errors import DataError
 from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
@@ -121,7 +122,7 @@ def test_packed_loss_and_gradients_are_those_of_whole_prompts(
             model = adapted(quantization, in_place=True)
             names = {type(module).__module__ for module in model.modules()}
             assert "slm_judge.training.lora" in names
-        attention.use(model)
+        row_attention.use(model)
         packs[0]["inputs"].pop("attention_mask")  # it is not looked at
     else:
         assert packs[0].pop("rows").groups
@@ -178,11 +179,10 @@ def test_in_16_bits_the_adapter_is_added_as_well_as_by_peft(dataset, targets, co
 
 
 def test_rows_of_about_one_length_are_a_group():
-    rows = attention.rows_of([30, 5, 6, 20, 21, 7], prefix=10)
+    rows = row_attention.Rows(10, [30, 5, 6, 20, 21, 7])
     assert [group.shape for group in rows.groups] == [(3, 7), (2, 21), (1, 30)]
     found = torch.cat([group.positions for group in rows.groups]).sort().values
     assert found.tolist() == list(range(10, 99))
-    assert attention.rows_of([3], prefix=0) is None
 
 
 def test_attention_that_is_not_told_the_rows_keeps_to_the_mask(dataset, targets):
@@ -190,7 +190,7 @@ def test_attention_that_is_not_told_the_rows_keeps_to_the_mask(dataset, targets)
     model = adapted("none")
     with torch.no_grad():
         expected = model(**one["inputs"]).logits
-        attention.use(model)
+        row_attention.use(model)
         assert torch.equal(model(**one["inputs"]).logits, expected)
 
 
@@ -284,9 +284,11 @@ def test_padding_never_spoils_gradients():
     mask = (owner[None] == -1) | (owner[:, None] == owner[None])
     mask &= torch.ones(total, total, dtype=torch.bool).tril()
     found = []
-    for rows in (None, attention.rows_of(lengths, prefix)):
+    for rows in (None, row_attention.Rows(prefix, lengths)):
         tensors = [x.clone().requires_grad_() for x in inputs]
-        output, _ = attention._attention(torch.nn.Module(), *tensors, mask[None, None], rows=rows)
+        output, _ = row_attention._attention(
+            torch.nn.Module(), *tensors, mask[None, None], rows=rows
+        )
         output.sin().sum().backward()
         found.append([output, *(x.grad for x in tensors)])
     for by_mask, in_parts in zip(*found, strict=True):
@@ -295,10 +297,10 @@ def test_padding_never_spoils_gradients():
 
 
 def test_what_is_not_known_of_an_architecture_goes_by_the_mask():
-    rows, mask = attention.rows_of([3, 4], 2), torch.ones(1, 1, 9, 9, dtype=torch.bool).tril()
+    rows, mask = row_attention.Rows(2, [3, 4]), torch.ones(1, 1, 9, 9, dtype=torch.bool).tril()
     query, key, value = torch.randn(3, 1, 2, 9, 16)
     narrow = value[..., :8]  # e.g. multi-head latent attention
-    output, _ = attention._attention(torch.nn.Module(), query, key, narrow, mask, rows=rows)
+    output, _ = row_attention._attention(torch.nn.Module(), query, key, narrow, mask, rows=rows)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, narrow, attn_mask=mask)
     assert torch.allclose(output, expected.transpose(1, 2), atol=1e-6)
 

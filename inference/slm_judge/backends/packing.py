@@ -23,11 +23,23 @@ class Pack:
     """1 x L."""
     position_ids: npt.NDArray[np.int64]
     """1 x L."""
-    attention_mask: npt.NDArray[np.bool_]
-    """1 x 1 x L x (tokens in the cache + L), true where the third axis' token attends to the
-    fourth's."""
     logits_to_keep: npt.NDArray[np.int64]
     """R x K flattened: positions of the slots, row by row."""
+    prefix: int
+    """Tokens of the rubric."""
+    lengths: Sequence[int]
+    """Tokens of each row behind it."""
+
+    @property
+    def attention_mask(self) -> npt.NDArray[np.bool_]:
+        """1 x 1 x L x (tokens in the cache + L), true where the third axis' token attends to the
+        fourth's.
+        """
+        numbers = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        rows = np.concatenate([np.full(self.prefix, -1), numbers])
+        visible = (rows[None, :] == -1) | (rows[:, None] == rows[None, :])
+        seen: npt.NDArray[np.bool_] = np.tri(len(rows), dtype=bool) & visible
+        return seen[None, None, len(rows) - self.input_ids.shape[1] :]
 
 
 def shared_prefix(prompts: Sequence[EncodedPrompt]) -> int:
@@ -75,9 +87,6 @@ def pack(prompts: Sequence[EncodedPrompt], prefix: int, cached: bool = False) ->
     tails = [token for prompt in prompts for token in prompt.input_ids[prefix:]]
     rubric = np.arange(prefix)
     positions = np.concatenate([rubric, *(prefix + np.arange(length) for length in lengths)])
-    rows = np.concatenate([np.full(prefix, -1), np.repeat(np.arange(len(prompts)), lengths)])
-    causal = np.tri(len(rows), dtype=bool)
-    visible = (rows[None, :] == -1) | (rows[:, None] == rows[None, :])
     slots = [
         start + slot - prefix
         for start, prompt in zip(starts, prompts, strict=True)
@@ -87,6 +96,7 @@ def pack(prompts: Sequence[EncodedPrompt], prefix: int, cached: bool = False) ->
     return Pack(
         np.array([(prompts[0].input_ids[:prefix] + tails)[skip:]], dtype=np.int64),
         positions[None, skip:].astype(np.int64),
-        (causal & visible)[None, None, skip:],
         np.array(slots, dtype=np.int64) - skip,
+        prefix,
+        lengths.tolist(),
     )

@@ -68,6 +68,8 @@ class TransformersBackend:
             ModelError: the model has another attention, or does not belong to its other files.
         """
         require("torch", "transformers")
+        from . import row_attention
+
         self.model, self.contract, self.path = model.eval(), contract, path
         self.files = [path]
         config = model.config.get_text_config()
@@ -80,6 +82,7 @@ class TransformersBackend:
         self.tokens_per_pack = tokens_per_pack or usual
         kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
         self._one_dtype = len(kinds) == 1  # so that of the queries is known
+        self._by_rows = row_attention.use_on_gpu(model, model.dtype)
         self._tokenizer = tokenizer
         self.reader = self.reader_of(contract.rubric)
         self._prefix = self.reader.prefix
@@ -227,8 +230,12 @@ class TransformersBackend:
     def _forward(self, packed: Pack, n_rows: int, cache: Any = None) -> list[Logits]:
         import torch
 
-        tensors = pack_tensors(packed, self.model.device)
-        if self._one_dtype:
+        from .row_attention import pack_tensors, without_mask
+
+        tensors = pack_tensors(packed, self.model.device, mask=not self._by_rows)
+        if self._by_rows:
+            tensors |= without_mask(packed, self.model.device)
+        elif self._one_dtype:
             tensors["attention_mask"] = as_scores(tensors["attention_mask"], self.model.dtype)
         tensors |= {self._cache_argument: cache, "use_cache": cache is not None}
         with torch.inference_mode(), full_width(self.model.device):
@@ -286,13 +293,6 @@ def _label_rows(model: Any, plain: Any, label_ids: Sequence[int]) -> tuple[Any, 
             return None
         bias = None if head.bias is None else head.bias[label_ids].float()
         return head.weight[label_ids].float(), bias
-
-
-def pack_tensors(packed: Pack, device: Any) -> dict[str, Any]:
-    """A pack as keyword arguments of a causal language model's forward pass."""
-    import torch
-
-    return {key: torch.as_tensor(value, device=device) for key, value in vars(packed).items()}
 
 
 def as_scores(mask: Any, dtype: Any) -> Any:

@@ -1,0 +1,369 @@
+"""Attention to the rubric and to one's own row, without the scores that a mask would throw away.
+
+A pack of L tokens has L^2 pairs, of which the mask of `slm_judge.backends.packing` keeps few: a row
+of T tokens behind a rubric of P attends to P + T of them. Here the rubric's tokens attend among
+themselves, all rows to the rubric at once, and each row to itself: on a CPU together with rows of
+about its length, padded to the longest, on a CUDA GPU by kernels for rows of any length. The parts
+are put together by their softmax denominators, as FlashAttention puts blocks together (Dao et al.,
+2022, arXiv 2205.14135).
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from slm_judge.errors import ModelError
+from slm_judge.prompt.readers import EncodedPrompt
+
+from .packing import Pack, pack
+
+NAME = "slm_judge_rows"
+# Rows of a group are at most this much longer than its shortest: padding costs, groups cost calls.
+_RATIO = 1.4
+
+# What an architecture may add to the scores, and is not known here.
+_FURTHER = ("softcap", "position_bias", "s_aux", "sinks")
+
+# What `use_on_gpu` tries, and how near the answers must be: 16 bits round to 0.004 in each step.
+_CLOSE = 0.1
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class _Group:
+    """R rows, padded at their ends to T tokens."""
+
+    shape: tuple[int, int]
+    """R and T."""
+    gather: torch.Tensor
+    """R * T positions in the pack; padding repeats some position."""
+    padding: torch.Tensor
+    """R x 1 x T, true at padding."""
+    kept: torch.Tensor
+    """Which of the R * T are no padding."""
+    positions: torch.Tensor
+    """Of those, in the pack."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of a pack are: behind the rubric, one after the other."""
+
+    prefix: int
+    """Tokens of the rubric, of the pack or in the cache; 0 where the rows share none."""
+    lengths: Sequence[int]
+    """Tokens of each row."""
+    _made: dict[tuple[torch.device, int], "list[_Part]"] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def groups(self) -> Sequence[_Group]:
+        """The rows by their lengths, for a CPU."""
+        lengths = self.lengths
+        starts = torch.tensor([0, *lengths]).cumsum(0)[:-1] + self.prefix
+        end = self.prefix + sum(lengths)
+        order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+        groups: list[list[int]] = []
+        for row in order:
+            if not groups or lengths[row] > _RATIO * lengths[groups[-1][0]]:
+                groups.append([])
+            groups[-1].append(row)
+        return [_group(lengths, starts, end, group) for group in groups]
+
+    def parts(self, device: torch.device, here: int) -> "list[_Part]":
+        """What a GPU computes: see `_parts`, made once for all layers."""
+        if (device, here) not in self._made:
+            self._made[device, here] = _parts(self, device, here)
+        return self._made[device, here]
+
+
+def _group(lengths: Sequence[int], starts: torch.Tensor, end: int, group: list[int]) -> _Group:
+    longest = lengths[group[-1]]
+    steps = torch.arange(longest)
+    positions = (starts[group][:, None] + steps).clamp(max=end - 1)
+    real = steps < torch.tensor([lengths[row] for row in group])[:, None]
+    kept = real.flatten().nonzero().flatten()
+    gather = positions.flatten()
+    return _Group((len(group), longest), gather, ~real[:, None], kept, gather[kept])
+
+
+def use(model: Any) -> None:
+    """Let a model attend in this way where its forward pass is given `rows`."""
+    AttentionInterface.register(NAME, _attention)
+    model.set_attn_implementation(NAME)
+
+
+def use_on_gpu(model: Any, dtype: torch.dtype, autocast: bool = False) -> bool:
+    """As `use`, where a CUDA GPU has the kernels and the model comes to the same; else False.
+
+    A pass then needs no mask. Whether `rows` reach every layer, and whether the answers are those
+    of the mask, is tried on two short rows.
+
+    Args:
+        model: on its device.
+        dtype: in which attention is computed.
+        autocast: whether the passes to come are made under autocast.
+    """
+    device, config = model.device, model.config.get_text_config()
+    if device.type != "cuda" or dtype.itemsize != 2:
+        return False
+    if torch.cuda.get_device_capability(device) < (8, 0):  # the kernels need them
+        return False
+    ids = [1, 2, 3, 4, 5]
+    tried = pack([EncodedPrompt(ids + more, [5]) for more in ([6, 7, 8], [9, 10, 11, 12])], 5)
+    usual = pack_tensors(tried, device) | {"use_cache": False}
+    usual["logits_to_keep"] = 0  # all
+    calls, before, found = _calls.count, config._attn_implementation, None
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=autocast):
+        wanted = model(**usual).logits.float()
+        use(model)
+        with suppress(RuntimeError, TypeError, ValueError, ModelError):
+            found = model(**usual | without_mask(tried, device)).logits.float()
+    calls = _calls.count - calls
+    reached = found is not None and calls == config.num_hidden_layers
+    if reached and (found - wanted).norm() < _CLOSE * wanted.norm():
+        return True
+    model.set_attn_implementation(before)
+    return False
+
+
+def without_mask(packed: Pack, device: torch.device) -> dict[str, Any]:
+    """Arguments of a model's forward pass in place of the pack's mask."""
+    return no_mask(device) | {"rows": Rows(packed.prefix, packed.lengths)}
+
+
+def no_mask(device: torch.device) -> dict[str, Any]:
+    """A mask that says nothing, and has the shape that transformers hands on as it is."""
+    return {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)}
+
+
+def pack_tensors(packed: Pack, device: Any, mask: bool = True) -> dict[str, Any]:
+    """A pack as keyword arguments of a causal language model's forward pass."""
+    names = ("input_ids", "position_ids", "logits_to_keep", *(["attention_mask"] if mask else []))
+    return {name: torch.as_tensor(getattr(packed, name), device=device) for name in names}
+
+
+def _attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: torch.Tensor | None, scaling: float | None = None,
+    rows: Rows | None = None, **options: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Attention as transformers calls it; by the mask where `rows` did not come through."""
+    if rows is None and attention_mask is not None and attention_mask.shape[-1] < key.shape[2]:
+        raise ModelError("This model does not tell its attention where rows are.")  # `use_on_gpu`
+    plain = query.shape[-1] == value.shape[-1] and not options.get("dropout")
+    plain = plain and all(options.get(name) is None for name in _FURTHER)
+    if query.is_cuda and rows is not None:
+        return _on_gpu(query, key, value, rows, scaling, plain), None
+    if rows is None or not rows.prefix or not plain:
+        options["scaling"] = scaling
+        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return found, None
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    found = _RowAttention.apply(query, key, value, rows, scale)
+    return found.transpose(1, 2), None
+
+
+class _Calls:
+    """How often attention was computed by rows on a GPU."""
+
+    count = 0
+
+
+_calls = _Calls()
+
+
+def _on_gpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Rows,
+    scaling: float | None, plain: bool,
+) -> torch.Tensor:  # fmt: skip
+    """1 x L x heads x channels."""
+    if not plain:
+        raise ModelError("This model's attention is not known here.")  # of `use_on_gpu`
+    if torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+        query, key, value = (x.to(dtype) for x in (query, key, value))
+    _calls.count += 1
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    parts = (x[0].transpose(0, 1) for x in (query, key, value))
+    return _GpuRowAttention.apply(*parts, rows, scale)[None]
+
+
+class _GpuRowAttention(torch.autograd.Function):
+    """Queries are L x heads x channels, keys and values as many or, behind a cache, more."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        rows: Rows, scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        here = rows.prefix - (len(key) - len(query))  # 0 where the rubric is cached
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        denominators = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
+        for part in rows.parts(query.device, here):
+            found, of_found = _gpu_flash(part, query, key, value, scale)
+            if part.joins:
+                before = denominators[:, here:]
+                whole = torch.logaddexp(before, of_found)
+                for x, of_x in ((output[here:], before), (found, of_found)):
+                    x *= (of_x - whole).exp_().T[..., None]
+                output[here:] += found
+                denominators[:, here:] = whole
+            else:
+                output[part.queries], denominators[:, part.queries] = found, of_found
+        ctx.save_for_backward(query, key, value, output, denominators)
+        ctx.rows, ctx.scale, ctx.here = rows, scale, here
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        query, key, value, output, denominators = ctx.saved_tensors
+        found = tuple(torch.zeros_like(x) for x in (query, key, value))
+        for part in ctx.rows.parts(query.device, ctx.here):
+            grads = _gpu_flash_backward(
+                part, gradient, query, key, value, output, denominators, ctx.scale
+            )
+            for whole, grad, where in zip(
+                found, grads, (part.queries, part.keys, part.keys), strict=True
+            ):
+                whole[where] += grad
+        return *found, None, None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Queries that attend to keys: one run of the kernel."""
+
+    queries: slice
+    keys: slice
+    ends: tuple[torch.Tensor, torch.Tensor]
+    """Of the sequences of queries, and of keys."""
+    longest: tuple[int, int]
+    causal: bool
+    joins: bool = False
+    """Whether its queries attended to other keys already."""
+
+
+def _parts(rows: Rows, device: torch.device, here: int) -> list[_Part]:
+    """The rubric to itself where it is in the pack, the rows to it, the rows to themselves."""
+    prefix, total, found = rows.prefix, sum(rows.lengths), list[_Part]()
+    rubric, together, ends = (
+        torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+        for lengths in ([prefix], [total], rows.lengths)
+    )
+    if prefix:
+        first = slice(0, prefix)
+        if here:
+            found.append(_Part(first, first, (rubric, rubric), (prefix, prefix), causal=True))
+        found.append(
+            _Part(slice(here, None), first, (together, rubric), (total, prefix), causal=False)
+        )
+    longest = max(rows.lengths)
+    found.append(
+        _Part(slice(here, None), slice(prefix, None), (ends, ends), (longest, longest),
+              causal=True, joins=bool(prefix))
+    )  # fmt: skip
+    return found
+
+
+def _gpu_flash(
+    part: _Part, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The part's output (queries x heads x channels) and denominators (heads x queries)."""
+    output, denominators, *_ = torch.ops.aten._flash_attention_forward(
+        query[part.queries], key[part.keys], value[part.keys], *part.ends, *part.longest, 0.0,
+        part.causal, False, scale=scale,
+    )  # fmt: skip
+    return output, denominators
+
+
+def _gpu_flash_backward(
+    part: _Part, gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor,
+    value: torch.Tensor, output: torch.Tensor, denominators: torch.Tensor, scale: float,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    # As on a CPU: a block of keys gets its share from the whole output and denominator.
+    state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of dropout, which is none
+    found: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
+        gradient[part.queries].contiguous(), query[part.queries], key[part.keys], value[part.keys],
+        output[part.queries], denominators[:, part.queries].contiguous(), *part.ends,
+        *part.longest, 0.0, part.causal, state, torch.empty(0, device=query.device), scale=scale,
+    )  # fmt: skip
+    return found
+
+
+class _RowAttention(torch.autograd.Function):
+    """Queries, keys and values are 1 x heads x L x channels."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        rows: Rows, scale: float,
+    ) -> torch.Tensor:  # fmt: skip
+        end = rows.prefix
+        rubric, of_rubric = _flash(*_until(end, query, key, value), 0.0, True, scale=scale)
+        shared, of_shared = _flash(
+            query[:, :, end:], *_until(end, key, value), 0.0, False, scale=scale
+        )
+        own, of_own = torch.empty_like(shared), torch.empty_like(of_shared)
+        for group in rows.groups:
+            parts = (_padded(x, group) for x in (query, key, value))
+            found, of_found = _flash(*parts, 0.0, True, scale=scale)
+            own[0, :, group.positions - end] = _unpadded(found, group)
+            of_own[0, :, group.positions - end] = _unpadded(of_found, group)
+        denominators = torch.logaddexp(of_shared, of_own)
+        shared *= (of_shared - denominators).exp_()[..., None]
+        shared += own.mul_((of_own - denominators).exp_()[..., None])
+        output = torch.cat([rubric, shared], dim=2)
+        ctx.save_for_backward(query, key, value, output, of_rubric, denominators)
+        ctx.rows, ctx.scale = rows, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        # A block of keys gets its share of the gradients from the whole output and denominator.
+        query, key, value, output, of_rubric, denominators = ctx.saved_tensors
+        end, scale = ctx.rows.prefix, ctx.scale
+        tensors = (gradient, query, key, value, output)
+        first = _flash_backward(*_until(end, *tensors), of_rubric, 0.0, True, scale=scale)
+        shared = _flash_backward(
+            gradient[:, :, end:], query[:, :, end:], *_until(end, key, value),
+            output[:, :, end:], denominators, 0.0, False, scale=scale,
+        )  # fmt: skip
+        found = tuple(torch.empty_like(x) for x in (query, key, value))
+        found[0][:, :, :end], found[0][:, :, end:] = first[0], shared[0]
+        for whole, a, b in zip(found[1:], first[1:], shared[1:], strict=True):
+            torch.add(a, b, out=whole[:, :, :end])
+        whole_denominators = torch.cat([of_rubric, denominators], dim=2)
+        for group in ctx.rows.groups:
+            parts = (_padded(x, group) for x in tensors)
+            # Padding reads other rows: with this denominator its queries look at nothing.
+            of_group = _padded(whole_denominators, group).masked_fill(group.padding, torch.inf)
+            own = _flash_backward(*parts, of_group, 0.0, True, scale=scale)
+            found[0][0, :, group.positions] += _unpadded(own[0], group)
+            for whole, part in zip(found[1:], own[1:], strict=True):
+                whole[0, :, group.positions] = _unpadded(part, group)
+        return *found, None, None
+
+
+def _until(end: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(x[:, :, :end] for x in tensors)
+
+
+def _padded(x: torch.Tensor, group: _Group) -> torch.Tensor:
+    """R x heads x T x ..., from 1 x heads x L x ..."""
+    return x[0].index_select(1, group.gather).unflatten(1, group.shape).transpose(0, 1)
+
+
+def _unpadded(x: torch.Tensor, group: _Group) -> torch.Tensor:
+    """Heads x kept x ..., from R x heads x T x ..."""
+    return x.transpose(0, 1).flatten(1, 2).index_select(1, group.kept)
