@@ -1,4 +1,4 @@
-"""Stock servers of a judge, and what they answer: used by the tests and by throughput.py.
+"""Servers of a judge, ours and stock ones, and what they answer: for tests and throughput.py.
 
 Each server runs in a process of its own and answers `POST /v1/systemone`; each request asks all
 questions of the rubric about one text, as `Judge` does.
@@ -12,12 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -40,9 +38,10 @@ sys.stdin.read()
 """
 _JUDGE = """
 import sys
-sys.path.insert(0, sys.argv[1])
-from serving import serve
-serve(sys.argv[2], int(sys.argv[3]))
+from slm_judge.serve.serve import Settings, serve
+model, threads = sys.argv[1:]
+options = {"n_threads": int(threads), "trust": True} if model.endswith(".gguf") else {}
+serve(Settings(model, options=options, port=0))
 """
 _TRANSFORMERS = """
 import sys
@@ -67,7 +66,7 @@ def served(code: str, *arguments: object) -> Iterator[str]:
     try:
         for line in process.stdout:
             said.append(line)
-            if found := re.search(r"running on (http://\S+)", line):
+            if found := re.search(r"(?:running on|answers POST) (http://[\w.:]+)", line):
                 break
         else:
             raise SystemExit(f"The server ended:\n{''.join(said)[-3000:]}")
@@ -88,8 +87,8 @@ def llama_server(path: Path, slots: int = 1, context: int = 4096, threads: int =
 
 
 def judge_server(path: Path, threads: int = 1) -> Any:
-    """`serve`, as `served`."""
-    return served(_JUDGE, Path(__file__).parent, path, threads)
+    """`slm-judge serve`, as `served`."""
+    return served(_JUDGE, path, threads)
 
 
 def transformers_server(folder: Path, device: str = "cpu", dtype: str = "auto") -> Any:
@@ -158,43 +157,3 @@ def rate(url: str, questions: Any, texts: Sequence[Any], clients: int, seconds: 
         for future in [executor.submit(client) for _ in range(clients)]:
             future.result()
     return len(done) / (max(done) - start)
-
-
-def serve(path: str, threads: int) -> None:
-    """The least of a server around `Judge`: what waits is asked as one batch.
-
-    A bound on what a server of ours could reach, and no more: it refuses nothing.
-    """
-    waiting: SimpleQueue[tuple[Any, Future[Any]]] = SimpleQueue()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked, answer = (
-                json.loads(self.rfile.read(int(self.headers["Content-Length"]))),
-                Future(),
-            )
-            waiting.put((asked["state"], answer))
-            body = json.dumps({"answers": answer.result()}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    ThreadingHTTPServer.request_queue_size = 128  # more clients at once than its 5 are reset
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with Judge.from_pretrained(path, n_threads=threads, trust=True) as judge:
-        print(f"running on http://127.0.0.1:{server.server_port}\n", end="", flush=True)
-        while True:
-            batch = [waiting.get()]
-            while not waiting.empty() and len(batch) < 32:
-                batch.append(waiting.get())
-            rows = judge.annotate([state for state, _ in batch])
-            for (_, answer), row in zip(batch, rows, strict=True):
-                answer.set_result({
-                    name: {"probabilities": {str(k): p for k, p in of.items()}}
-                    for name, of in row.probabilities.items()
-                })  # fmt: skip

@@ -395,28 +395,30 @@ def installed(package: str) -> bool:
 
 def measure_gguf(one: Measurement) -> dict[str, float]:
     """All methods on the GGUF file; the parts of a row of ours."""
-    given, path = one.given, one.gguf
+    given, path, parts = one.given, one.gguf, dict[str, float]()
     load = partial(Judge.from_pretrained, path, n_threads=given.threads, trust=True)
+    trained, fast = bool(given.judge), "slm-judge, llama.cpp, no second look"
     with load() as judge:
         one.compare_with(judge)
-        trained, fast = bool(given.judge), "slm-judge, llama.cpp, no second look"
-        if trained:
-            one.time("slm-judge, llama.cpp", ours(load))
-        one.time(fast, ours(load, second_look=False))
-        one.time("slm-judge, llama.cpp, --exact", ours(load, exact=True))
-        judge.backend.near_tie = 0.0
-        parts = parts_of_a_row(judge, one.states)
-        name = "llama-cpp-python, create_completion"
-        one.time(name, llama_cpp_python(path, judge, given.threads))
+        if not given.servers:
+            if trained:
+                one.time("slm-judge, llama.cpp", ours(load))
+            one.time(fast, ours(load, second_look=False))
+            one.time("slm-judge, llama.cpp, --exact", ours(load, exact=True))
+            judge.backend.near_tie = 0.0
+            parts = parts_of_a_row(judge, one.states)
+            name = "llama-cpp-python, create_completion"
+            one.time(name, llama_cpp_python(path, judge, given.threads))
         room = len(judge.backend.reader.prefix) + 1024  # tokens a slot
     if trained:
-        least = lambda _: judge_server(path, given.threads)  # noqa: E731
-        one.serve("slm-judge behind the least of a server", least, given.clients)
+        own = lambda _: judge_server(path, given.threads)  # noqa: E731
+        one.serve("slm-judge serve, llama.cpp", own, given.clients)
     if installed("xllamacpp"):
         slots = lambda n: llama_server(path, n, n * room, given.threads)  # noqa: E731
-        one.serve("llama.cpp's server, as many slots", slots, given.clients)
+        if not given.servers:
+            one.serve("llama.cpp's server, as many slots", slots, given.clients)
         one.serve("llama.cpp's server, one slot", lambda _: slots(1), given.clients)
-    if installed("typed_gguf"):
+    if not given.servers and installed("typed_gguf"):
         one.time("typed-gguf", typed_gguf(path, one.questions, given.threads))
     return parts
 
@@ -427,6 +429,10 @@ def measure_transformers(one: Measurement, dtype: str) -> None:
     load = partial(transformers_judge, one.folder, dtype, given.device)
     with load() as judge:
         one.compare_with(judge)
+    if given.servers:
+        measure_servers(one, dtype)
+        return
+    with load() as judge:
         if given.judge:
             one.time(f"slm-judge, transformers {dtype}", ours(load))
         one.time(f"slm-judge, transformers {dtype}, no second look", ours(load, second_look=False))
@@ -437,9 +443,19 @@ def measure_transformers(one: Measurement, dtype: str) -> None:
             one.time("sysone", sysone(one.folder, judge, given.device))
         if dtype == "bfloat16" and given.device == "cuda" and installed("vllm"):
             one.time("vLLM bfloat16, first question alone", vllm(one.folder, judge))
-    if dtype == "float32" and installed("fastapi"):
-        start = lambda _: transformers_server(one.folder, given.device, dtype)  # noqa: E731
-        one.serve(f"transformers serve {dtype}", start, given.clients)
+    measure_servers(one, dtype)
+
+
+def measure_servers(one: Measurement, dtype: str) -> None:
+    """Ours and transformers' own on the folder."""
+    given = one.given
+    if dtype != "float32" or not installed("fastapi"):
+        return
+    if given.judge and given.device == "cpu":
+        own = lambda _: judge_server(one.folder, given.threads)  # noqa: E731
+        one.serve("slm-judge serve, transformers", own, given.clients)
+    start = lambda _: transformers_server(one.folder, given.device, dtype)  # noqa: E731
+    one.serve(f"transformers serve {dtype}", start, given.clients)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -477,6 +493,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--check", type=int, default=4, help="rows that peers answer first")
+    parser.add_argument("--servers", action="store_true", help="servers alone")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args()
     print(versions(), flush=True)

@@ -812,6 +812,57 @@ def app_(
         page.serve(settings)
 
 
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Hub repository, folder or .gguf file.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine need a key.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="By default 8080, or any that is free.", min=0, max=65535)
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            envvar="SLM_JUDGE_API_KEY",
+            help="Better in the variable: others see options.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the model.")
+    ] = None,
+    quantization: Annotated[str | None, typer.Option(help="GGUF file to use, e.g. Q8_0.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A GGUF LoRA; the model is then its base.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps (transformers).")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16 or auto (transformers).")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (gguf).", min=1)] = None,
+    exact: Annotated[
+        bool, typer.Option(help="Each row by itself: probabilities to the last bit.")
+    ] = False,
+    max_rows: Annotated[int, typer.Option(help="Rows of a request.", min=1)] = 1000,
+    max_body: Annotated[int, typer.Option(help="MiB of a request.", min=1, max=1024)] = 8,
+    batch_rows: Annotated[
+        int | None,
+        typer.Option(help="Rows computed together; by default 32, on a GPU 512.", min=1),
+    ] = None,
+) -> None:
+    """Answer POST /v1/systemone and /v1/annotate for many clients at once."""
+    from .serve import serve as server
+
+    settings = server.Settings(
+        model, revision,
+        {"quantization": quantization, "adapter": adapter, "device": device, "dtype": dtype,
+         "n_threads": threads, "exact": exact},
+        host, port, key, max_rows, max_body * 2**20, batch_rows,
+    )  # fmt: skip
+    server.serve(settings)
+
+
 @app.command("export-predictions")
 def export_predictions(
     table: Annotated[str, typer.Argument(help="Table that `slm-judge annotate` wrote.")],

@@ -15,6 +15,7 @@ _LLAMA_HELP = (
 # What the stages of each extra import, not always at once; the extra's other packages come along.
 _EXTRAS = {
     "app": ("starlette", "uvicorn"),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "ray": ("ray",),
     "evaluate": ("formulaic", "krippendorff", "matplotlib", "pandas", "scipy", "sklearn"),
     "train": (

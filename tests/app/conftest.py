@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from slm_judge.app.app import Settings, listen
 from slm_judge.app.judging import Judges
 from slm_judge.app.server import Page, application
 from slm_judge.app.store import Store, Task
+from slm_judge.web import listen
 from tests.conftest import LIMIT
 
 CHROMIUM = next(
@@ -97,7 +97,7 @@ def serving(rubric, store=None, named=(), password=None, hosts=("127.0.0.1",), *
     """The page on a port of its own, in a thread; gives its address."""
     page = Page(rubric, Judges(list(named), rubric), store, **more)
     page.judges.close = lambda: None  # the judges of a session serve several tests
-    listening = listen(Settings(port=0))
+    listening = listen("127.0.0.1", 0, 0)
     server = uvicorn.Server(
         uvicorn.Config(application(page, list(hosts), password), log_level="error")
     )

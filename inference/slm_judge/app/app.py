@@ -1,8 +1,5 @@
 """`slm-judge app`: the page on which people try a judge, annotate, and settle disagreements."""
 
-import ipaddress
-import signal
-import socket
 import webbrowser
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +13,7 @@ from slm_judge.judge.judge import Judge, LoadOptions
 from slm_judge.progress import progress_bar
 from slm_judge.rubric import Rubric
 from slm_judge.screen import say
+from slm_judge.web import address_of, check_host, hosts_of, is_loopback, listen, run
 
 from .items import TABLE, Items, draw, read_items
 from .judging import Judges, Named
@@ -67,33 +65,23 @@ def serve(settings: Settings, console: Console | None = None) -> None:
     """
     console = console or Console()
     require_extra("app")
-    import uvicorn
-
     from .server import Page, application
 
     check(settings)
-    listening = listen(settings)
+    listening = listen(settings.host, settings.port, PORT)
     rubric, judges = load_judges(settings)
     try:
         store, notes = prepare(settings, rubric, judges, console)
     except BaseException:
         judges.close()
         raise
-    host = socket.gethostname() if settings.host == "0.0.0.0" else settings.host  # noqa: S104
-    address = f"http://{host}:{listening.getsockname()[1]}"
+    address = address_of(settings.host, listening)
     say(console, [*notes, *([f"Answers are kept in {store.path}."] if store else [])])
     say(console, [f"The page: {address} (Ctrl-C ends it)"], "")
     if settings.browser and not settings.public:
         webbrowser.open(address)
-    hosts = ["127.0.0.1", "localhost"] if _is_loopback(settings.host) else ["*"]
     page = Page(rubric, judges, store, settings.review_below, notes)
-    served = application(page, hosts, settings.password)
-    config = uvicorn.Config(
-        served, log_level="warning", server_header=False, timeout_graceful_shutdown=5
-    )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # uvicorn ends in good order, then passes it on
-    uvicorn.Server(config).run(sockets=[listening])
+    run(application(page, hosts_of(settings.host), settings.password), listening, grace=5)
 
 
 def write_answers(settings: Settings, output: Path) -> str:
@@ -128,38 +116,14 @@ def check(settings: Settings) -> None:
         raise JudgeError(f"There is no store {settings.store}; --items says what to annotate.")
     if settings.draw and settings.task.order != "design":
         raise JudgeError("--draw is the number of items of --order design.")
-    if ":" in settings.host:
-        raise JudgeError(f"--host is a name or an IPv4 address, got {settings.host}.")
-    if not settings.public and not _is_loopback(settings.host) and not settings.password:
+    check_host(settings.host)
+    if not settings.public and not is_loopback(settings.host) and not settings.password:
         raise JudgeError(
             f"--host {settings.host} lets other machines in: set a password in the variable "
             f"{PASSWORD}. It and the texts travel as they are, so put a server with TLS before it."
         )
     if settings.password and len(settings.password) < _SHORTEST:
         raise JudgeError(f"The password in {PASSWORD} needs at least {_SHORTEST} characters.")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def listen(settings: Settings) -> socket.socket:
-    """The port that was asked for; where nobody asked, the usual one or any that is free."""
-    ports = [PORT, 0] if settings.port is None else [settings.port]
-    for port in ports:
-        listening = socket.socket()
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((settings.host, port))
-            listening.listen()
-            return listening
-        except OSError as error:
-            listening.close()
-            problem = error.strerror
-    raise JudgeError(f"Cannot listen on {settings.host}, port {ports[-1]}: {problem}.")
 
 
 def load_judges(settings: Settings) -> tuple[Rubric, Judges]:

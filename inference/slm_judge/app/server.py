@@ -22,10 +22,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from slm_judge.data.text import is_nobody, read_json, read_name
+from slm_judge.data.text import is_nobody, read_name
 from slm_judge.errors import DataError, JudgeError
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.text import to_utf8
+from slm_judge.web import json_body
 
 from .judging import Judges
 from .standing import disagreements, export, report, standing
@@ -128,7 +129,11 @@ def _call(page: Page, answer: Answer) -> Endpoint:
 
     async def endpoint(request: Request) -> Response:
         try:
-            asked = await _body(request) if request.method == "POST" else dict(request.query_params)
+            asked = (
+                await json_body(request, LARGEST)
+                if request.method == "POST"
+                else dict(request.query_params)
+            )
             found = await to_thread.run_sync(answer, page, asked)
         except JudgeError as error:
             if request.method == "GET":  # a link that was followed
@@ -141,24 +146,6 @@ def _call(page: Page, answer: Answer) -> Endpoint:
 
 def _post(name: str, page: Page, answer: Answer) -> Route:
     return Route(f"/api/{name}", _call(page, answer), methods=["POST"])
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request; pages of strangers cannot send one without being asked."""
-    if request.headers.get("content-type") != "application/json":
-        raise DataError("A request is of the type application/json.")
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > LARGEST:
-            raise DataError(f"This is longer than {LARGEST // 2**20} MiB. Shorten it.")
-    try:
-        found = read_json(content.decode())
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise DataError("A request is a JSON object.")
-    return found
 
 
 def _file(request: Request) -> Response:

@@ -1,0 +1,69 @@
+"""What a server says: System One's answers, and the judge's own annotations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from slm_judge.artefact.judge_files import Contract
+from slm_judge.backends import Logits
+from slm_judge.judge.answer import Annotation, annotations_from_logits, answers_from_logits
+from slm_judge.rubric import Dimension, Rubric, format_value
+
+
+def stacked(logits: Sequence[Logits]) -> list[Any]:
+    """K arrays, N x options, of N rows."""
+    return [np.stack(of) for of in zip(*logits, strict=True)]
+
+
+def system_one(contract: Contract, logits: Logits) -> dict[str, dict[str, Any]]:
+    """The answers about one row by question, as stock servers of System One give them.
+
+    The label is the judge's own where it has one: with `training.class_balance` it is not the most
+    probable option.
+    """
+    found = answers_from_logits(contract.rubric, stacked([logits]), contract.calibration)
+    answers = {}
+    for dimension in contract.rubric.dimensions:
+        said = found[dimension.name]
+        assert said.probabilities is not None
+        shares, label = said.probabilities[0].tolist(), int(said.labels[0])
+        answers[dimension.name] = _answer(dimension, shares, label)
+    return answers
+
+
+def _answer(dimension: Dimension, shares: list[float], label: int) -> dict[str, Any]:
+    if dimension.asked_as == "noul":
+        return {"type": "noul", "noul": shares[1]}
+    n, best = len(shares), label if label >= 0 else int(np.argmax(shares))
+    if dimension.asked_as == "choice":
+        keys = [dimension.key(i) for i in range(n)]
+        sure = (shares[best] - 1 / n) / (1 - 1 / n) if n > 1 else 1.0
+        return {"type": "choice", "choice": keys[best], "confidence": max(0.0, sure),
+                "probabilities": dict(zip(keys, shares, strict=True))}  # fmt: skip
+    levels = np.arange(n)
+    far, usual = shares @ abs(levels - best), abs(levels - (n - 1) / 2).mean()
+    legend = dimension.question()["criteria"]
+    return {"type": "score", "score": float(shares @ levels),
+            "legend": {str(i): text for i, text in enumerate(legend)},
+            "confidence": max(0.0, 1 - float(far / usual)) if n > 1 else 1.0,
+            "probabilities": {str(i): share for i, share in enumerate(shares)}}  # fmt: skip
+
+
+def annotations(contract: Contract, logits: Sequence[Logits]) -> list[dict[str, Any]]:
+    """The annotations of rows as JSON has them: options are named by their texts."""
+    rubric = contract.rubric
+    found = annotations_from_logits(rubric, stacked(logits), contract.calibration)
+    return [_annotation(one, rubric) for one in found]
+
+
+def _annotation(one: Annotation, rubric: Rubric) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "labels": one.labels,
+        "probabilities": {
+            name: {format_value(value): share for value, share in of.items()}
+            for name, of in one.probabilities.items()
+        },
+        "confidence": one.confidence,
+    }
+    return said | ({"flipped": one.flipped} if rubric.pair else {})
