@@ -113,7 +113,7 @@ class Learner:
         add_in_place(config)
         adapted = get_peft_model(model, config)
         dtype = getattr(torch, self.base.dtype)
-        row_attention.use_on_gpu(adapted, dtype, autocast=dtype != torch.float32)
+        row_attention.use_on_gpu(adapted, dtype, training=True)
         return adapted
 
     @property

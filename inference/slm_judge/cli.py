@@ -844,6 +844,14 @@ def serve(
     exact: Annotated[
         bool, typer.Option(help="Each row by itself: probabilities to the last bit.")
     ] = False,
+    max_memory: Annotated[
+        float | None, typer.Option(help="GiB for weights and cache (gguf).", min=0.0)
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A further name under which it is asked for, as by a proxy."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Of a row, the rubric included.", min=1)] = 8192,
     max_rows: Annotated[int, typer.Option(help="Rows of a request.", min=1)] = 1000,
     max_body: Annotated[int, typer.Option(help="MiB of a request.", min=1, max=1024)] = 8,
     batch_rows: Annotated[
@@ -853,12 +861,14 @@ def serve(
 ) -> None:
     """Answer POST /v1/systemone and /v1/annotate for many clients at once."""
     from .serve import serve as server
+    from .serve.batches import Limits
 
     settings = server.Settings(
         model, revision,
         {"quantization": quantization, "adapter": adapter, "device": device, "dtype": dtype,
-         "n_threads": threads, "exact": exact},
-        host, port, key, max_rows, max_body * 2**20, batch_rows,
+         "n_threads": threads, "exact": exact, "max_memory": max_memory},
+        host, port, key, allowed_host or (), Limits(max_body * 2**20, max_rows, max_tokens),
+        batch_rows,
     )  # fmt: skip
     server.serve(settings)
 

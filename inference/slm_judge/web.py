@@ -36,11 +36,13 @@ def check_host(host: str) -> None:
         raise JudgeError(f"--host is a name or an IPv4 address, got {host}.")
 
 
-def hosts_of(host: str) -> list[str]:
-    """Names under which a server may be asked for; other names are those of strangers' pages whose
-    address was made to lead here.
+def hosts_of(host: str, *further: str) -> list[str]:
+    """Names under which a server may be asked for.
+
+    Other names are those of strangers' pages whose address was made to lead here.
     """
-    return ["127.0.0.1", "localhost"] if is_loopback(host) else ["*"]
+    own = {"127.0.0.1", "localhost", host, *further}
+    return sorted(own) if is_loopback(host) else [*further] or ["*"]
 
 
 def listen(host: str, port: int | None, usual: int) -> socket.socket:
@@ -69,13 +71,17 @@ def address_of(host: str, listening: socket.socket) -> str:
     return f"http://{name}:{listening.getsockname()[1]}"
 
 
-def run(application: Any, listening: socket.socket, grace: int) -> None:
-    """Serve until it is interrupted; who is being answered then has `grace` seconds left."""
+def run(application: Any, listening: socket.socket, grace: int, most: int | None = None) -> None:
+    """Serve until it is interrupted; who is being answered then has `grace` seconds left.
+
+    More than `most` clients at once are refused (status 503).
+    """
     import uvicorn
 
     config = uvicorn.Config(
-        application, log_level="warning", server_header=False, timeout_graceful_shutdown=grace
-    )
+        application, log_level="warning", server_header=False, timeout_graceful_shutdown=grace,
+        limit_concurrency=most,
+    )  # fmt: skip
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # uvicorn ends in good order, then passes it on
     uvicorn.Server(config).run(sockets=[listening])

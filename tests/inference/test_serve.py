@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 
 from benchmarks.serving import ask, largest_difference
 from slm_judge import Judge
+from slm_judge.artefact.calibration import Calibration
+from slm_judge.artefact.judge_files import Contract
 from slm_judge.errors import ModelError
 from slm_judge.web import hosts_of, listen
 from tests.conftest import LIMIT, ROOT
@@ -26,7 +29,9 @@ from tests.inference.test_serving import RUBRICS, TEXTS, judges, transformers_se
 pytest.importorskip("fastapi", reason="needs the extra serve")
 import uvicorn
 
-from slm_judge.serve.server import Limits, application
+from slm_judge.serve.answers import annotations, system_one
+from slm_judge.serve.batches import Batches, BusyError, Limits
+from slm_judge.serve.server import application
 
 KEY = "a long enough key"
 
@@ -159,7 +164,7 @@ REFUSED = [  # path, body, status, what is said
     ("systemone", {"state": {"text": None, "more": 1}}, 422, "no text that can be judged"),
     ("systemone", {"state": ["x"]}, 422, "state"),
     ("systemone", {}, 422, "state: Field required"),
-    ("systemone", {"state": "x", "question": {}}, 422, "question: Extra inputs"),
+    ("systemone", {"state": "x", "question": {}}, 422, "A request has no question; it has"),
     ("systemone", {"state": "x", "questions": {}}, 422, "other questions than none"),
     ("systemone", {"state": "x", "questions": {"mood": {"type": "noul"}}}, 422, "than mood"),
     ("systemone", {"state": "x", "assets": {"a": {"type": "image"}}}, 422, "assets"),
@@ -167,6 +172,8 @@ REFUSED = [  # path, body, status, what is said
     ("annotate", {"rows": []}, 422, "rows: List should have at least 1"),
     ("annotate", {"rows": ["x", {"txt": "y"}]}, 422, "Row 2 has no field 'text'"),
     ("annotate", {"rows": ["x"] * 51}, 413, "51 rows, of at most 50"),
+    ("annotate", b'{"rows": [' + b"1," * 20_000 + b"1]}", 413, "20001 rows, of at most 50"),
+    ("annotate", {"rows": ["x"], **dict.fromkeys(map(str, range(999)))}, 422, "has no 0, 1, 10; it"),
     ("annotate", [1], 400, "A request is a JSON object"),
     ("annotate", b"{", 400, "A request is a JSON object"),
     ("annotate", b'{"rows": ["x"], "rows": ["y"]}', 400, "A request is a JSON object"),
@@ -189,9 +196,17 @@ def test_what_it_refuses(judges):  # noqa: F811
         assert status == 404
         assert "POST /v1/systemone" in said["error"]["message"]
         assert call(f"{url}/health", Host="evil.example")[0] == 400  # of a page that leads here
-        status, said, headers = call(f"{url}/v1/annotate", {"rows": ["x"]})
+        status, said, _ = call(f"{url}/v1/annotate", {"rows": ["x"]})
         assert status == 200  # it is none the worse
         assert metric(url, "batch_rows_count") == 1  # what was refused was not computed
+
+
+def test_rows_have_room_for_so_many_tokens(judges):  # noqa: F811
+    with serving(load(judges, RUBRICS[0], "judge.gguf"), limits=Limits(tokens=400)) as url:
+        assert call(f"{url}/v1/annotate", {"rows": ["short"]})[0] == 200
+        status, said, _ = call(f"{url}/v1/annotate", {"rows": ["short", "long " * 300]})
+    assert status == 422
+    assert re.search(r"Row 2 needs \d+ tokens, but there is room for 400", said["error"]["message"])
 
 
 def test_half_an_emoji_is_read_as_everywhere(judges):  # noqa: F811
@@ -224,7 +239,7 @@ class Slow:
 
     def decide(self, prompts):
         self.asked += len(prompts)
-        assert self.go.wait(LIMIT)
+        assert self.go.wait(LIMIT / 3)
         yield from self._judge.decide(prompts)
 
 
@@ -237,15 +252,15 @@ def until(what):
 
 def test_too_many_rows_wait(judges):  # noqa: F811
     judge = Slow(load(judges, RUBRICS[0], "judge.gguf"))
-    limits = Limits(waiting=10, at_once=2)
+    limits, eight = Limits(waiting=16, rows=8, at_once=2), {"rows": ["x"] * 8}
     with serving(judge, limits=limits) as url, ThreadPoolExecutor(2) as clients:
-        first = clients.submit(call, f"{url}/v1/annotate", {"rows": ["x"] * 8})
+        first = clients.submit(call, f"{url}/v1/annotate", eight)
         until(lambda: judge.asked)
-        status, said, headers = call(f"{url}/v1/annotate", {"rows": ["x"] * 8})
+        second = clients.submit(call, f"{url}/v1/annotate", eight)
+        until(lambda: metric(url, "rows_waiting") == 14)
+        status, said, headers = call(f"{url}/v1/annotate", eight)
         assert (status, headers["Retry-After"]) == (503, "1")
-        assert "6 rows wait already, of at most 10" in said["error"]["message"]
-        second = clients.submit(call, f"{url}/v1/annotate", {"rows": ["x"] * 4})
-        until(lambda: metric(url, "rows_waiting") == 10)
+        assert "14 rows wait already, of at most 16" in said["error"]["message"]
         judge.go.set()
         assert [first.result(LIMIT)[0], second.result(LIMIT)[0]] == [200, 200]
 
@@ -281,6 +296,64 @@ def test_what_fails_fails_for_those_who_asked_alone(judges, capsys):  # noqa: F8
     assert said[0][1]["error"]["message"] == "The weights are damaged."
     assert "secret" not in str(said[1])  # it is in the log
     assert "secret" in capsys.readouterr().err
+
+
+def test_a_row_that_fails_leaves_its_neighbours_alone(judges):  # noqa: F811
+    judge = Slow(load(judges, RUBRICS[0], "judge.gguf"))
+    whole = judge.decide
+    (odd,) = (prompt.input_ids for prompt in judge.encode([{"text": "odd"}]))
+
+    def decide(prompts):
+        for index, logits in whole(prompts):
+            if prompts[index].input_ids == odd:
+                raise ModelError("Out of memory.")
+            yield index, logits
+
+    judge.decide = decide
+    with serving(judge) as url, ThreadPoolExecutor(9) as clients:
+        texts = ["a", "b", "odd", "c", "d", "e", "f", "g"]
+        first = clients.submit(call, f"{url}/v1/annotate", {"rows": ["first"]})
+        until(lambda: judge.asked)
+        others = [clients.submit(call, f"{url}/v1/annotate", {"rows": [text]}) for text in texts]
+        until(lambda: metric(url, "rows_waiting") == len(texts))
+        judge.go.set()
+        assert first.result(LIMIT)[0] == 200
+        found = {text: one.result(LIMIT)[0] for text, one in zip(texts, others, strict=True)}
+    assert found == dict.fromkeys(texts, 200) | {"odd": 500}
+
+
+def test_what_waits_when_the_time_is_up_is_refused(judges):  # noqa: F811
+    judge = Slow(load(judges, RUBRICS[0], "judge.gguf"))
+    batches = Batches(judge, Limits(at_once=2), lambda _: None)
+    asked = batches.ask(batches.encode(["x"] * 6, "Row {}"))
+    until(lambda: judge.asked)
+    ended = threading.Thread(target=batches.close)
+    ended.start()
+    with pytest.raises(BusyError, match="The server ends"):
+        asked.result(LIMIT)
+    with pytest.raises(BusyError, match="The server ends"):
+        batches.ask([])
+    judge.go.set()
+    ended.join(LIMIT)
+    assert judge.asked == 2
+    assert not batches.works
+    with pytest.raises(BusyError, match="The server ends"):
+        batches.encode(["x"], "Row {}")
+
+
+def test_the_chosen_option_is_that_of_the_largest_logit(judges):  # noqa: F811
+    """With `class_balance` the most probable option is another."""
+    contract = Contract.load(judges[RUBRICS[0]] / "merged")
+    topic = contract.rubric.dimension("topic")
+    shifted = Calibration(temperature=1.0, shift=(3.0, 0.0, 0.0, 0.0, 0.0))
+    contract = contract.calibrated({}, {"topic": shifted})
+    logits = [np.zeros(len(d.options), dtype=np.float32) for d in contract.rubric.dimensions]
+    logits[1][:2] = 2.0, 1.0
+    said = system_one(contract, logits)["topic"]
+    (whole,) = annotations(contract, [logits])
+    assert said["choice"] == whole["labels"]["topic"] == topic.key(0)
+    assert said["probabilities"] == pytest.approx(whole["probabilities"]["topic"])
+    assert max(said["probabilities"], key=said["probabilities"].get) != said["choice"]
 
 
 # --- the command ---
@@ -323,6 +396,7 @@ def test_who_waits_is_answered_before_it_ends(judges, number):  # noqa: F811
     [
         (["--host", "0.0.0.0"], {}, "lets other machines in: set a key in the variable"),
         (["--host", "0.0.0.0"], {"SLM_JUDGE_API_KEY": "short"}, "needs at least 8 characters"),
+        (["--host", "0.0.0.0"], {"SLM_JUDGE_API_KEY": " long enough"}, "of ASCII characters"),
         (["--host", "::1"], {}, "an IPv4 address"),
         (["--port", "PORT"], {}, "Cannot listen on 127.0.0.1, port"),
         (["--port", "0"], {}, "nowhere.gguf"),

@@ -160,7 +160,12 @@ class GgufBackend:
     def expect(self, reader: Reader) -> None:
         """See `Backend.expect`."""
         self._prefix = reader.prefix
-        self._open_context(min(max(4096, 2 * len(self._prefix)), self._room))
+        self._open_context(self._usual_context)
+
+    @property
+    def _usual_context(self) -> int:
+        """Tokens, where no row needs more."""
+        return min(max(4096, 2 * len(self._prefix)), self._room)
 
     def reader_of(self, rubric: Rubric) -> SystemoneReader:
         """See `Backend.reader_of`."""
@@ -303,7 +308,7 @@ class GgufBackend:
         # A row that shares nothing with the rubric still stands beside it.
         needed = min(len(self._prefix) + n_tokens, self._room)
         if needed > self._n_ctx:
-            self._open_context(needed)
+            self._open_context(max(needed, self._usual_context))
 
     def _run(self, batch: list[tuple[int, EncodedPrompt]]) -> Iterator[tuple[int, Logits]]:
         llama = self._llama

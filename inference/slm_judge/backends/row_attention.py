@@ -15,8 +15,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from slm_judge.errors import ModelError
 from slm_judge.prompt.readers import EncodedPrompt
@@ -29,6 +30,9 @@ _RATIO = 1.4
 
 # What an architecture may add to the scores, and is not known here.
 _FURTHER = ("softcap", "position_bias", "s_aux", "sinks")
+
+# Names in configurations of what would be dropped from attention in training.
+_DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 
 # What `use_on_gpu` tries, and how near the answers must be: 16 bits round to 0.004 in each step.
 _CLOSE = 0.1
@@ -97,41 +101,55 @@ def _group(lengths: Sequence[int], starts: torch.Tensor, end: int, group: list[i
 def use(model: Any) -> None:
     """Let a model attend in this way where its forward pass is given `rows`."""
     AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)  # for passes that are not told of rows
     model.set_attn_implementation(NAME)
 
 
-def use_on_gpu(model: Any, dtype: torch.dtype, autocast: bool = False) -> bool:
+def use_on_gpu(model: Any, dtype: torch.dtype, training: bool = False) -> bool:
     """As `use`, where a CUDA GPU has the kernels and the model comes to the same; else False.
 
-    A pass then needs no mask. Whether `rows` reach every layer, and whether the answers are those
-    of the mask, is tried on two short rows.
+    A pass then needs no mask. Whether `rows` reach every layer, whether the answers are those of
+    the mask, and for training whether there are gradients, is tried on two short rows.
 
     Args:
         model: on its device.
         dtype: in which attention is computed.
-        autocast: whether the passes to come are made under autocast.
+        training: whether the passes to come are those of a trainer, under autocast.
     """
     device, config = model.device, model.config.get_text_config()
     if device.type != "cuda" or dtype.itemsize != 2:
         return False
     if torch.cuda.get_device_capability(device) < (8, 0):  # the kernels need them
         return False
-    ids = [1, 2, 3, 4, 5]
+    if training and any(getattr(config, name, 0) for name in _DROPOUT):
+        return False
+    before, reached = config._attn_implementation, False
+    with suppress(Exception):  # whatever it is: by the mask it stays, as it was
+        reached = _reaches(model, dtype, training)
+    if not reached:
+        model.set_attn_implementation(before)
+    return reached
+
+
+def _reaches(model: Any, dtype: torch.dtype, training: bool) -> bool:
+    """Make a model attend by rows; whether all of its layers do, and rightly."""
+    device, ids = model.device, [1, 2, 3, 4, 5]
     tried = pack([EncodedPrompt(ids + more, [5]) for more in ([6, 7, 8], [9, 10, 11, 12])], 5)
     usual = pack_tensors(tried, device) | {"use_cache": False}
     usual["logits_to_keep"] = 0  # all
-    calls, before, found = _calls.count, config._attn_implementation, None
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=autocast):
-        wanted = model(**usual).logits.float()
+    calls = _calls.count
+    with torch.autocast(device.type, dtype, enabled=training):
+        with torch.no_grad():
+            wanted = model(**usual).logits.float()
         use(model)
-        with suppress(RuntimeError, TypeError, ValueError, ModelError):
+        with torch.set_grad_enabled(training):
             found = model(**usual | without_mask(tried, device)).logits.float()
     calls = _calls.count - calls
-    reached = found is not None and calls == config.num_hidden_layers
-    if reached and (found - wanted).norm() < _CLOSE * wanted.norm():
-        return True
-    model.set_attn_implementation(before)
-    return False
+    if training:
+        found.square().mean().backward()
+        model.zero_grad(set_to_none=True)
+    near = (found.detach() - wanted).norm() < _CLOSE * wanted.norm()
+    return bool(near) and calls == model.config.get_text_config().num_hidden_layers
 
 
 def without_mask(packed: Pack, device: torch.device) -> dict[str, Any]:

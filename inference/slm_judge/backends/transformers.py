@@ -73,7 +73,7 @@ class TransformersBackend:
         self.model, self.contract, self.path = model.eval(), contract, path
         self.files = [path]
         config = model.config.get_text_config()
-        if (attention := config._attn_implementation) != "sdpa":
+        if (attention := config._attn_implementation) not in ("sdpa", row_attention.NAME):
             raise ModelError(
                 f"{path} is loaded with {attention} attention, which does not keep rows apart. "
                 'Load the model with attn_implementation="sdpa".'

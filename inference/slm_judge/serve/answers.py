@@ -7,42 +7,42 @@ import numpy as np
 
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends import Logits
-from slm_judge.judge.answer import Annotation, annotations_from_logits, answers_from_logits
-from slm_judge.rubric import Dimension, Rubric, format_value
-
-
-def stacked(logits: Sequence[Logits]) -> list[Any]:
-    """K arrays, N x options, of N rows."""
-    return [np.stack(of) for of in zip(*logits, strict=True)]
+from slm_judge.judge.answer import (
+    Annotation,
+    annotations_from_logits,
+    averaged,
+    probabilities,
+)
+from slm_judge.rubric import Dimension, Preference, Rubric, format_value
 
 
 def system_one(contract: Contract, logits: Logits) -> dict[str, dict[str, Any]]:
     """The answers about one row by question, as stock servers of System One give them.
 
-    The label is the judge's own where it has one: with `training.class_balance` it is not the most
-    probable option.
+    Each question has one, whether it is asked (`ask_if`) or not. The chosen option is that with the
+    largest logit, as everywhere: with `training.class_balance` it is not the most probable one.
     """
-    found = answers_from_logits(contract.rubric, stacked([logits]), contract.calibration)
     answers = {}
-    for dimension in contract.rubric.dimensions:
-        said = found[dimension.name]
-        assert said.probabilities is not None
-        shares, label = said.probabilities[0].tolist(), int(said.labels[0])
-        answers[dimension.name] = _answer(dimension, shares, label)
+    for dimension, own in zip(contract.rubric.dimensions, logits, strict=True):
+        how, values = contract.calibration(dimension), np.asarray(own, dtype=np.float64)
+        if isinstance(dimension, Preference):
+            values = averaged(values, how)
+        label, shares = int(how.leanings(values).argmax()), probabilities(values, how)
+        answers[dimension.name] = _answer(dimension, shares.tolist(), label)
     return answers
 
 
 def _answer(dimension: Dimension, shares: list[float], label: int) -> dict[str, Any]:
     if dimension.asked_as == "noul":
         return {"type": "noul", "noul": shares[1]}
-    n, best = len(shares), label if label >= 0 else int(np.argmax(shares))
+    n = len(shares)
     if dimension.asked_as == "choice":
         keys = [dimension.key(i) for i in range(n)]
-        sure = (shares[best] - 1 / n) / (1 - 1 / n) if n > 1 else 1.0
-        return {"type": "choice", "choice": keys[best], "confidence": max(0.0, sure),
+        sure = (shares[label] - 1 / n) / (1 - 1 / n) if n > 1 else 1.0
+        return {"type": "choice", "choice": keys[label], "confidence": max(0.0, sure),
                 "probabilities": dict(zip(keys, shares, strict=True))}  # fmt: skip
     levels = np.arange(n)
-    far, usual = shares @ abs(levels - best), abs(levels - (n - 1) / 2).mean()
+    far, usual = shares @ abs(levels - label), abs(levels - (n - 1) / 2).mean()
     legend = dimension.question()["criteria"]
     return {"type": "score", "score": float(shares @ levels),
             "legend": {str(i): text for i, text in enumerate(legend)},
@@ -53,7 +53,8 @@ def _answer(dimension: Dimension, shares: list[float], label: int) -> dict[str, 
 def annotations(contract: Contract, logits: Sequence[Logits]) -> list[dict[str, Any]]:
     """The annotations of rows as JSON has them: options are named by their texts."""
     rubric = contract.rubric
-    found = annotations_from_logits(rubric, stacked(logits), contract.calibration)
+    stacked = [np.stack(of) for of in zip(*logits, strict=True)]
+    found = annotations_from_logits(rubric, stacked, contract.calibration)
     return [_annotation(one, rubric) for one in found]
 
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from slm_judge.backends import Logits
@@ -14,7 +15,22 @@ from slm_judge.judge.judge import Judge
 from slm_judge.prompt.readers import EncodedPrompt
 
 _TURN = 8  # rows of a request before others have their turn
-Observe = Callable[[int], object]
+_ENDS = "The server ends."
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may be."""
+
+    body: int = 8 * 2**20
+    """Bytes."""
+    rows: int = 1000
+    tokens: int = 8192
+    """Of a row's prompt, the rubric included: memory grows with the longest."""
+    waiting: int = 10_000
+    """Rows of all requests, and at least twice `rows`."""
+    at_once: int = 32
+    """Rows that are computed together."""
 
 
 class BusyError(JudgeError):
@@ -42,6 +58,10 @@ class Asked:
         """Rows that nobody computes yet; none where nobody waits for them any more."""
         return 0 if self.answer.done() else len(self.prompts) - self._taken
 
+    def missing(self, rows: Sequence[int]) -> list[int]:
+        """Those that are not computed, of a request for which somebody waits."""
+        return [] if self.answer.done() else [row for row in rows if row not in self._found]
+
     def put(self, row: int, logits: Logits) -> None:
         """Keep what a row's answers are; the last one answers the request."""
         self._found[row] = logits
@@ -63,16 +83,17 @@ class Batches:
     Labels do not depend on what is computed together: that is `Judge.decide`'s.
     """
 
-    def __init__(self, judge: Judge, at_once: int, room: int, observe: Observe) -> None:
+    def __init__(self, judge: Judge, limits: Limits, observe: Callable[[int], object]) -> None:
         """Start the thread.
 
         Args:
             judge: closed in the end.
-            at_once: rows of a batch.
-            room: rows that may wait.
+            limits: of the rows.
             observe: called with the rows of each batch.
         """
-        self.judge, self._at_once, self._room, self._observe = judge, at_once, room, observe
+        self.judge, self._observe = judge, observe
+        self._at_once, self._longest = limits.at_once, limits.tokens
+        self._room = max(limits.waiting, 2 * limits.rows)
         self._waiting: deque[Asked] = deque()
         self._change, self._reading = threading.Condition(), threading.Lock()
         self._closed = False
@@ -93,11 +114,14 @@ class Batches:
             where: names a row, with its number in `{}`.
 
         Raises:
-            DataError: a row lacks a field or its text, or is longer than the model can read.
+            DataError: a row lacks a field or its text, or is longer than there is room for.
+            BusyError: the server ends.
         """
-        rubric, most = self.judge.rubric, self.judge.backend.max_tokens
+        rubric, most = self.judge.rubric, min(self.judge.backend.max_tokens, self._longest)
         states = [item_state(rubric, row, where.format(i + 1)) for i, row in enumerate(rows)]
         with self._reading:  # tokenizers have settings that threads would share
+            if self._closed:
+                raise BusyError(_ENDS)
             prompts = self.judge.encode(states)
         for i, prompt in enumerate(prompts):
             if (length := prompt.n_tokens) > most:
@@ -113,14 +137,26 @@ class Batches:
         """
         asked = Asked(prompts)
         with self._change:
-            if self._closed:
-                raise BusyError("The server ends.")
-            waiting = sum(one.left for one in self._waiting)
-            if waiting and waiting + len(prompts) > self._room:
-                raise BusyError(f"{waiting} rows wait already, of at most {self._room}. Ask later.")
+            self._check_room(len(prompts))
             self._waiting.append(asked)
             self._change.notify()
         return asked.answer
+
+    def check_room(self, n_rows: int) -> None:
+        """Refuse rows before they are tokenized.
+
+        Raises:
+            BusyError: see `ask`.
+        """
+        with self._change:
+            self._check_room(n_rows)
+
+    def _check_room(self, n_rows: int) -> None:
+        if self._closed:
+            raise BusyError(_ENDS)
+        waiting = sum(one.left for one in self._waiting)
+        if waiting and waiting + n_rows > self._room:
+            raise BusyError(f"{waiting} rows wait already, of at most {self._room}. Ask later.")
 
     def _next(self) -> list[tuple[Asked, int]]:
         """Rows to compute together, a few of each request in turn; none at the end."""
@@ -143,19 +179,41 @@ class Batches:
     def _work(self) -> None:
         while batch := self._next():
             self._observe(len(batch))
-            try:
-                prompts = [asked.prompts[row] for asked, row in batch]
-                for index, logits in self.judge.decide(prompts):
-                    asked, row = batch[index]
-                    asked.put(row, logits)
-            except Exception as error:  # theirs who asked: the next batch may do
-                for asked, _ in batch:
-                    asked.fail(error)
+            self._compute(batch)
+
+    def _compute(self, batch: list[tuple[Asked, int]]) -> None:
+        try:
+            prompts = [asked.prompts[row] for asked, row in batch]
+            for index, logits in self.judge.decide(prompts):
+                asked, row = batch[index]
+                asked.put(row, logits)
+            problem: Exception = RuntimeError("The engine left rows out.")
+        except Exception as error:
+            problem = error
+        rows = dict[Asked, list[int]]()
+        for asked, row in batch:
+            rows.setdefault(asked, []).append(row)
+        missing = {asked: left for asked, own in rows.items() if (left := asked.missing(own))}
+        if len(rows) > 1:  # what is wrong may be wrong with one of them
+            for asked, left in missing.items():
+                self._compute([(asked, row) for row in left])
+        else:
+            for asked in missing:
+                asked.fail(problem)
+
+    @property
+    def works(self) -> bool:
+        """Whether anything is computed still."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
-        """Compute what waits still, and free the model."""
+        """End after what is being computed; what waits then is refused. Free the model."""
         with self._change:
             self._closed = True
+            for asked in self._waiting:
+                asked.fail(BusyError(_ENDS))
+            self._waiting.clear()
             self._change.notify()
         self._thread.join()
-        self.judge.close()
+        with self._reading:
+            self.judge.close()

@@ -1,6 +1,7 @@
 """`slm-judge serve`: a judge for many clients, over HTTP."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,10 +11,13 @@ from slm_judge.judge.judge import Judge, LoadOptions
 from slm_judge.screen import say
 from slm_judge.web import address_of, check_host, hosts_of, is_loopback, listen, run
 
+from .batches import Limits
+
 PORT = 8080  # of llama.cpp's server too
 KEY = "SLM_JUDGE_API_KEY"
 _SHORTEST = 8  # of a key
 _GRACE = 30  # seconds for what is being answered when the server ends
+_MOST = 1024  # clients that are listened to at once
 _ON_GPU = 512  # rows at once, so that they fill a pass
 
 
@@ -29,12 +33,11 @@ class Settings:
     port: int | None = None
     key: str | None = None
     """That clients send; needed where other machines are let in."""
-    most_rows: int | None = None
-    """Of a request."""
-    most_bytes: int | None = None
-    """Of a request's body."""
+    names: Sequence[str] = ()
+    """Further hosts under which it may be asked for, as by a proxy before it."""
+    limits: Limits = field(default_factory=Limits)
     at_once: int | None = None
-    """Rows that are computed together; by default 32, on a CUDA GPU 512."""
+    """Rows that are computed together; by default those of `limits`, on a CUDA GPU 512."""
 
 
 def serve(settings: Settings, console: Console | None = None) -> None:
@@ -47,26 +50,23 @@ def serve(settings: Settings, console: Console | None = None) -> None:
     """
     console = console or Console()
     require_extra("serve")
-    from .server import Limits, application
+    from .server import application
 
     check(settings)
     listening = listen(settings.host, settings.port, PORT)
     judge = Judge.from_pretrained(settings.model, settings.revision, **settings.options)
     try:
-        usual, on_gpu = Limits(), _on_gpu(judge)
-        limits = Limits(
-            settings.most_bytes or usual.body,
-            settings.most_rows or usual.rows,
-            at_once=settings.at_once or (_ON_GPU if on_gpu else usual.at_once),
-        )
+        usual = _ON_GPU if _on_gpu(judge) else settings.limits.at_once
+        limits = replace(settings.limits, at_once=settings.at_once or usual)
+        hosts = hosts_of(settings.host, *settings.names)
         name = settings.model if not Path(settings.model).exists() else judge.backend.path.name
-        served = application(judge, name, hosts_of(settings.host), settings.key, limits)
+        served = application(judge, name, hosts, settings.key, limits)
     except BaseException:
         judge.close()
         raise
     address = address_of(settings.host, listening)
     say(console, [f"{name} answers POST {address}/v1/systemone (Ctrl-C ends it)"], "")
-    run(served, listening, _GRACE)
+    run(served, listening, _GRACE, _MOST)
 
 
 def check(settings: Settings) -> None:
@@ -84,6 +84,9 @@ def check(settings: Settings) -> None:
         )
     if settings.key is not None and len(settings.key) < _SHORTEST:
         raise JudgeError(f"The key in {KEY} needs at least {_SHORTEST} characters.")
+    if settings.key is not None and not (settings.key.isascii() and settings.key.isprintable()
+                                         and settings.key == settings.key.strip()):  # fmt: skip
+        raise JudgeError(f"The key in {KEY} is of ASCII characters, without spaces at its ends.")
 
 
 def _on_gpu(judge: Judge) -> bool:

@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from anyio import to_thread
@@ -31,27 +30,15 @@ from slm_judge.version import __version__
 from slm_judge.web import BodyError, json_body
 
 from .answers import annotations, system_one
-from .batches import Batches, BusyError
+from .batches import Batches, BusyError, Limits
 
+_LONGEST = 2000  # characters of a refusal
 _GONE = 499  # of nginx: who asked went away
 _LOOK = 0.5  # seconds between two looks whether they did
 _OPEN = ("/health", "/metrics")  # for those who watch, who have no key
 _COUNTED = ("/v1/systemone", "/v1/annotate", "/v1/questions", "/v1/models")
 State = str | dict[str, Any]
 Asked = TypeVar("Asked", bound="_Asked")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may be."""
-
-    body: int = 8 * 2**20
-    """Bytes."""
-    rows: int = 1000
-    waiting: int = 10_000
-    """Rows of all requests."""
-    at_once: int = 32
-    """Rows that are computed together."""
 
 
 class _Asked(BaseModel):
@@ -103,7 +90,7 @@ def application(
         limits: of a request.
     """
     given, metrics = limits or Limits(), _Metrics()
-    batches = Batches(judge, given.at_once, given.waiting, metrics.batch.observe)
+    batches = Batches(judge, given, metrics.batch.observe)
     metrics.waiting.set_function(lambda: batches.rows_waiting)
 
     @asynccontextmanager
@@ -150,6 +137,7 @@ class _Server:
     async def system_one(self, request: Request) -> Response:
         """One item; the answer is System One's."""
         asked = await self._read(request, SystemOne)
+        self._batches.check_room(1)
         names = self._chosen(asked.questions)
         prompts = await to_thread.run_sync(self._batches.encode, [asked.state], "The state")
         (logits,) = await self._answers(request, prompts)
@@ -161,9 +149,8 @@ class _Server:
 
     async def annotate(self, request: Request) -> Response:
         """Many items; the answers are `Judge.annotate`'s."""
-        asked, most = await self._read(request, Rows), self._limits.rows
-        if len(asked.rows) > most:
-            raise BodyError(f"{len(asked.rows)} rows, of at most {most}. Send them in parts.", 413)
+        asked = await self._read(request, Rows)
+        self._batches.check_room(len(asked.rows))
         prompts = await to_thread.run_sync(self._batches.encode, asked.rows, "Row {}")
         logits = await self._answers(request, prompts)
         found = await to_thread.run_sync(annotations, self._contract, logits)
@@ -173,7 +160,12 @@ class _Server:
         })  # fmt: skip
 
     async def _read(self, request: Request, kind: type[Asked]) -> Asked:
-        body = await json_body(request, self._limits.body)
+        body, most = await json_body(request, self._limits.body), self._limits.rows
+        if odd := sorted(body.keys() - kind.model_fields):  # however many there are
+            known = ", ".join(kind.model_fields)
+            raise BodyError(f"A request has no {', '.join(odd[:3])}; it has {known}.", 422)
+        if isinstance(rows := body.get("rows"), list) and len(rows) > most:
+            raise BodyError(f"{len(rows)} rows, of at most {most}. Send them in parts.", 413)
         try:
             return kind.model_validate(body, strict=True)
         except ValidationError as error:
@@ -187,26 +179,31 @@ class _Server:
             name for name, question in questions.items() if self._questions.get(name) != question
         ]
         if odd or not questions:
+            shown = ", ".join(odd[:3]) or "none"
             raise DataError(
-                f"The judge was trained on other questions than {', '.join(odd) or 'none'}: send "
+                f"The judge was trained on other questions than {shown}: send "
                 "some of GET /v1/questions as they stand there, or leave `questions` out."
             )
         return list(questions)
 
     async def _answers(self, request: Request, prompts: Sequence[EncodedPrompt]) -> list[Logits]:
         answer = asyncio.wrap_future(self._batches.ask(prompts))
-        while not (await asyncio.wait([answer], timeout=_LOOK))[0]:
-            if await request.is_disconnected():
-                answer.cancel()
-                raise BodyError("Nobody waits for this.", _GONE)
-        found = answer.result()
+        try:
+            while not (await asyncio.wait([answer], timeout=_LOOK))[0]:
+                if await request.is_disconnected():
+                    raise BodyError("Nobody waits for this.", _GONE)
+            found = answer.result()
+        finally:  # also where the server ends before it is there
+            answer.cancel()
         self._metrics.rows.inc(len(prompts))
         self._metrics.tokens.inc(_tokens(prompts))
         return found
 
-    async def health(self) -> dict[str, Any]:
+    async def health(self) -> Response:
         """That it answers."""
-        return {"status": "ok", "model": self._name, "rows_waiting": self._batches.rows_waiting}
+        works, waiting = self._batches.works, self._batches.rows_waiting
+        said = {"status": "ok" if works else "error", "model": self._name, "rows_waiting": waiting}
+        return JSONResponse(said, 200 if works else 503)
 
     async def metrics(self) -> Response:
         """What is counted, as Prometheus reads it."""
@@ -226,7 +223,8 @@ class _Server:
 
 
 def _tokens(prompts: Sequence[EncodedPrompt]) -> int:
-    return sum(len(one.input_ids) for one in prompts)
+    readings = [one for prompt in prompts for one in (prompt, prompt.exchanged) if one]
+    return sum(len(one.input_ids) for one in readings)
 
 
 def _refusing(
@@ -255,7 +253,7 @@ def _refusing(
 
 def _refusal(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    said = {"error": {"code": status, "message": message, "type": kind}}
+    said = {"error": {"code": status, "message": message[:_LONGEST], "type": kind}}
     return JSONResponse(said, status, headers)
 
 
