@@ -258,6 +258,17 @@ def test_llama_cpp_without_memory_is_a_sentence(run):
     assert after == before
 
 
+def test_after_a_row_without_memory_there_is_room_for_many_again(run, monkeypatch):
+    with Judge.from_pretrained(run.gguf_file("Q8_0"), trust=True) as judge:
+        usual = judge.backend._n_ctx
+        monkeypatch.setattr("slm_judge.backends.gguf._free_memory", lambda _: 0)
+        with pytest.raises(ModelError, match="Out of memory for a context of"):
+            judge.annotate(["word " * 3800])
+        monkeypatch.undo()
+        judge.annotate(["short"])
+        assert judge.backend._n_ctx == usual
+
+
 # --- export ---
 
 

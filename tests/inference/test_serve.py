@@ -270,7 +270,8 @@ def test_what_nobody_waits_for_is_not_computed(judges):  # noqa: F811
     with serving(judge, limits=Limits(at_once=2)) as url:
         body = json.dumps({"rows": ["x"] * 40}).encode()
         head = f"POST /v1/annotate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), LIMIT) as client:
+        place = "127.0.0.1", int(url.rpartition(":")[2])
+        with socket.create_connection(place, timeout=LIMIT) as client:
             client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
             until(lambda: judge.asked)
             assert metric(url, "rows_waiting") == 38

@@ -79,3 +79,17 @@ def test_the_parts_of_a_gpu_are_attention_by_the_mask(monkeypatch, prefix, cache
         found.append([output, *(x.grad for x in tensors)])
     for ours, wanted in zip(*found, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_pytorch_has_the_kernels_with_the_arguments_that_they_are_given():
+    """Private names of PyTorch: where a version changes them, a GPU goes by the mask."""
+    forward, backward = (
+        [one.name for one in getattr(torch.ops.aten, name).default._schema.arguments]
+        for name in ("_flash_attention_forward", "_flash_attention_backward")
+    )
+    ends = ["cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal"]
+    assert forward[:10] == ["query", "key", "value", *ends, "return_debug_mask"]
+    given = ["grad_out", "query", "key", "value", "out", "logsumexp", *ends, "rng_state", "unused"]
+    assert backward[:14] == given
+    assert "scale" in forward
+    assert "scale" in backward

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -308,7 +309,12 @@ class GgufBackend:
         # A row that shares nothing with the rubric still stands beside it.
         needed = min(len(self._prefix) + n_tokens, self._room)
         if needed > self._n_ctx:
-            self._open_context(max(needed, self._usual_context))
+            if not self._n_ctx and needed < self._usual_context:
+                # It was given up for a row for which there was no memory.
+                with suppress(ModelError):
+                    self._open_context(self._usual_context)
+                    return
+            self._open_context(needed)
 
     def _run(self, batch: list[tuple[int, EncodedPrompt]]) -> Iterator[tuple[int, Logits]]:
         llama = self._llama
