@@ -168,8 +168,8 @@ def _annotation(
             model.set_attn_implementation("sdpa")
             backend._by_rows = False
         behind = len(backend.reader.prefix)
-        own = statistics.mean(len(p.input_ids) - behind for p in judge.encode(states))
         prompts = judge.encode(states)
+        own = statistics.mean(len(prompt.input_ids) - behind for prompt in prompts)
         usual = backend.tokens_per_pack
         for tokens in (usual, 2048):
             backend.tokens_per_pack = tokens

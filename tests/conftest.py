@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker(name):
                 reason = f"{OPT_IN[name]}: pytest -m {name}"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@contextmanager
+def served(application) -> Iterator[str]:
+    """The address of an ASGI application on a port of its own, in a thread."""
+    import uvicorn
+
+    from slm_judge.web import listen
+
+    listening = listen("127.0.0.1", 0, 0)
+    server = uvicorn.Server(uvicorn.Config(application, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(LIMIT)
+        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="session")

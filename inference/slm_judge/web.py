@@ -8,6 +8,8 @@ from typing import Any
 from slm_judge.data.text import read_json
 from slm_judge.errors import DataError, JudgeError
 
+_SHORTEST = 8  # of a secret
+
 
 class BodyError(DataError):
     """The body of a request is not what was expected."""
@@ -34,6 +36,27 @@ def check_host(host: str) -> None:
     """
     if ":" in host:
         raise JudgeError(f"--host is a name or an IPv4 address, got {host}.")
+
+
+def check_secret(host: str, secret: str | None, what: str, told: str = "") -> None:
+    """Refuse to let other machines in without a secret, or with one that is soon guessed.
+
+    Args:
+        host: where the server listens.
+        secret: None where there is none.
+        what: it is, and in which variable, e.g. "key in the variable KEY".
+        told: what else is said about it.
+
+    Raises:
+        JudgeError: says what is missing.
+    """
+    if not is_loopback(host) and not secret:
+        raise JudgeError(
+            f"--host {host} lets other machines in: set a {what}{told}. It and the texts travel as "
+            "they are, so put a server with TLS before it."
+        )
+    if secret is not None and len(secret) < _SHORTEST:
+        raise JudgeError(f"The {what} needs at least {_SHORTEST} characters.")
 
 
 def hosts_of(host: str, *further: str) -> list[str]:

@@ -4,19 +4,16 @@ import os
 import re
 import shutil
 import socket
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from slm_judge.app.judging import Judges
 from slm_judge.app.server import Page, application
 from slm_judge.app.store import Store, Task
-from slm_judge.web import listen
-from tests.conftest import LIMIT
+from tests.conftest import LIMIT, served
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -97,17 +94,8 @@ def serving(rubric, store=None, named=(), password=None, hosts=("127.0.0.1",), *
     """The page on a port of its own, in a thread; gives its address."""
     page = Page(rubric, Judges(list(named), rubric), store, **more)
     page.judges.close = lambda: None  # the judges of a session serve several tests
-    listening = listen("127.0.0.1", 0, 0)
-    server = uvicorn.Server(
-        uvicorn.Config(application(page, list(hosts), password), log_level="error")
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(LIMIT)
+    with served(application(page, list(hosts), password)) as address:
+        yield address
 
 
 @pytest.fixture

@@ -23,12 +23,10 @@ from slm_judge.artefact.calibration import Calibration
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.errors import ModelError
 from slm_judge.web import hosts_of, listen
-from tests.conftest import LIMIT, ROOT
+from tests.conftest import LIMIT, ROOT, served
 from tests.inference.test_serving import RUBRICS, TEXTS, judges, transformers_serve  # noqa: F401
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
-import uvicorn
-
 from slm_judge.serve.answers import annotations, system_one
 from slm_judge.serve.batches import Batches, BusyError, Limits
 from slm_judge.serve.server import application
@@ -39,17 +37,9 @@ KEY = "a long enough key"
 @contextmanager
 def serving(judge, key=None, limits=None, hosts=None):
     """The address of the server of a judge, in a thread; it closes the judge in the end."""
-    listening = listen("127.0.0.1", 0, 0)
-    app = application(judge, "judge", hosts or hosts_of("127.0.0.1"), key, limits)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(LIMIT)
-        assert not thread.is_alive()
+    names = hosts or hosts_of("127.0.0.1")
+    with served(application(judge, "judge", names, key, limits)) as address:
+        yield address
 
 
 def call(url, body=None, method=None, kind="application/json", **headers):

@@ -13,7 +13,7 @@ from slm_judge.judge.judge import Judge, LoadOptions
 from slm_judge.progress import progress_bar
 from slm_judge.rubric import Rubric
 from slm_judge.screen import say
-from slm_judge.web import address_of, check_host, hosts_of, is_loopback, listen, run
+from slm_judge.web import address_of, check_host, check_secret, hosts_of, listen, run
 
 from .items import TABLE, Items, draw, read_items
 from .judging import Judges, Named
@@ -23,7 +23,6 @@ from .store import Store, Task
 PORT = 7860
 PASSWORD = "SLM_JUDGE_PASSWORD"  # noqa: S105 (the name of a variable)
 STORE = Path("annotations.db")
-_SHORTEST = 8  # of a password
 
 
 @dataclass(frozen=True)
@@ -117,13 +116,8 @@ def check(settings: Settings) -> None:
     if settings.draw and settings.task.order != "design":
         raise JudgeError("--draw is the number of items of --order design.")
     check_host(settings.host)
-    if not settings.public and not is_loopback(settings.host) and not settings.password:
-        raise JudgeError(
-            f"--host {settings.host} lets other machines in: set a password in the variable "
-            f"{PASSWORD}. It and the texts travel as they are, so put a server with TLS before it."
-        )
-    if settings.password and len(settings.password) < _SHORTEST:
-        raise JudgeError(f"The password in {PASSWORD} needs at least {_SHORTEST} characters.")
+    host = "127.0.0.1" if settings.public else settings.host  # there, anybody may come
+    check_secret(host, settings.password or None, f"password in the variable {PASSWORD}")
 
 
 def load_judges(settings: Settings) -> tuple[Rubric, Judges]:

@@ -152,15 +152,32 @@ class Judge:
             DataError: a row lacks a field or its text, or is longer than the model can read.
             ModelError: the model's weights are damaged.
         """
-        states = [item_state(self.rubric, row, f"Row {i + 1}") for i, row in enumerate(rows)]
-        prompts = self.encode(states)
-        for i, prompt in enumerate(prompts):
-            if prompt.n_tokens > self.backend.max_tokens:
+        yield from self.decide(self.prompts(rows))
+
+    def prompts(
+        self, rows: Sequence[Row], where: str = "Row {}", most: int | None = None
+    ) -> list[EncodedPrompt]:
+        """What `decide` takes, of rows as they come.
+
+        Args:
+            rows: as `annotate` takes them.
+            where: names a row in errors, with its number in `{}`.
+            most: tokens of a row, where they are to be fewer than the model can read.
+
+        Raises:
+            DataError: a row lacks a field or its text, or is longer than there is room for.
+        """
+        names = [where.format(i + 1) for i in range(len(rows))]
+        states = [item_state(self.rubric, *one) for one in zip(rows, names, strict=True)]
+        room = min(most or self.backend.max_tokens, self.backend.max_tokens)
+        found = self.encode(states)
+        for name, prompt in zip(names, found, strict=True):
+            if prompt.n_tokens > room:
                 raise DataError(
-                    f"Row {i + 1} needs {prompt.n_tokens} tokens, but there is room for "
-                    f"{self.backend.max_tokens}. Shorten its longest field."
+                    f"{name} needs {prompt.n_tokens} tokens, but there is room for {room}. "
+                    "Shorten its longest field."
                 )
-        yield from self.decide(prompts)
+        return found
 
     def encode(
         self, states: Sequence[dict[str, str]], reader: Reader | None = None

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm_judge.backends import Logits
-from slm_judge.data.text import item_state
-from slm_judge.errors import DataError, JudgeError
+from slm_judge.errors import JudgeError
 from slm_judge.judge.judge import Judge
 from slm_judge.prompt.readers import EncodedPrompt
 
@@ -107,27 +106,16 @@ class Batches:
             return sum(asked.left for asked in self._waiting)
 
     def encode(self, rows: Sequence[str | Mapping[str, Any]], where: str) -> list[EncodedPrompt]:
-        """The prompts of rows.
-
-        Args:
-            rows: as `Judge.annotate` takes them.
-            where: names a row, with its number in `{}`.
+        """See `Judge.prompts`.
 
         Raises:
-            DataError: a row lacks a field or its text, or is longer than there is room for.
+            DataError: as there.
             BusyError: the server ends.
         """
-        rubric, most = self.judge.rubric, min(self.judge.backend.max_tokens, self._longest)
-        states = [item_state(rubric, row, where.format(i + 1)) for i, row in enumerate(rows)]
         with self._reading:  # tokenizers have settings that threads would share
             if self._closed:
                 raise BusyError(_ENDS)
-            prompts = self.judge.encode(states)
-        for i, prompt in enumerate(prompts):
-            if (length := prompt.n_tokens) > most:
-                said = f"{where.format(i + 1)} needs {length} tokens, but there is room for {most}."
-                raise DataError(f"{said} Shorten its longest field.")
-        return prompts
+            return self.judge.prompts(rows, where, self._longest)
 
     def ask(self, prompts: Sequence[EncodedPrompt]) -> Future[list[Logits]]:
         """The logits of each row, in order, when they are there.

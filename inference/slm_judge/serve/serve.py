@@ -9,13 +9,12 @@ from rich.console import Console
 from slm_judge.errors import JudgeError, require_extra
 from slm_judge.judge.judge import Judge, LoadOptions
 from slm_judge.screen import say
-from slm_judge.web import address_of, check_host, hosts_of, is_loopback, listen, run
+from slm_judge.web import address_of, check_host, check_secret, hosts_of, listen, run
 
 from .batches import Limits
 
 PORT = 8080  # of llama.cpp's server too
 KEY = "SLM_JUDGE_API_KEY"
-_SHORTEST = 8  # of a key
 _GRACE = 30  # seconds for what is being answered when the server ends
 _MOST = 1024  # clients that are listened to at once
 _ON_GPU = 512  # rows at once, so that they fill a pass
@@ -76,16 +75,9 @@ def check(settings: Settings) -> None:
         JudgeError: says what is missing.
     """
     check_host(settings.host)
-    if not is_loopback(settings.host) and not settings.key:
-        raise JudgeError(
-            f"--host {settings.host} lets other machines in: set a key in the variable {KEY}, "
-            "which clients send (Authorization: Bearer KEY). It and the texts travel as they are, "
-            "so put a server with TLS before it."
-        )
-    if settings.key is not None and len(settings.key) < _SHORTEST:
-        raise JudgeError(f"The key in {KEY} needs at least {_SHORTEST} characters.")
-    if settings.key is not None and not (settings.key.isascii() and settings.key.isprintable()
-                                         and settings.key == settings.key.strip()):  # fmt: skip
+    told, key = ", which clients send (Authorization: Bearer KEY)", settings.key or ""
+    check_secret(settings.host, settings.key, f"key in the variable {KEY}", told)
+    if not (key.isascii() and key.isprintable() and key == key.strip()):
         raise JudgeError(f"The key in {KEY} is of ASCII characters, without spaces at its ends.")
 
 

@@ -111,7 +111,10 @@ def application(
         ("/v1/systemone", server.system_one, SystemOne),
         ("/v1/annotate", server.annotate, Rows),
     ):
-        schema = {"required": True, "content": {"application/json": {"schema": _schema(kind)}}}
+        schema = {
+            "required": True,
+            "content": {"application/json": {"schema": kind.model_json_schema()}},
+        }
         app.post(path, openapi_extra={"requestBody": schema})(_refusing(answer))
     app.get("/health")(server.health)
     app.get("/metrics")(server.metrics)
@@ -120,10 +123,6 @@ def application(
     for status in (404, 405):
         app.add_exception_handler(status, _no_such_address)
     return app
-
-
-def _schema(kind: type[BaseModel]) -> dict[str, Any]:
-    return kind.model_json_schema()
 
 
 class _Server:
