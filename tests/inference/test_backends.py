@@ -23,6 +23,7 @@ from slm_judge.artefact.device import (
     full_width,
     pack_budget,
     tokens_that_fit,
+    usual_width,
 )
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.artefact.locate import choose_gguf
@@ -491,6 +492,23 @@ def test_products_are_switched_where_that_is_wider_and_back(monkeypatch, name, w
     with suppress(ModelError), full_width(name):
         assert MATMUL.fp32_precision == (inside or before)
         raise ModelError
+    assert MATMUL.fp32_precision == before
+
+
+@settable
+def test_within_wide_products_the_usual_ones_are_to_be_had(monkeypatch):
+    before = MATMUL.fp32_precision
+    monkeypatch.setattr(device, "_onednn_is_wider", lambda: True)
+    with usual_width():
+        assert MATMUL.fp32_precision == before
+    with full_width("cpu"):
+        with suppress(ModelError), usual_width():
+            assert MATMUL.fp32_precision == before
+            raise ModelError
+        assert MATMUL.fp32_precision == "bf16"
+        lifted = usual_width()
+        lifted.__enter__()
+    lifted.__exit__(None, None, None)  # nobody is within any more
     assert MATMUL.fp32_precision == before
 
 

@@ -14,7 +14,9 @@ from slm_judge.training.slots import (
     make_dataset,
 )
 from slm_judge.training.targets import Targets
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from slm_judge.artefact import device
 from slm_judge.artefact.base import Base, load_base
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends import row_attention
@@ -294,6 +296,29 @@ def test_padding_never_spoils_gradients():
     for by_mask, in_parts in zip(*found, strict=True):
         assert torch.isfinite(in_parts).all()
         assert (by_mask - in_parts).abs().max() < 1e-3 * by_mask.abs().max()
+
+
+def test_small_blocks_of_attention_are_multiplied_by_pytorchs_own_products(monkeypatch):
+    """Where oneDNN's are faster, it is not for blocks of a few rows: 3 to 5 times slower."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None:
+        pytest.skip("this PyTorch has no choice of products")
+    monkeypatch.setattr(device, "_onednn_is_wider", lambda: True)
+    usual, seen = matmul.fp32_precision, {}
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "flash_attention_for_cpu" in str(function):
+                seen.setdefault(args[0].shape[2], set()).add(matmul.fp32_precision)
+            return function(*args, **(kwargs or {}))
+
+    rows = row_attention.Rows(20, [30, 31, 800])
+    tensors = [torch.randn(1, 2, 881, 16, requires_grad=True) for _ in range(3)]
+    with device.full_width("cpu"), Listening():
+        output, _ = row_attention._attention(torch.nn.Module(), *tensors, None, rows=rows)
+        output.sum().backward()
+        assert matmul.fp32_precision == "bf16"
+    assert seen == {20: {usual}, 31: {usual}, 800: {"bf16"}, 861: {"bf16"}}
 
 
 def test_what_is_not_known_of_an_architecture_goes_by_the_mask():

@@ -94,7 +94,8 @@ def full_width(device: Any) -> Iterator[None]:
     matmul = require("torch", "transformers").backends.mkldnn.matmul
     with _permission.lock:
         if not _permission.holders:
-            _permission.before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+            _permission.before = matmul.fp32_precision
+            _permission.set("bf16")
         _permission.holders += 1
     try:
         yield
@@ -102,7 +103,26 @@ def full_width(device: Any) -> Iterator[None]:
         with _permission.lock:
             _permission.holders -= 1
             if not _permission.holders:
-                matmul.fp32_precision = _permission.before
+                _permission.set(_permission.before)
+
+
+@contextmanager
+def usual_width() -> Iterator[None]:
+    """Within `full_width`, PyTorch's usual products: for what multiplies many small blocks.
+
+    oneDNN is asked anew for each block, which takes longer than a block of a few rows does.
+    """
+    permission = _permission
+    with permission.lock:
+        lifted = permission.holders > 0
+        if lifted:
+            permission.set(permission.before)
+    try:
+        yield
+    finally:
+        with permission.lock:
+            if lifted and permission.holders:
+                permission.set("bf16")
 
 
 class _Permission:
@@ -110,6 +130,11 @@ class _Permission:
 
     def __init__(self) -> None:
         self.lock, self.holders, self.before = Lock(), 0, "none"
+
+    def set(self, precision: str) -> None:
+        """Say how products of float32 may be computed."""
+        matmul = require("torch", "transformers").backends.mkldnn.matmul
+        matmul.fp32_precision = precision
 
 
 _permission = _Permission()

@@ -9,7 +9,7 @@ are put together by their softmax denominators, as FlashAttention puts blocks to
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from slm_judge.artefact.device import usual_width
 from slm_judge.errors import ModelError
 from slm_judge.prompt.readers import EncodedPrompt
 
@@ -37,8 +38,8 @@ _DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_
 # What `use_on_gpu` tries, and how near the answers must be: 16 bits round to 0.004 in each step.
 _CLOSE = 0.1
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# From so many queries on, PyTorch's kernel for CPUs multiplies blocks of 256, before of 32 or 64.
+_LARGE_BLOCKS = 768
 
 
 @dataclass(frozen=True)
@@ -371,6 +372,24 @@ class _RowAttention(torch.autograd.Function):
             for whole, part in zip(found[1:], own[1:], strict=True):
                 whole[0, :, group.positions] = _unpadded(part, group)
         return *found, None, None
+
+
+def _flash(query: torch.Tensor, *rest: Any, **options: Any) -> Any:
+    """The output and the denominators."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with _blocks_of(query):
+        return kernel(query, *rest, **options)
+
+
+def _flash_backward(gradient: torch.Tensor, *rest: Any, **options: Any) -> Any:
+    """The gradients of queries, keys and values."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    with _blocks_of(gradient):
+        return kernel(gradient, *rest, **options)
+
+
+def _blocks_of(query: torch.Tensor) -> Any:
+    return usual_width() if query.shape[2] < _LARGE_BLOCKS else nullcontext()
 
 
 def _until(end: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
