@@ -2,13 +2,15 @@
 
     python -m benchmarks.four_bits runs/demo
     python -m benchmarks.four_bits runs/popquorn --types Q4_0 Q4_K_M Q8_0 --methods nearest fitted
+    python -m benchmarks.four_bits runs/demo --json FILE --figure docs/four-bits.png --show
 
 Files of a run that is exported (its `merged/` is what is rounded), asked about its test and
 validation items: bytes, alpha with the annotators, the change against the merged model with a
 paired 90 % interval, the share of equal labels, rows a second. `nearest` rounds the weights as they
 are, `moved` as `export` does (layers fitted, then GPTQ; the values of Q4_0 in 5 bits), `fitted`
 the same with the labels' rows fitted. Types whose blocks choose their scales by rules of their own
-are rounded as they are, or `weighed` by the inputs' importance.
+are rounded as they are, or `weighed` by the inputs' importance. `--show` prints
+and draws what a file of `--json` has.
 """
 
 import argparse
@@ -17,8 +19,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import matplotlib as mpl
+from matplotlib.figure import Figure
 from rich.console import Console
 from slm_judge.export.answers import against_annotators, ask, between, losses
 from slm_judge.export.artefacts import ADAPTER
@@ -33,6 +38,7 @@ from slm_judge.export.gguf import (
     quantize,
 )
 from slm_judge.export.gptq import NF4, Grid, Others, Unrounded, importance, save_moved
+from slm_judge.model_card.figures import COLOURS, save
 
 from slm_judge import Judge
 from slm_judge.agreement.parts import parts
@@ -151,6 +157,33 @@ def table(rows: Sequence[Results]) -> str:
     return "\n".join(lines).replace("-0", "−0")
 
 
+def figure(rows: Sequence[Results], path: Path) -> None:
+    """Equal labels (mean of the dimensions) over bytes, and over rows a second, as PNG."""
+    reference, *files = rows
+    equal = {row["name"]: fmean(d["equal"] for d in row["dimensions"].values()) for row in rows}
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        drawn = Figure(figsize=(9.6, 4.4), layout="constrained")
+        panels = drawn.subplots(1, 2, sharey=True)
+        scale = {"bytes": 1e6, "rows_per_second": reference["rows_per_second"]}
+        for axes, key in zip(panels, scale, strict=True):
+            for method, colour in zip(METHODS, COLOURS, strict=False):
+                points = [row for row in files if row["name"].split(", ")[1] == method]
+                x, y = ([row[key] / scale[key] for row in points],
+                        [equal[row["name"]] for row in points])  # fmt: skip
+                axes.plot(x, y, "o", color=colour, label=method)
+                for row, *at in zip(points, x, y, strict=True):
+                    kind = row["name"].replace(f", {method}", "").replace(" in 16 bits", "")
+                    axes.annotate(kind, at, (4, 3), textcoords="offset points", fontsize=7)
+            axes.grid(color="#e6e6e6")
+            axes.margins(x=0.1)
+        panels[0].set(xlabel="MB", ylabel="labels equal to the merged model's")
+        panels[1].set(xlabel="rows a second, merged model in float32 = 1")
+        handles, labels = panels[0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        path.write_bytes(save(drawn, "png"))
+    print(path)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(
@@ -161,15 +194,28 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--items", type=int, default=600, help="most of them")
     parser.add_argument("--json", type=Path, help="also write the figures here, after each file")
+    parser.add_argument("--figure", type=Path, help="draw them here")
+    parser.add_argument("--show", action="store_true", help="what --json has, without computing")
     arguments = parser.parse_args()
     run, rows = Run(arguments.run), list[Results]()
+    if arguments.show:
+        kept = json.loads(arguments.json.read_text(encoding="utf-8"))
+        tell(kept["run"], kept["items"], kept["rows"], arguments.figure)
+        return
     items = [*load_split(run.data, "test"), *load_split(run.data, "validation")][: arguments.items]
     for row in measure(run, items, arguments):
         rows.append(row)
         print(json.dumps(row), flush=True)
         if arguments.json:
             write_json(arguments.json, {"run": run.folder.name, "items": len(items), "rows": rows})
-    print(f"\n{run.folder.name}, {len(items)} items\n\n{table(rows)}")
+    tell(run.folder.name, len(items), rows, arguments.figure)
+
+
+def tell(name: str, items: int, rows: Sequence[Results], path: Path | None) -> None:
+    """Print, and draw."""
+    print(f"\n{name}, {items} items\n\n{table(rows)}")
+    if path:
+        figure(rows, path)
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ class Learner:
             row_attention.use(model)
         add_in_place(config)
         adapted = get_peft_model(model, config)
-        dtype = getattr(torch, self.base.dtype)
-        row_attention.use_on_gpu(adapted, dtype, training=True)
+        if self.base.device != "cpu":
+            row_attention.use_where_right(adapted, getattr(torch, self.base.dtype), training=True)
         return adapted
 
     @property

@@ -27,6 +27,7 @@ from slm_judge.artefact.device import (
 )
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.artefact.locate import choose_gguf
+from slm_judge.backends import row_attention
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.errors import ModelError
 from slm_judge.judge.answer import gap
@@ -215,7 +216,7 @@ def test_files_that_ask_for_eager_attention_are_loaded_with_sdpa(folder, tmp_pat
     plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert plain.config._attn_implementation == "eager"  # else this test tests nothing
     with Judge.from_pretrained(tmp_path) as judge, Judge.from_pretrained(folder) as usual:
-        assert judge.backend.model.config._attn_implementation == "sdpa"
+        assert judge.backend.model.config._attn_implementation in ("sdpa", row_attention.NAME)
         assert_equal_logits(judge.backend)
         assert labels(judge) == labels(usual)
         judge.exact = True
@@ -547,6 +548,32 @@ def test_the_last_of_several_threads_switches_back(monkeypatch):
     assert MATMUL.fp32_precision == "bf16"
     second.__exit__(None, None, None)
     assert MATMUL.fp32_precision == before
+
+
+def test_on_a_cpu_rows_attend_to_themselves_and_answer_as_by_the_mask(folder):
+    with Judge.from_pretrained(folder, device="cpu", dtype="float32") as judge:
+        backend, calls = judge.backend, row_attention._calls
+        assert backend._by_rows
+        assert backend.tokens_per_pack == 1024
+        before = calls.count
+        by_rows = dict(judge.logits(TEXTS))
+        assert calls.count > before
+        backend._by_rows, before = False, calls.count
+        for index, by_mask in judge.logits(TEXTS):
+            for one, other in zip(by_rows[index], by_mask, strict=True):
+                assert abs(one - other).max() < backend.near_tie / 4
+        assert calls.count == before
+
+
+def test_a_model_that_does_not_hand_on_where_rows_are_goes_by_the_mask(folder):
+    backend = TransformersBackend.load(folder, device="cpu", dtype="float32")
+    model, forward = backend.model, backend.model.forward
+    model.set_attn_implementation("sdpa")
+    model.forward = lambda rows=None, **others: forward(**others)
+    deaf = TransformersBackend(model, backend._tokenizer, backend.contract, folder)
+    assert not deaf._by_rows
+    assert model.config._attn_implementation == "sdpa"
+    assert deaf.tokens_per_pack == 512
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

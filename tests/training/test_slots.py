@@ -298,6 +298,26 @@ def test_padding_never_spoils_gradients():
         assert (by_mask - in_parts).abs().max() < 1e-3 * by_mask.abs().max()
 
 
+@pytest.mark.parametrize("ahead", [0, 20])
+def test_answers_by_rows_are_those_by_the_mask_also_behind_a_cache(ahead):
+    torch.manual_seed(0)
+    lengths, prefix = [30, 5, 6, 20, 21, 7], 20
+    total = prefix + sum(lengths)
+    query, key, value = (torch.randn(1, heads, total, 64) for heads in (6, 2, 2))
+    owner = torch.tensor([-1] * prefix + [r for r, n in enumerate(lengths) for _ in range(n)])
+    mask = ((owner == -1) | (owner[:, None] == owner)).tril()[None, None, ahead:]
+    module, found, before = torch.nn.Module(), [], row_attention._calls.count
+    module.num_key_value_groups = 3
+    for rows in (None, row_attention.Rows(prefix, lengths)):
+        with torch.no_grad():
+            found.append(row_attention._attention(
+                module, query[:, :, ahead:], key, value, mask, rows=rows, is_causal=False
+            )[0])  # fmt: skip
+    assert row_attention._calls.count == before + 1
+    assert found[0].shape == (1, total - ahead, 6, 64)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 def test_small_blocks_of_attention_are_multiplied_by_pytorchs_own_products(monkeypatch):
     """Where oneDNN's are faster, it is not for blocks of a few rows: 3 to 5 times slower."""
     matmul = getattr(torch.backends.mkldnn, "matmul", None)

@@ -35,7 +35,7 @@ _FURTHER = ("softcap", "position_bias", "s_aux", "sinks")
 # Names in configurations of what would be dropped from attention in training.
 _DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 
-# What `use_on_gpu` tries, and how near the answers must be: 16 bits round to 0.004 in each step.
+# How near the answers that `use_where_right` tries must be: 16 bits round to 0.004 a step.
 _CLOSE = 0.1
 
 # From so many queries on, PyTorch's kernel for CPUs multiplies blocks of 256, before of 32 or 64.
@@ -106,11 +106,12 @@ def use(model: Any) -> None:
     model.set_attn_implementation(NAME)
 
 
-def use_on_gpu(model: Any, dtype: torch.dtype, training: bool = False) -> bool:
-    """As `use`, where a CUDA GPU has the kernels and the model comes to the same; else False.
+def use_where_right(model: Any, dtype: torch.dtype, training: bool = False) -> bool:
+    """As `use`, where this device gains by it and the model comes to the same; else False.
 
-    A pass then needs no mask. Whether `rows` reach every layer, whether the answers are those of
-    the mask, and for training whether there are gradients, is tried on two short rows.
+    On a CUDA GPU that has the kernels, in 16 bits: a pass then needs no mask. On a CPU in float32,
+    beside the mask. Whether `rows` reach every layer, whether the answers are those of the mask,
+    and for training whether there are gradients, is tried on two short rows.
 
     Args:
         model: on its device.
@@ -118,11 +119,12 @@ def use_on_gpu(model: Any, dtype: torch.dtype, training: bool = False) -> bool:
         training: whether the passes to come are those of a trainer, under autocast.
     """
     device, config = model.device, model.config.get_text_config()
-    if device.type != "cuda" or dtype.itemsize != 2:
-        return False
-    if torch.cuda.get_device_capability(device) < (8, 0):  # the kernels need them
-        return False
-    if training and any(getattr(config, name, 0) for name in _DROPOUT):
+    if device.type == "cuda":
+        # The kernels need Ampere.
+        gains = dtype.itemsize == 2 and torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        gains = device.type == "cpu" and dtype == torch.float32
+    if not gains or (training and any(getattr(config, name, 0) for name in _DROPOUT)):
         return False
     before, reached = config._attn_implementation, False
     with suppress(Exception):  # whatever it is: by the mask it stays, as it was
@@ -144,7 +146,7 @@ def _reaches(model: Any, dtype: torch.dtype, training: bool) -> bool:
             wanted = model(**usual).logits.float()
         use(model)
         with torch.set_grad_enabled(training):
-            found = model(**usual | without_mask(tried, device)).logits.float()
+            found = model(**usual | told_rows(tried, device)).logits.float()
     calls = _calls.count - calls
     if training:
         found.square().mean().backward()
@@ -153,9 +155,10 @@ def _reaches(model: Any, dtype: torch.dtype, training: bool) -> bool:
     return bool(near) and calls == model.config.get_text_config().num_hidden_layers
 
 
-def without_mask(packed: Pack, device: torch.device) -> dict[str, Any]:
-    """Arguments of a model's forward pass in place of the pack's mask."""
-    return no_mask(device) | {"rows": Rows(packed.prefix, packed.lengths)}
+def told_rows(packed: Pack, device: torch.device) -> dict[str, Any]:
+    """Arguments of a model's forward pass: on a CPU beside the pack's mask, else in its place."""
+    rows = {"rows": Rows(packed.prefix, packed.lengths)}
+    return rows if device.type == "cpu" else no_mask(device) | rows
 
 
 def no_mask(device: torch.device) -> dict[str, Any]:
@@ -176,15 +179,18 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention as transformers calls it; by the mask where `rows` did not come through."""
     if rows is None and attention_mask is not None and attention_mask.shape[-1] < key.shape[2]:
-        raise ModelError("This model does not tell its attention where rows are.")  # `use_on_gpu`
+        raise ModelError("This model does not tell its attention where rows are.")  # when tried
     plain = query.shape[-1] == value.shape[-1] and not options.get("dropout")
     plain = plain and all(options.get(name) is None for name in _FURTHER)
     if query.is_cuda and rows is not None:
         return _on_gpu(query, key, value, rows, scaling, plain), None
-    if rows is None or not rows.prefix or not plain:
+    ahead = key.shape[2] - query.shape[2]  # in a cache, without gradients the rubric
+    known = not ahead or (rows and ahead == rows.prefix and not torch.is_grad_enabled())
+    if rows is None or not rows.prefix or not plain or not known:
         options["scaling"] = scaling
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found, None
+    _calls.count += 1
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
@@ -194,7 +200,7 @@ def _attention(
 
 
 class _Calls:
-    """How often attention was computed by rows on a GPU."""
+    """How often attention was computed by rows."""
 
     count = 0
 
@@ -208,7 +214,7 @@ def _on_gpu(
 ) -> torch.Tensor:  # fmt: skip
     """1 x L x heads x channels."""
     if not plain:
-        raise ModelError("This model's attention is not known here.")  # of `use_on_gpu`
+        raise ModelError("This model's attention is not known here.")  # when it is tried
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         query, key, value = (x.to(dtype) for x in (query, key, value))
@@ -321,28 +327,30 @@ def _gpu_flash_backward(
 
 
 class _RowAttention(torch.autograd.Function):
-    """Queries, keys and values are 1 x heads x L x channels."""
+    """Queries, keys and values are 1 x heads x L x channels; behind a cache more keys."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         rows: Rows, scale: float,
     ) -> torch.Tensor:  # fmt: skip
-        end = rows.prefix
-        rubric, of_rubric = _flash(*_until(end, query, key, value), 0.0, True, scale=scale)
+        end, ahead = rows.prefix, key.shape[2] - query.shape[2]
+        rubric, of_rubric = query[:, :, :0], None
+        if not ahead:
+            rubric, of_rubric = _flash(*_until(end, query, key, value), 0.0, True, scale=scale)
         shared, of_shared = _flash(
-            query[:, :, end:], *_until(end, key, value), 0.0, False, scale=scale
+            query[:, :, end - ahead :], *_until(end, key, value), 0.0, False, scale=scale
         )
         own, of_own = torch.empty_like(shared), torch.empty_like(of_shared)
         for group in rows.groups:
-            parts = (_padded(x, group) for x in (query, key, value))
+            parts = (_padded(query, group, ahead), _padded(key, group), _padded(value, group))
             found, of_found = _flash(*parts, 0.0, True, scale=scale)
             own[0, :, group.positions - end] = _unpadded(found, group)
             of_own[0, :, group.positions - end] = _unpadded(of_found, group)
         denominators = torch.logaddexp(of_shared, of_own)
         shared *= (of_shared - denominators).exp_()[..., None]
         shared += own.mul_((of_own - denominators).exp_()[..., None])
-        output = torch.cat([rubric, shared], dim=2)
+        output = shared if ahead else torch.cat([rubric, shared], dim=2)
         ctx.save_for_backward(query, key, value, output, of_rubric, denominators)
         ctx.rows, ctx.scale = rows, scale
         return output
@@ -396,9 +404,9 @@ def _until(end: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(x[:, :, :end] for x in tensors)
 
 
-def _padded(x: torch.Tensor, group: _Group) -> torch.Tensor:
-    """R x heads x T x ..., from 1 x heads x L x ..."""
-    return x[0].index_select(1, group.gather).unflatten(1, group.shape).transpose(0, 1)
+def _padded(x: torch.Tensor, group: _Group, ahead: int = 0) -> torch.Tensor:
+    """R x heads x T x ..., from 1 x heads x L x ..., of which `ahead` are in the cache."""
+    return x[0].index_select(1, group.gather - ahead).unflatten(1, group.shape).transpose(0, 1)
 
 
 def _unpadded(x: torch.Tensor, group: _Group) -> torch.Tensor:

@@ -37,8 +37,9 @@ from .packing import Pack, pack, split_into_packs
 # it rounds to an eighth of what bfloat16 rounds to.
 _NEAR_TIE = {"float32": 0.002, "bfloat16": 0.5, "float16": 0.0625}
 
-# Each row's attention passes over the scores of the whole pack; measured (docs/annotation.md).
-_CPU_PACK = 512
+# There each row's attention passes over the scores of the whole pack; measured
+# (docs/annotation.md).
+_CPU_PACK_BY_MASK = 512
 
 
 class TransformersBackend:
@@ -78,11 +79,12 @@ class TransformersBackend:
                 f"{path} is loaded with {attention} attention, which does not keep rows apart. "
                 'Load the model with attn_implementation="sdpa".'
             )
-        usual = _CPU_PACK if model.device.type == "cpu" else pack_budget(model.device, config)
+        self._by_rows = row_attention.use_where_right(model, model.dtype)
+        by_mask = model.device.type == "cpu" and not self._by_rows
+        usual = _CPU_PACK_BY_MASK if by_mask else pack_budget(model.device, config)
         self.tokens_per_pack = tokens_per_pack or usual
         kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
         self._one_dtype = len(kinds) == 1  # so that of the queries is known
-        self._by_rows = row_attention.use_on_gpu(model, model.dtype)
         self._tokenizer = tokenizer
         self.reader = self.reader_of(contract.rubric)
         self._prefix = self.reader.prefix
@@ -230,15 +232,17 @@ class TransformersBackend:
     def _forward(self, packed: Pack, n_rows: int, cache: Any = None) -> list[Logits]:
         import torch
 
-        from .row_attention import pack_tensors, without_mask
+        from .row_attention import pack_tensors, told_rows
 
-        tensors = pack_tensors(packed, self.model.device, mask=not self._by_rows)
-        if self._by_rows:
-            tensors |= without_mask(packed, self.model.device)
-        elif self._one_dtype:
+        device = self.model.device
+        on_cpu = device.type == "cpu"
+        tensors = pack_tensors(packed, device, mask=on_cpu or not self._by_rows)
+        if "attention_mask" in tensors and self._one_dtype:
             tensors["attention_mask"] = as_scores(tensors["attention_mask"], self.model.dtype)
+        if self._by_rows and not (on_cpu and n_rows == 1):  # of one row a mask throws little away
+            tensors |= told_rows(packed, device)
         tensors |= {self._cache_argument: cache, "use_cache": cache is not None}
-        with torch.inference_mode(), full_width(self.model.device):
+        with torch.inference_mode(), full_width(device):
             if self._label_rows is None:
                 logits = self._body(**tensors).logits[0][:, self._label_ids].float()
             else:
