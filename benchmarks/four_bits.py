@@ -158,7 +158,10 @@ def table(rows: Sequence[Results]) -> str:
 
 
 def figure(rows: Sequence[Results], path: Path) -> None:
-    """Equal labels (mean of the dimensions) over bytes, and over rows a second, as PNG."""
+    """Equal labels (mean of the dimensions) over bytes, and over rows a second, as PNG.
+
+    NF4+ has `v_proj` in 16 bits.
+    """
     reference, *files = rows
     equal = {row["name"]: fmean(d["equal"] for d in row["dimensions"].values()) for row in rows}
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
@@ -166,16 +169,19 @@ def figure(rows: Sequence[Results], path: Path) -> None:
         panels = drawn.subplots(1, 2, sharey=True)
         scale = {"bytes": 1e6, "rows_per_second": reference["rows_per_second"]}
         for axes, key in zip(panels, scale, strict=True):
-            for method, colour in zip(METHODS, COLOURS, strict=False):
+            for below, (method, colour) in enumerate(zip(METHODS, COLOURS, strict=False)):
                 points = [row for row in files if row["name"].split(", ")[1] == method]
                 x, y = ([row[key] / scale[key] for row in points],
                         [equal[row["name"]] for row in points])  # fmt: skip
                 axes.plot(x, y, "o", color=colour, label=method)
                 for row, *at in zip(points, x, y, strict=True):
-                    kind = row["name"].replace(f", {method}", "").replace(" in 16 bits", "")
-                    axes.annotate(kind, at, (4, 3), textcoords="offset points", fontsize=7)
+                    kind = row["name"].replace(f", {method}", "")
+                    kind = kind.replace(", v_proj in 16 bits", "+")
+                    left, offset = below % 2, (-4, -9) if below % 2 else (4, 3)
+                    axes.annotate(kind, at, offset, textcoords="offset points", fontsize=7,
+                                  color=colour, ha="right" if left else "left")  # fmt: skip
             axes.grid(color="#e6e6e6")
-            axes.margins(x=0.1)
+            axes.margins(x=0.12)
         panels[0].set(xlabel="MB", ylabel="labels equal to the merged model's")
         panels[1].set(xlabel="rows a second, merged model in float32 = 1")
         handles, labels = panels[0].get_legend_handles_labels()
