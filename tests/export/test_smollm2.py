@@ -87,11 +87,11 @@ def test_all_artefacts_read_the_same_tokens(heard):
 
 
 def test_llama_server_answers_as_the_judge_does(smol):
+    """The bound of a tie is of the two best options; any two of them may differ by more."""
     path = smol.gguf_file("Q8_0")
     with Judge.from_pretrained(path, trust=True) as judge, llama_server(path) as url:
-        assert (
-            largest_difference(judge, url, ["<|im_start|>\u202e 1234 é"]) < judge.backend.near_tie
-        )
+        apart = largest_difference(judge, url, ["<|im_start|>\u202e 1234 é"])
+        assert apart < 2 * judge.backend.near_tie
 
 
 @pytest.mark.parametrize(("name", "most"), [("merged", 1e-3), ("BF16", 0.02), ("Q8_0", 0.08)])

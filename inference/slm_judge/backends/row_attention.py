@@ -36,7 +36,8 @@ _FURTHER = ("softcap", "position_bias", "s_aux", "sinks")
 _DROPOUT = ("attention_dropout", "attn_pdrop", "attn_dropout", "attention_probs_dropout_prob")
 
 # How near the answers that `use_where_right` tries must be: 16 bits round to 0.004 a step.
-_CLOSE = 0.1
+_CLOSE = {2: 0.1, 4: 0.001}
+"""Bytes of a number -> share of the answers' size."""
 
 # From so many queries on, PyTorch's kernel for CPUs multiplies blocks of 256, before of 32 or 64.
 _LARGE_BLOCKS = 768
@@ -151,7 +152,7 @@ def _reaches(model: Any, dtype: torch.dtype, training: bool) -> bool:
     if training:
         found.square().mean().backward()
         model.zero_grad(set_to_none=True)
-    near = (found.detach() - wanted).norm() < _CLOSE * wanted.norm()
+    near = (found.detach() - wanted).norm() < _CLOSE[dtype.itemsize] * wanted.norm()
     return bool(near) and calls == model.config.get_text_config().num_hidden_layers
 
 

@@ -37,8 +37,7 @@ from .packing import Pack, pack, split_into_packs
 # it rounds to an eighth of what bfloat16 rounds to.
 _NEAR_TIE = {"float32": 0.002, "bfloat16": 0.5, "float16": 0.0625}
 
-# There each row's attention passes over the scores of the whole pack; measured
-# (docs/annotation.md).
+# By a mask each row's attention passes over the scores of the whole pack.
 _CPU_PACK_BY_MASK = 512
 
 
