@@ -22,7 +22,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from rich.console import Console
 from slm_judge.export.answers import against_annotators, ask, between, losses
@@ -38,7 +37,7 @@ from slm_judge.export.gguf import (
     quantize,
 )
 from slm_judge.export.gptq import NF4, Grid, Others, Unrounded, importance, save_moved
-from slm_judge.model_card.figures import COLOURS, save
+from slm_judge.model_card.figures import COLOURS, save, style
 
 from slm_judge import Judge
 from slm_judge.agreement.parts import parts
@@ -164,8 +163,8 @@ def figure(rows: Sequence[Results], path: Path) -> None:
     """
     reference, *files = rows
     equal = {row["name"]: fmean(d["equal"] for d in row["dimensions"].values()) for row in rows}
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
-        drawn = Figure(figsize=(9.6, 4.4), layout="constrained")
+    with style():
+        drawn = Figure(figsize=(9.6, 4.4))
         panels = drawn.subplots(1, 2, sharey=True)
         scale = {"bytes": 1e6, "rows_per_second": reference["rows_per_second"]}
         for axes, key in zip(panels, scale, strict=True):
@@ -180,7 +179,6 @@ def figure(rows: Sequence[Results], path: Path) -> None:
                     left, offset = below % 2, (-4, -9) if below % 2 else (4, 3)
                     axes.annotate(kind, at, offset, textcoords="offset points", fontsize=7,
                                   color=colour, ha="right" if left else "left")  # fmt: skip
-            axes.grid(color="#e6e6e6")
             axes.margins(x=0.12)
         panels[0].set(xlabel="MB", ylabel="labels equal to the merged model's")
         panels[1].set(xlabel="rows a second, merged model in float32 = 1")

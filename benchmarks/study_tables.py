@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from slm_judge.model_card.figures import COLOURS, HUMAN, save
+from slm_judge.model_card.figures import COLOURS, HUMAN, save, style
 
 METRICS = {"alpha": "alpha", "accuracy": "accuracy", "macro_f1": "macro-F1"}
 Rows = Sequence[tuple[Any, Mapping[str, Any]]]
@@ -153,8 +152,8 @@ def curve_figure(rows: Rows, path: Path) -> None:
     if not rows:
         return
     found = _by_label(rows)
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
-        figure = Figure(figsize=(4.2 * len(found), 3.6), layout="constrained")
+    with style():
+        figure = Figure(figsize=(4.2 * len(found), 3.6))
         shown: dict[str, Any] = {}
         panels = figure.subplots(1, len(found), squeeze=False)[0]
         for axes, (data, sizes) in zip(panels, found.items(), strict=True):
@@ -187,5 +186,4 @@ def _panel(axes: Any, points: Mapping[str, Mapping[int, list[float]]]) -> dict[s
     ticks = [n for n, before in zip(counts, [0, *counts], strict=False) if n > 1.4 * before]
     axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.minorticks_off()
-    axes.grid(color="#e6e6e6")
     return shown

@@ -34,7 +34,7 @@ def draw(report: Report) -> dict[str, Figure]:
     Args:
         report: of `slm_judge.evaluation.evaluate`.
     """
-    with _style():
+    with style():
         figures = {"alpha": alpha_by_dimension(report)}
         if any(_gaps(dimension) for dimension in report["dimensions"].values()):
             figures["minus-annotators"] = minus_annotators(report)
@@ -51,14 +51,15 @@ def draw(report: Report) -> dict[str, Figure]:
 def save(figure: Figure, kind: str) -> bytes:
     """A figure as "png" or "svg", the same bytes each time."""
     buffer = io.BytesIO()
-    with _style():
+    with style():
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
     return buffer.getvalue()
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
+    """How all figures look."""
     settings = {
         "font.family": _FONT,
         "font.size": 10,
@@ -194,7 +195,7 @@ def risk_coverage(calibrated: Mapping[str, Report]) -> Figure:
 
 def write_curve(report: Report, folder: Path) -> Path:
     """Draw `learning_curve`, as PNG and SVG; returns the first."""
-    with _style():
+    with style():
         figure = learning_curve(report)
     for kind in ("svg", "png"):
         with atomic_file(path := folder / f"curve.{kind}") as temporary:

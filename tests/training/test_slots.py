@@ -275,16 +275,19 @@ def test_too_long_items_of_every_split_are_reported(items, contract, tokenizer):
         check_lengths(splits, prompts, 4096, 64)
 
 
+def seen(prefix, lengths):
+    """Which token attends to which: L x L."""
+    owner = torch.tensor([-1] * prefix + [r for r, n in enumerate(lengths) for _ in range(n)])
+    return ((owner == -1) | (owner[:, None] == owner)).tril()
+
+
 def test_padding_never_spoils_gradients():
     """Padding looks from other rows: far scores there must not become gradients."""
     torch.manual_seed(0)
     lengths, prefix = [30, 5, 6, 20, 21, 7] * 3, 20
     total = prefix + sum(lengths)
     inputs = [8 * torch.randn(1, 2, total, 64) for _ in range(3)]
-    of_rows = torch.arange(18).repeat_interleave(torch.tensor(lengths))
-    owner = torch.cat([torch.full((prefix,), -1), of_rows])
-    mask = (owner[None] == -1) | (owner[:, None] == owner[None])
-    mask &= torch.ones(total, total, dtype=torch.bool).tril()
+    mask = seen(prefix, lengths)
     found = []
     for rows in (None, row_attention.Rows(prefix, lengths)):
         tensors = [x.clone().requires_grad_() for x in inputs]
@@ -304,8 +307,7 @@ def test_answers_by_rows_are_those_by_the_mask_also_behind_a_cache(ahead):
     lengths, prefix = [30, 5, 6, 20, 21, 7], 20
     total = prefix + sum(lengths)
     query, key, value = (torch.randn(1, heads, total, 64) for heads in (6, 2, 2))
-    owner = torch.tensor([-1] * prefix + [r for r, n in enumerate(lengths) for _ in range(n)])
-    mask = ((owner == -1) | (owner[:, None] == owner)).tril()[None, None, ahead:]
+    mask = seen(prefix, lengths)[None, None, ahead:]
     module, found, before = torch.nn.Module(), [], row_attention._calls.count
     module.num_key_value_groups = 3
     for rows in (None, row_attention.Rows(prefix, lengths)):

@@ -91,11 +91,9 @@ def full_width(device: Any) -> Iterator[None]:
     if not str(device).startswith("cpu") or not _onednn_is_wider():
         yield
         return
-    matmul = require("torch", "transformers").backends.mkldnn.matmul
     with _permission.lock:
         if not _permission.holders:
-            _permission.before = matmul.fp32_precision
-            _permission.set("bf16")
+            _permission.before = _permission.set("bf16")
         _permission.holders += 1
     try:
         yield
@@ -131,10 +129,11 @@ class _Permission:
     def __init__(self) -> None:
         self.lock, self.holders, self.before = Lock(), 0, "none"
 
-    def set(self, precision: str) -> None:
-        """Say how products of float32 may be computed."""
+    def set(self, precision: str) -> str:
+        """Say how products of float32 may be computed; returns what held."""
         matmul = require("torch", "transformers").backends.mkldnn.matmul
-        matmul.fp32_precision = precision
+        before, matmul.fp32_precision = matmul.fp32_precision, precision
+        return str(before)
 
 
 _permission = _Permission()
