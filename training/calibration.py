@@ -10,11 +10,14 @@ from scipy.optimize import minimize_scalar
 
 from slm_judge.agreement.aggregate import vote_shares
 from slm_judge.agreement.alpha import vote_counts
-from slm_judge.artefact.calibration import BOUNDS, Calibration
+from slm_judge.artefact.calibration import Calibration
 from slm_judge.data.item import Item, votes_of
 from slm_judge.judge.answer import averaged, probabilities
 from slm_judge.rubric import Dimension, Rubric
 
+BOUNDS = (0.5, 5.0)
+"""Of a fitted temperature, times that of training; beyond, the judge needs more training, not
+calibration."""
 MIN_ITEMS = 20  # below, a fitted temperature is mostly noise
 SPREAD = 0.25
 """Standard deviation of a dimension's log temperature around that of its type, before its votes are
@@ -57,6 +60,7 @@ def fit_calibration(
     items: Sequence[Item],
     logits: Sequence[Logits],
     weights: npt.NDArray[np.float64] | None = None,
+    learned_at: float = 1.0,
 ) -> tuple[dict[str, float], dict[str, Calibration]]:
     """Temperatures that minimise the log loss (Guo et al., 2017), after the shift of the priors.
 
@@ -73,11 +77,14 @@ def fit_calibration(
         items: N validation items with votes.
         logits: per dimension, N x options; of a preference N x 2 x options.
         weights: K x M, of the options in training; None where all weighed the same.
+        learned_at: the temperature of training.
 
     Returns:
         By question type one temperature, for stock engines, which cannot shift; and by dimension
-        its calibration. All within `BOUNDS`; 1 where a type has fewer than `MIN_ITEMS` answers.
+        its calibration. All within `BOUNDS`; that of training where a type has fewer than
+        `MIN_ITEMS` answers.
     """
+    logits = [np.asarray(rows) / learned_at for rows in logits]
     kinds: dict[str, dict[str, _Answered]] = {}
     for k, (dimension, rows) in enumerate(zip(rubric.dimensions, logits, strict=True)):
         shift = _shift(dimension, None if weights is None else weights[k])
@@ -87,11 +94,14 @@ def fit_calibration(
     for kind, by_name in kinds.items():
         together = [*by_name.values()]
         plain = [replace(one, shift=(), logits=one.first_reading) for one in together]
-        temperatures[kind] = _fitted(plain)
+        temperatures[kind] = round(_fitted(plain) * learned_at, 4)
         pooled = _fitted(together)
         for name, one in by_name.items():
             own = _fitted([one], pooled) if len(together) > 1 else pooled
-            calibrations[name] = Calibration(temperature=own, shift=one.shift)
+            bounds = dict(zip(BOUNDS, ("least", "most"), strict=True))
+            calibrations[name] = Calibration(
+                temperature=round(own * learned_at, 4), shift=one.shift, bound=bounds.get(own)
+            )
     return temperatures, calibrations
 
 

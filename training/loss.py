@@ -12,9 +12,9 @@ OrdinalLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class SlotLoss:
     """Cross-entropy over the options, that of saying an option at all, and an ordinal loss.
 
-    Together, with equal weights, the first two are the cross-entropy over the whole vocabulary. An
-    answer is read from the options' labels alone, so the second could be left out, but that other
-    software (a server that lists the likeliest tokens) has to find them.
+    Together, with equal weights and a temperature of 1, the first two are the cross-entropy over
+    the whole vocabulary. An answer is read from the options' labels alone, so the second could be
+    left out, but that other software (a server that lists the likeliest tokens) has to find them.
     """
 
     def __init__(
@@ -25,6 +25,7 @@ class SlotLoss:
         option_weights: torch.Tensor | None = None,
         ordinal: OrdinalLoss | None = None,
         vocabulary_weight: float = 1.0,
+        temperature: float = 1.0,
     ) -> None:
         """Prepare the loss of a rubric with K dimensions and M options in the longest.
 
@@ -35,11 +36,13 @@ class SlotLoss:
             option_weights: K x M, by which the targets are weighed in the cross-entropy.
             ordinal: one of `ORDINAL`, by default the ranked probability score.
             vocabulary_weight: of saying an option rather than anything else.
+            temperature: what the options' logits are divided by among themselves.
         """
         self.label_ids = torch.tensor(label_ids)
         self.ordinal_weight = ordinal_weight
         self.option_weights = option_weights
         self.vocabulary_weight = vocabulary_weight
+        self.temperature = temperature
         sizes = torch.tensor([len(dimension.options) for dimension in rubric.dimensions])
         self._is_option = torch.arange(int(sizes.max())) < sizes[:, None]
         self._ordinal = ordinal or ranked_probability_score
@@ -67,8 +70,10 @@ class SlotLoss:
         others = ~self._is_option.to(logits.device)
         option = scores.masked_fill(others, -torch.inf).logsumexp(dim=-1, keepdim=True)
         anything = logits.logsumexp(dim=-1, keepdim=True)
-        total = -(weighted * (scores - option)).sum()
-        total = total - self.vocabulary_weight * (weighted * (option - anything)).sum()
+        total = -self.vocabulary_weight * (weighted * (option - anything)).sum()
+        scores = scores / self.temperature
+        among = scores.masked_fill(others, -torch.inf).logsumexp(dim=-1, keepdim=True)
+        total = total - (weighted * (scores - among)).sum()
         if self.ordinal_weight:
             for k, levels in self._levels:
                 wanted = targets[:, k, :levels]

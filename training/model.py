@@ -139,7 +139,7 @@ class Learner:
             processing_class=self.tokenizer,
             data_collator=self.collator,
             eval_collator=self.eval_collator,
-            compute_metrics=alpha_metrics(rubric, self.splits["validation"]),
+            compute_metrics=alpha_metrics(rubric, self.splits["validation"], config.temperature),
             loss=SlotLoss(
                 rubric,
                 label_ids,
@@ -147,8 +147,9 @@ class Learner:
                 None if weights is None else torch.tensor(weights),
                 ORDINAL[config.ordinal_loss],
                 config.vocabulary_weight,
+                config.temperature,
             ),
-            plain_loss=SlotLoss(rubric, label_ids),
+            plain_loss=SlotLoss(rubric, label_ids, temperature=config.temperature),
         )
         trainer.add_callback(EpochOfCollator(self.collator))
         trainer.add_callback(CheckpointClock(config.checkpoint_minutes * 60))

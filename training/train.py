@@ -167,7 +167,8 @@ def _train(learner: Learner, console: Console) -> None:
         return
     logits = per_dimension(np.asarray(prediction.predictions), rubric)
     known = splits["validation"]
-    temperatures, calibrations = fit_calibration(rubric, known, logits, learner.weights)
+    learned_at = recipe.training.temperature
+    temperatures, calibrations = fit_calibration(rubric, known, logits, learner.weights, learned_at)
     calibrations = fit_thresholds(rubric, known, logits, calibrations)
     contract = learner.contract.calibrated(temperatures, calibrations)
     say(console, calibration_notes(contract))

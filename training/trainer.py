@@ -222,14 +222,21 @@ def alphas_of(
 
 
 def alpha_metrics(
-    rubric: Rubric, items: Sequence[Item]
+    rubric: Rubric, items: Sequence[Item], temperature: float
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Metrics of the validation items: alpha of the judge against the annotators."""
+    """Metrics of the validation items: alpha of the judge against the annotators.
+
+    Args:
+        rubric: of the judge.
+        items: of validation.
+        temperature: of training.
+    """
+    calibration = Calibration(temperature=temperature)
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         rows = per_dimension(np.asarray(prediction.predictions), rubric)
         labels = {
-            d.name: leanings(d, one, Calibration()).argmax(axis=-1)
+            d.name: leanings(d, one, calibration).argmax(axis=-1)
             for d, one in zip(rubric.dimensions, rows, strict=True)
         }
         found = alphas_of(rubric, items, labels)

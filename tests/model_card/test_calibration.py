@@ -43,7 +43,8 @@ def test_what_people_should_know_about_probabilities_is_said():
     notes = calibration_notes(
         plain.calibrated(
             {"noul": 1.5},
-            {"a": Calibration(temperature=5.0), "b": Calibration(temperature=0.5),
+            {"a": Calibration(temperature=5.0, bound="most"),
+             "b": Calibration(temperature=0.5, bound="least"),
              "c": Calibration(temperature=1.5, shift=(-0.3, 0.7))},
         )
     )  # fmt: skip

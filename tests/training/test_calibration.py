@@ -69,13 +69,30 @@ def test_few_items_keep_temperature_1(support):
     assert set(fit_calibration(support, unanswered, rows)[0].values()) == {1.0}
 
 
-@pytest.mark.parametrize(("factor", "bound"), [(1e-3, BOUNDS[0]), (1e3, BOUNDS[1])])
-def test_a_temperature_at_its_bound_is_known_as_such(support, factor, bound):
+@pytest.mark.parametrize(
+    ("factor", "bound", "which"), [(1e-3, BOUNDS[0], "least"), (1e3, BOUNDS[1], "most")]
+)
+def test_a_temperature_at_its_bound_is_known_as_such(support, factor, bound, which):
     items, logits = drawn(support.dimensions, [1, 1, 1])
     by_type, own = fit_calibration(support, items, [rows * factor for rows in logits])
     assert set(by_type.values()) == {bound}
-    assert all(one.at_bound for one in own.values())
-    assert not any(o.at_bound for o in fit_calibration(support, items, logits)[1].values())
+    assert all(one.bound == which for one in own.values())
+    assert not any(o.bound for o in fit_calibration(support, items, logits)[1].values())
+
+
+def test_what_was_learned_at_a_temperature_is_calibrated_around_it(support):
+    items, logits = drawn(support.dimensions, [2, 2, 2])
+    plain, own = fit_calibration(support, items, logits)
+    hot = [rows * 3 for rows in logits]
+    by_type, calibrations = fit_calibration(support, items, hot, learned_at=3.0)
+    assert by_type == pytest.approx({kind: 3 * t for kind, t in plain.items()}, rel=1e-3)
+    for name, one in calibrations.items():
+        assert one.temperature == pytest.approx(3 * own[name].temperature, rel=1e-3)
+    # Where nothing can be fitted it is that of training; and bounds are as far from it.
+    few = fit_calibration(support, items[:10], [rows[:10] for rows in hot], learned_at=3.0)
+    assert set(few[0].values()) == {3.0}
+    far = fit_calibration(support, items, [rows * 6 for rows in hot], learned_at=3.0)[1]
+    assert {(one.temperature, one.bound) for one in far.values()} == {(3 * BOUNDS[1], "most")}
 
 
 def weighed(n, exponent, seed, n_options=3):

@@ -46,6 +46,27 @@ def test_saying_an_option_at_all_has_a_weight_of_its_own():
         assert loss.item() == pytest.approx((among + weight * at_all).item(), rel=1e-6)
 
 
+def test_a_temperature_asks_for_logits_that_are_further_apart():
+    """Of the options among themselves, not beside other tokens; of levels in the ordinal term."""
+    hot = LOGITS.clone()
+    hot[..., LABEL_IDS] *= 3
+    kept = {"vocabulary_weight": 0.0, "ordinal_weight": 2.0}
+    plain = SlotLoss(RUBRIC, LABEL_IDS, **kept)(LOGITS, TARGETS, PLAIN)
+    cooled = SlotLoss(RUBRIC, LABEL_IDS, temperature=3.0, **kept)(hot, TARGETS, PLAIN)
+    assert cooled.item() == pytest.approx(plain.item(), rel=1e-5)
+    two = [
+        SlotLoss(RUBRIC, LABEL_IDS, temperature=3.0, vocabulary_weight=weight)(
+            LOGITS, TARGETS, PLAIN
+        )
+        for weight in (0.0, 1.0)
+    ]
+    at_all = [
+        SlotLoss(RUBRIC, LABEL_IDS, vocabulary_weight=weight)(LOGITS, TARGETS, PLAIN)
+        for weight in (0.0, 1.0)
+    ]
+    assert (two[1] - two[0]).item() == pytest.approx((at_all[1] - at_all[0]).item(), rel=1e-5)
+
+
 def test_a_shuffle_moves_the_label_and_not_the_target():
     """Option 0 behind label 2: its target is the probability of label 2's token."""
     shuffled = torch.tensor([[2, 0, 1], [1, 0, 2]])

@@ -8,7 +8,7 @@ as `Judge`, and probabilities of the one temperature.
 
 import json
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from slm_judge.errors import ModelError
 from slm_judge.rubric import Rubric, explain
 
-BOUNDS = (0.5, 5.0)
-"""Of a fitted temperature; beyond, the judge needs more training, not calibration."""
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
 
 
@@ -36,6 +34,10 @@ class Calibration(BaseModel):
         default=None, exclude_if=lambda given: given is None
     )
     """Of a yes-or-no question of a set: the probability of yes above which that is the label."""
+    bound: Literal["least", "most"] | None = Field(
+        default=None, exclude_if=lambda given: given is None
+    )
+    """Which of the temperatures that are allowed this is, so that a better one may lie beyond."""
 
     def leanings(self, logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Logits (... x V) whose largest one is the label."""
@@ -45,11 +47,6 @@ class Calibration(BaseModel):
             odds = np.log(self.threshold / (1 - self.threshold))
             found[..., 1] -= self.temperature * (odds + yes - no)
         return found
-
-    @property
-    def at_bound(self) -> bool:
-        """Whether a better temperature may lie beyond those that are allowed."""
-        return self.temperature in BOUNDS
 
 
 _CALIBRATIONS = TypeAdapter(dict[str, Calibration])

@@ -155,10 +155,10 @@ def calibration_notes(contract: Contract) -> list[str]:
     found = [(d, contract.calibration(d)) for d in dimensions]
     notes = [
         f"{d.name}: the temperature that calibrates it is at its bound, {one.temperature:g}, so "
-        f"its probabilities are still too {'low' if one.temperature < 1 else 'high'} for its "
+        f"its probabilities are still too {'low' if one.bound == 'least' else 'high'} for its "
         "labels. More training, or more items, would mend that."
         for d, one in found
-        if one.at_bound
+        if one.bound
     ]
     if shifted := [d.name for d, one in found if one.shift]:
         notes.append(
