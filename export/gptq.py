@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ from .importance import Importance, listening
 from .refit import label_logits, refit_labels, states
 
 ITEMS, REFIT_ITEMS = 64, 256
-"""Training items whose prompts weights are moved by, and the labels' rows fitted to."""
+"""Training items whose prompts weights are moved by, and the labels' rows fitted to, at least. Of
+short ones `export.rounding_tokens` makes it more: what fewer tokens than a layer has inputs say of
+them is mostly chance."""
 SLOT_WEIGHT = 5.0
 """Of an answer's position, where another token of an item counts 1."""
 DAMPING = 0.01
@@ -52,6 +55,7 @@ SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Of a block's largest weight, tried as the largest that its scale can hold."""
 AT_ONCE = 64
 """Columns whose errors reach the others in one product."""
+_MOST = 2048  # items that are looked at
 
 
 @dataclass(frozen=True)
@@ -151,10 +155,21 @@ class _Asked:
         )
         there = split_file(run.data, "train").exists()
         items = load_split(run.data, "train") if there else []
-        chosen = random.Random(0).sample(items, min(REFIT_ITEMS, len(items)))  # noqa: S311
-        self.prompts = reader.encode([item.state for item in chosen])
+        chosen = random.Random(0).sample(items, min(_MOST, len(items)))  # noqa: S311
+        prompts = reader.encode([item.state for item in chosen])
+        enough = _holding(run.recipe().export.rounding_tokens, prompts)
+        self.movers = prompts[: max(ITEMS, enough)]
+        """Whose prompts weights are moved by."""
+        self.prompts = prompts[: max(REFIT_ITEMS, enough)]
         self.packs = _packs(self.prompts, self.model) if chosen else []
         self.inputs = [one.inputs for one in self.packs]
+
+
+def _holding(tokens: int, prompts: Sequence[EncodedPrompt]) -> int:
+    """How many of the prompts have that many tokens of their own together."""
+    prefix = shared_prefix(prompts) if prompts else 0
+    own = accumulate(prompt.n_tokens - prefix for prompt in prompts)
+    return sum(so_far <= tokens for so_far in own)
 
 
 def importance(run: Run) -> Importance:
@@ -196,7 +211,7 @@ def save_moved(
     if asked.prompts:
         with torch.no_grad(), full_width(model.device):
             unrounded.learn(asked)
-            move(model, asked.prompts[:ITEMS], grid, console, others or {})
+            move(model, asked.movers, grid, console, others or {})
             if fit:
                 refit_labels(model, asked.inputs, unrounded.logits, asked.ids, asked.rubric)
     else:
