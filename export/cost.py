@@ -7,6 +7,7 @@ from rich.console import Console
 from slm_judge.model_card.page import interval, number
 
 from slm_judge.agreement.parts import all_parts
+from slm_judge.artefact.locate import DEFAULT_FILE
 from slm_judge.data.item import load_split, sample_rows, votes_of
 from slm_judge.files import finite, write_json
 from slm_judge.run import Run
@@ -20,6 +21,9 @@ from .gguf import MOVED
 REPORT = "export.json"
 ITEMS = 300
 """Most validation items: an export is not to take longer than a training."""
+KEPT, LOST = 0.97, 0.01
+"""If people are to get a file by default: the share of the adapter's labels that it keeps, and the
+alpha that it is not shown to lose more of, in each dimension."""
 
 
 def tell_cost(run: Run, console: Console) -> dict[str, Any]:
@@ -53,7 +57,38 @@ def tell_cost(run: Run, console: Console) -> dict[str, Any]:
     write_json(run.report / REPORT, report)
     cost_table(report).show(console)
     say(console, remedies(run, report))
+    say(console, choose_default(run, report))
     return report
+
+
+def choose_default(run: Run, report: Mapping[str, Any]) -> list[str]:
+    """Write which GGUF file people get who do not choose, and say so in words.
+
+    The smallest that keeps the adapter's answers; where none does, the one that keeps most labels.
+    """
+    settings, dimensions = run.recipe().export, report["dimensions"]
+    names = sorted(settings.gguf, key=lambda name: run.gguf_file(name).stat().st_size)
+
+    def equal(name: str) -> float:
+        shares = (d[name]["between"]["agreement"] for d in dimensions.values())
+        return min((float(share) for share in shares if share is not None), default=0.0)
+
+    def keeps(name: str) -> bool:
+        shown = [found["high"] for d in dimensions.values() if (found := d[name]["change"])]
+        return equal(name) >= KEPT and all(high is None or high >= -LOST for high in shown)
+
+    kept = next(filter(keeps, names), None)
+    chosen = settings.default or kept or max(names, key=equal)
+    write_json(run.gguf / DEFAULT_FILE, {"quantization": chosen})
+    if len(names) == 1:
+        return []
+    why = "as the recipe says" if settings.default else (
+        "the smallest that keeps the adapter's answers" if kept else
+        f"which keeps most of the adapter's labels; no file keeps {KEPT:.0%} of every dimension's"
+    )  # fmt: skip
+    of = ", ".join(f"{name} {equal(name):.3f}" for name in names)
+    return [f"By default people get {chosen}, {why} (equal labels, of the dimension with fewest: "
+            f"{of}). Any other is theirs with quantization=."]  # fmt: skip
 
 
 def cost_table(report: Mapping[str, Any]) -> Sheet:
@@ -97,6 +132,7 @@ def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
         helps.append(f"add {', '.join(MOVED)} to `export.gguf`, for which the weights are moved")
     if "Q8_0" not in settings.gguf:
         helps.append("add Q8_0 to `export.gguf`: twice the bytes, and hardly a loss")
+    helps.append(f"raise `export.rounding_tokens` (now {settings.rounding_tokens})")
     helps.append("train longer: what is learned with small margins falls first")
     return [f"{', '.join(losing)} may be refused by `slm-judge verify`. Remedies: "
             + "; or ".join(helps) + "."]  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from slm_judge.artefact.locate import DEFAULT_FILE
 from slm_judge.backends import memory_errors
 from slm_judge.data.item import split_file
 from slm_judge.run import Run
@@ -44,4 +45,5 @@ def export(run: Run, console: Console | None = None) -> None:
         if validation.exists():
             tell_cost(run, console)
         else:
+            (run.gguf / DEFAULT_FILE).unlink(missing_ok=True)  # of an earlier export
             say(console, [f"{validation} is missing: what the files lose is not said."])

@@ -24,6 +24,7 @@ from slm_judge.model_card.card import (
 from slm_judge.model_card.page import FIGURES, NUMBERS
 
 from slm_judge.artefact.base import BASE_FILE, Base
+from slm_judge.artefact.locate import DEFAULT_FILE
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
 from slm_judge.hub import hub_errors, repeated
@@ -68,6 +69,7 @@ class Repository:
         if self.name.endswith("-GGUF"):
             name = self.name.rpartition("/")[2].removesuffix("-GGUF")
             part = bool(re.fullmatch(rf"{re.escape(name)}-[A-Z0-9_]+\.gguf", path))
+            part = part or path == DEFAULT_FILE
         else:
             part = "/" not in path and is_part(path)
         return part or path == RESULTS or bool(re.fullmatch(_DRAWN, path))
@@ -104,7 +106,7 @@ def left_out(run: Run) -> list[Path]:
     known = {part for path in artefacts(run).values() for part in parts(path)}
     folders = (run.adapter, run.merged, run.bnb, run.gguf)
     found = {path for folder in folders for path in folder.iterdir()} - known
-    return sorted(path for path in found if path.name != CARD)
+    return sorted(path for path in found if path.name not in (CARD, DEFAULT_FILE))
 
 
 def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> list[Repository]:
@@ -133,6 +135,8 @@ def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> 
         card = render_card(kind, user, recipe, rubric, facts, report, evaluation, holds)
         files: dict[str, Path | bytes] = {path.name: _public(path) for path in sources[kind]}
         files |= {CARD: card.encode(), **figures}
+        if kind == "GGUF":
+            files[DEFAULT_FILE] = json.dumps({"quantization": run.default_gguf}).encode()
         files[REPORT] = run.report / REPORT
         if results := evaluation_results(kind, recipe, facts, evaluation):
             files[RESULTS] = results.encode()
@@ -199,7 +203,7 @@ def push(
         repositories = plan(run, owner, report, data)
         if space:
             recipe = run.recipe()
-            files = space_files(recipe, owner, revision)
+            files = space_files(recipe, run.default_gguf, owner, revision)
             repositories.append(Repository(f"{owner}/{recipe.name}-demo", files, "space"))
         if dry_run:
             plan_table(repositories).show(screen)

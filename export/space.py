@@ -10,7 +10,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import slm_judge
-from slm_judge.artefact.locate import default_quantization
 from slm_judge.errors import JudgeError
 from slm_judge.recipe import Recipe
 from slm_judge.version import METADATA, __version__
@@ -57,11 +56,14 @@ serve(Settings(host="0.0.0.0", port=port, public=True, **judge))
 '''
 
 
-def space_files(recipe: Recipe, user: str, revision: str | None = None) -> dict[str, Path | bytes]:
+def space_files(
+    recipe: Recipe, quantization: str, user: str, revision: str | None = None
+) -> dict[str, Path | bytes]:
     """What is in the Space of a run's judge: path -> local file, or content.
 
     Args:
         recipe: of the run.
+        quantization: of the GGUF file that answers.
         user: user or organisation that has the judge.
         revision: branch, tag or commit of the judge; by default `main`.
 
@@ -69,7 +71,6 @@ def space_files(recipe: Recipe, user: str, revision: str | None = None) -> dict[
         JudgeError: what the page needs is not installed here, so its versions are not known.
     """
     model = f"{user}/{recipe.name}-GGUF"
-    quantization = default_quantization(recipe.export.gguf)
     facts = {
         "title": recipe.name, "model": model, "port": PORT, "version": __version__,
         "license": recipe.card.license or "other", "quantization": quantization,

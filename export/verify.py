@@ -64,7 +64,7 @@ def _verify(run: Run, console: Console) -> dict[str, Any]:
     items = load_split(run.data, "test")
     items = [items[row] for row in sample_rows(len(items), recipe.verify.max_rows, seed)]
     gold, notes = _gold(recipe.data.gold, rubric, items)
-    heard, probes = _ask_all(paths, systems_of(recipe)[0], items, console)
+    heard, probes = _ask_all(paths, systems_of(run)[0], items, console)
     with console.status("statistics and figures"):
         report = _report(run, items, heard, gold)
         report["notes"] = [*notes, *report["notes"]]
@@ -74,7 +74,7 @@ def _verify(run: Run, console: Console) -> dict[str, Any]:
         flips = {name: d["flips"] for name, d in report["dimensions"].items() if "flips" in d}
         probes |= {"flips": flips} if flips else {}
         write_json(run.report / PROBES, probes)
-        systems = {name: heard[name].answers for name in systems_of(recipe)}
+        systems = {name: heard[name].answers for name in systems_of(run)}
         known = Annotations(items, notes=calibration_notes(Contract.load(run.adapter)))
         evaluation = Evaluation(recipe.name, rubric, known, systems, probes=probes, held_out=True)
         write_report(evaluate(evaluation), run.report)

@@ -21,7 +21,6 @@ from huggingface_hub import (
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
-from slm_judge.artefact.locate import default_quantization
 from slm_judge.offline.smollm2 import REPOSITORY
 from slm_judge.recipe import Recipe, public_settings
 from slm_judge.rubric import Rubric, format_value
@@ -103,7 +102,7 @@ def render_card(
         summary=f"Annotates {_list(rubric.fields)} for {_list(asked)}.",
         example=_example(rubric),
         questions=rubric.questions(),
-        quantization=default_quantization(recipe.export.gguf),
+        quantization=evaluation["systems"][0],
         rubric=rubric,
         recipe=recipe,
         card=recipe.card,
@@ -199,7 +198,7 @@ def _results(
     kind: str, recipe: Recipe, source: str, evaluation: Mapping[str, Any]
 ) -> list[EvalResult]:
     main = {"": "merged", "lora": "adapter", "bnb-4bit": "bnb-4bit"}.get(
-        kind, default_quantization(recipe.export.gguf)
+        kind, evaluation["systems"][0]
     )
     return [
         EvalResult(

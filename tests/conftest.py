@@ -155,7 +155,7 @@ def run(tmp_path_factory):
     from slm_judge.recipe import ExportConfig
 
     folder = tmp_path_factory.mktemp("run") / "demo"
-    exports = ExportConfig(dtype="float32", gguf=["Q4_K_M", "Q8_0", "BF16"])
+    exports = ExportConfig(dtype="float32", gguf=["Q4_K_M", "Q8_0", "BF16"], default="Q4_K_M")
     trained = train(small_recipe(folder, export=exports))
     export(trained)
     return trained

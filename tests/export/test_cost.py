@@ -3,10 +3,16 @@
 import io
 import json
 
+import pytest
+from pydantic import ValidationError
 from rich.console import Console
-from slm_judge.export.cost import REPORT, cost_table, remedies, tell_cost
+from slm_judge.export.cost import REPORT, choose_default, cost_table, remedies, tell_cost
+from slm_judge.export.push import left_out
 
+from slm_judge import Judge
+from slm_judge.artefact.locate import DEFAULT_FILE
 from slm_judge.data.item import load_split
+from slm_judge.errors import ModelError
 from slm_judge.recipe import ExportConfig
 from slm_judge.run import Run
 
@@ -67,7 +73,10 @@ def test_a_loss_names_what_helps(run, monkeypatch):
     assert "add Q8_0 to `export.gguf`" in said
     recipe_with(run, monkeypatch, ["Q8_0", "Q4_0"])
     (said,) = remedies(run, lossy("Q4_0", equal=0.95))  # alpha alone
-    assert said.endswith("Remedies: train longer: what is learned with small margins falls first.")
+    assert said.endswith(
+        "Remedies: raise `export.rounding_tokens` (now 8192); or train longer: what is learned with "
+        "small margins falls first."
+    )
     assert remedies(run, lossy("Q4_0", change=0.0))  # labels alone
     assert remedies(run, lossy("Q4_0", equal=0.95, change=0.0, between=0.7))
     assert remedies(run, lossy("Q4_0", equal=0.905, change=-0.051, between=0.9))  # not decided
@@ -79,3 +88,68 @@ def test_a_loss_names_what_helps(run, monkeypatch):
     assert not remedies(run, lossy("Q4_0", equal=0.99, change=nothing, adapter=None))
     (said,) = remedies(recipe_with(run, monkeypatch, ["BF16"]), lossy("merged"))
     assert "Q4_0" not in said
+
+
+def exported(run, folder, **settings):
+    """The GGUF files of a run, small first, whose recipe says something else."""
+    recipe = run.recipe()
+    changed = recipe.model_copy(update={"export": recipe.export.model_copy(update=settings)})
+    mine = Run(folder / "mine")
+    mine.gguf.mkdir(parents=True)
+    mine.recipe_file.write_text(changed.model_dump_json())
+    for name in recipe.export.gguf:
+        mine.gguf_file(name).symlink_to(run.gguf_file(name).resolve())
+    return mine
+
+
+def measured(**of):
+    """Equal labels, and the interval of the change of alpha, of each file."""
+    systems = {
+        name: {"between": {"agreement": equal}, "change": {"low": low, "high": high}}
+        for name, (equal, low, high) in of.items()
+    }
+    return {"dimensions": {"d": systems}}
+
+
+def chosen(run, **of):
+    said = " ".join(choose_default(run, measured(**of)))
+    assert f"By default people get {run.default_gguf}, " in said
+    return run.default_gguf, said
+
+
+def test_people_get_the_smallest_file_that_keeps_the_answers(run, tmp_path):
+    mine = exported(run, tmp_path, default=None)
+    all_well = {"Q4_K_M": (0.98, -0.03, 0.01), "Q8_0": (1, 0, 0), "BF16": (1, 0, 0)}
+    assert chosen(mine, **all_well)[0] == "Q4_K_M"
+    name, said = chosen(mine, **all_well | {"Q4_K_M": (0.96, -0.01, 0.01)})
+    assert name == "Q8_0"
+    assert "the smallest that keeps the adapter's answers" in said
+    assert "Q4_K_M 0.960, Q8_0 1.000, BF16 1.000" in said
+    assert chosen(mine, **all_well | {"Q4_K_M": (0.98, -0.09, -0.02)})[0] == "Q8_0"  # alpha
+    assert chosen(mine, **all_well | {"Q4_K_M": (0.98, None, None)})[0] == "Q4_K_M"
+    none = {"Q4_K_M": (0.9, 0, 0), "Q8_0": (0.96, 0, 0), "BF16": (0.96, 0, 0)}
+    name, said = chosen(mine, **none)
+    assert name == "Q8_0"
+    assert "no file keeps 97% of every dimension's" in said
+    # It is what a folder is taken for, and no stray file.
+    with Judge.from_pretrained(mine.gguf) as judge:
+        assert judge.backend.path == mine.gguf_file("Q8_0")
+    with Judge.from_pretrained(mine.gguf, quantization="BF16") as judge:
+        assert judge.backend.path == mine.gguf_file("BF16")
+    (mine.gguf / DEFAULT_FILE).write_text("{}")
+    with pytest.raises(ModelError, match=r"default_gguf\.json is damaged"):
+        Judge.from_pretrained(mine.gguf)
+
+
+def test_the_recipe_may_say_which_file_people_get(run, tmp_path):
+    assert run.default_gguf == run.recipe().export.default == "Q4_K_M"
+    assert (run.gguf / DEFAULT_FILE) not in left_out(run)
+    mine = exported(run, tmp_path, default="BF16")
+    name, said = chosen(mine, **dict.fromkeys(["Q4_K_M", "Q8_0", "BF16"], (1, 0, 0)))
+    assert name == "BF16"
+    assert "as the recipe says" in said
+    one = exported(run, tmp_path / "one", default=None, gguf=["Q8_0"])
+    assert choose_default(one, measured(Q8_0=(0.5, 0, 0))) == []
+    assert one.default_gguf == "Q8_0"
+    with pytest.raises(ValidationError, match="default: Q4_0 is none of gguf: Q8_0"):
+        ExportConfig(gguf=["Q8_0"], default="Q4_0")

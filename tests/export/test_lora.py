@@ -28,7 +28,7 @@ def exported(run, folder, quantization):
     copy = Run(folder / "demo")
     shutil.copytree(run.adapter, copy.adapter)
     recipe = run.recipe()
-    exports = recipe.export.model_copy(update={"gguf": [quantization]})
+    exports = recipe.export.model_copy(update={"gguf": [quantization], "default": None})
     write_text(copy.recipe_file, recipe.model_copy(update={"export": exports}).model_dump_json())
     export_lora(copy)
     return copy

@@ -18,6 +18,7 @@ from slm_judge.export.verify import REPORT, agreement_table, failures, read_repo
 from benchmarks.serving import largest_difference, llama_server
 from slm_judge import Judge
 from slm_judge.artefact.base import Base, load_base
+from slm_judge.artefact.locate import DEFAULT_FILE
 from slm_judge.data.item import load_split, save_splits
 from slm_judge.data.tables import read_table
 from slm_judge.errors import JudgeError, ModelError, VerificationError
@@ -107,7 +108,7 @@ def test_four_repositories_with_one_commit_each(pushed):
         ]
         assert {"README.md", REPORT} <= set(history[0]["files"])
     files = pushed.repo("me/demo-GGUF").history()[0]["files"]
-    assert {"demo-Q4_K_M.gguf", "demo-Q8_0.gguf"} <= set(files)
+    assert {"demo-Q4_K_M.gguf", "demo-Q8_0.gguf", DEFAULT_FILE} <= set(files)
 
 
 def test_the_four_are_a_collection(pushed, verified, logged_in):
@@ -267,12 +268,19 @@ def test_stock_pipeline_answers_from_the_hub(pushed, support):
     }  # fmt: skip
 
 
-def test_judge_answers_from_the_hub_as_from_the_file(pushed, run):
+def test_judge_answers_from_the_hub_as_from_the_file(pushed, run, logged_in):
     texts = ["Refund me now!", "I love the lamp."]
     there = Judge.from_pretrained("me/demo-GGUF").annotate(texts)
     assert there == Judge.from_pretrained(run.gguf).annotate(texts)
     eight = Judge.from_pretrained("me/demo-GGUF", quantization="Q8_0")
     assert eight.backend.path.name == "demo-Q8_0.gguf"
+    other = json.dumps({"quantization": "BF16"}).encode()
+    HfApi().create_branch("me/demo-GGUF", branch="wide")
+    HfApi().upload_file(
+        path_or_fileobj=other, path_in_repo=DEFAULT_FILE, repo_id="me/demo-GGUF", revision="wide"
+    )
+    wide = Judge.from_pretrained("me/demo-GGUF", revision="wide")
+    assert wide.backend.path.name == "demo-BF16.gguf"
 
 
 def test_what_was_downloaded_works_without_the_hub(pushed, monkeypatch):
@@ -453,7 +461,7 @@ def test_another_judge_of_the_name_leaves_nothing_of_the_first(mine, logged_in, 
         )
     api.delete_file("me-Q4_K_M.gguf", "me/twice-GGUF")
 
-    exports = recipe.export.model_copy(update={"gguf": ["Q8_0"]})
+    exports = recipe.export.model_copy(update={"gguf": ["Q8_0"], "default": None})
     mine.keep_recipe(recipe.model_copy(update={"export": exports}))
     (mine.merged / "tekken.json").unlink()
     (mine.merged / "model.safetensors").rename(mine.merged / "model-00001-of-00001.safetensors")

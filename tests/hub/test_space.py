@@ -70,7 +70,7 @@ def test_a_space_starts_in_a_fresh_environment_with_what_is_pinned(run, logged_i
         path_in_repo="spaced-Q4_K_M.gguf",
     )
     folder, environment, log = tmp_path / "space", tmp_path / "env", tmp_path / "log"
-    for name, source in space_files(recipe, "me", "next").items():
+    for name, source in space_files(recipe, "Q4_K_M", "me", "next").items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(source if isinstance(source, bytes) else source.read_bytes())

@@ -270,6 +270,9 @@ def test_quantizations_are_whole_names():
     assert choose_gguf(files, "bf16", "x") == "judge-BF16.gguf"
     assert choose_gguf(files, None, "x") == "judge-Q4_K_M.gguf"
     assert choose_gguf([*files, "judge-Q4_0.gguf"], None, "x") == "judge-Q4_0.gguf"
+    assert choose_gguf(files, None, "x", "BF16") == "judge-BF16.gguf"
+    assert choose_gguf(files, "F16", "x", "BF16") == "judge-F16.gguf"
+    assert choose_gguf(files, None, "x", "Q8_0") == "judge-Q4_K_M.gguf"  # which is not there
     for name in ("F16.gguf", "judge.F16.gguf", "judge_f16.gguf", "F16/F16.gguf"):
         assert choose_gguf(["BF16.gguf", "judge-BF16.gguf", name], "F16", "x") == name
     with pytest.raises(ModelError, match="has no F16 file; choose one"):

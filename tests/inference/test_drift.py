@@ -363,7 +363,7 @@ def test_texts_are_annotated_by_the_run_and_kept(run, tmp_path):
         (mine.folder / name).symlink_to(getattr(run, name).resolve())
     shutil.copy(run.recipe_file, mine.recipe_file)
     items = load_split(run.data, "test")[:40]
-    artefact = systems_of(run.recipe())[0]
+    artefact = systems_of(run)[0]
     with Judge.from_pretrained(run.gguf_file(artefact), trust=True) as judge:
         heard = ask(judge, items)
     mine.predictions.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """Finding a judge: a Hub repository, a folder or a `.gguf` file. Weights are never pickled."""
 
+import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +17,9 @@ from slm_judge.hub import hub_errors, is_unreachable, repeated
 from slm_judge.screen import say
 
 DEFAULT_QUANTIZATIONS = ("Q4_0", "Q4_K_M")
-"""Which GGUF file of several is taken, the first that is there; see `default_quantization`."""
+"""Which GGUF file of several is taken where no `DEFAULT_FILE` says it, the first that is there."""
+DEFAULT_FILE = "default_gguf.json"
+"""Beside several GGUF files; its `quantization` is the one that people get who do not choose."""
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
 """All that a tokenizer and a configuration need."""
 WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
@@ -28,8 +31,8 @@ def locate(model: str | Path, revision: str | None, quantization: str | None) ->
     Args:
         model: `user/name`, a folder, or a `.gguf` file.
         revision: branch, tag or commit of a repository.
-        quantization: which GGUF to take where there are several, e.g. "Q8_0"; by default Q4_0, or
-            Q4_K_M.
+        quantization: which GGUF to take where there are several, e.g. "Q8_0"; by default the one
+            that `DEFAULT_FILE` names, or Q4_0, or Q4_K_M.
 
     Raises:
         ModelError: there is no such judge, or it may not be read.
@@ -39,7 +42,7 @@ def locate(model: str | Path, revision: str | None, quantization: str | None) ->
         return path
     if path.is_dir():
         files = [file.name for file in path.iterdir()]
-        name = choose_gguf(files, quantization, str(path))
+        name = choose_gguf(files, quantization, str(path), named_default(path))
         return path / name if name else path
     if path.suffix == ".gguf" or str(model).count("/") != 1:
         raise ModelError(
@@ -47,10 +50,10 @@ def locate(model: str | Path, revision: str | None, quantization: str | None) ->
             "(user/name)."
         )
     commit = resolve(str(model), revision)
-    snapshot(str(model), commit, *TEXTS)
+    texts = snapshot(str(model), commit, *TEXTS)
     with hub_errors(str(model), revision):
         files = [file.path for file in get_cached_repo_tree(str(model), revision=commit)]
-    if name := choose_gguf(files, quantization, str(model)):
+    if name := choose_gguf(files, quantization, str(model), named_default(texts)):
         return snapshot(str(model), commit, escape(name)) / name
     return snapshot(str(model), commit, *TEXTS, *WEIGHTS)
 
@@ -112,19 +115,44 @@ def snapshot(repo: str, commit: str, *patterns: str) -> Path:
     return folder
 
 
-def default_quantization(names: Sequence[str]) -> str:
-    """The one that people get who do not choose; one of `DEFAULT_QUANTIZATIONS` if it is there."""
-    return next((name for name in DEFAULT_QUANTIZATIONS if name in names), names[0])
+def default_quantization(names: Sequence[str], folder: Path) -> str:
+    """The one that people get who do not choose, of those that `folder` has."""
+    wanted = (named_default(folder), *DEFAULT_QUANTIZATIONS)
+    return next((name for name in wanted if name in names), names[0])
 
 
-def choose_gguf(files: list[str], quantization: str | None, where: str) -> str | None:
+def named_default(folder: Path) -> str | None:
+    """What the `DEFAULT_FILE` of a folder says, if there is one.
+
+    Raises:
+        ModelError: it says something else.
+    """
+    path = folder / DEFAULT_FILE
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_bytes())["quantization"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f'{path} is damaged; expected {{"quantization": "Q8_0"}}.') from error
+
+
+def choose_gguf(
+    files: list[str], quantization: str | None, where: str, default: str | None = None
+) -> str | None:
     """The GGUF file to load, or None where there is none at all.
+
+    Args:
+        files: names.
+        quantization: the one that was asked for.
+        where: the files are, for messages.
+        default: the one that is taken, if it is there, where none was asked for.
 
     Raises:
         ModelError: there are GGUF files, but not of the quantization that was asked for.
     """
     candidates = sorted(name for name in files if name.endswith(".gguf"))
-    wanted = (quantization,) if quantization else DEFAULT_QUANTIZATIONS
+    known = (default, *DEFAULT_QUANTIZATIONS) if default else DEFAULT_QUANTIZATIONS
+    wanted = (quantization,) if quantization else known
     for one in wanted:
         whole = re.compile(rf"(^|[-._/]){re.escape(one)}\.gguf$", re.IGNORECASE)
         for name in candidates:

@@ -91,7 +91,7 @@ def compare(run: Run, new: Source, tolerance: float = 0.0, show: bool = True) ->
     if not 0 <= tolerance < 1:
         raise DataError(f"The tolerance is between 0 and 1, not {tolerance}.")
     rubric, notes = run.rubric(), list[str]()
-    artefact = new.artefact or systems_of(run.recipe())[0]
+    artefact = new.artefact or systems_of(run)[0]
     before = _held_out(run, rubric, artefact)
     after = _new(run, rubric, new, artefact, notes, show)
     probes: list[_Tried] = []

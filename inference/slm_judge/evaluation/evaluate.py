@@ -12,7 +12,6 @@ import numpy as np
 from slm_judge.agreement.bias import quarters
 from slm_judge.agreement.parts import Part, all_parts
 from slm_judge.artefact.judge_files import Contract, calibration_notes
-from slm_judge.artefact.locate import default_quantization
 from slm_judge.data.item import ITEM_ID, Item, load_split
 from slm_judge.data.predictions import Answers, read_predictions
 from slm_judge.data.read import (
@@ -58,10 +57,10 @@ class Evaluation:
     """Whether it is known that the systems did not learn from these items."""
 
 
-def systems_of(recipe: Recipe) -> list[str]:
+def systems_of(run: Run) -> list[str]:
     """A run's artefacts; first, on which the report goes into detail, the GGUF that people get."""
-    first = default_quantization(recipe.export.gguf)
-    others = [name for name in recipe.export.gguf if name != first]
+    first = run.default_gguf
+    others = [name for name in run.recipe().export.gguf if name != first]
     return [first, *others, "bnb-4bit", "merged", "adapter"]
 
 
@@ -80,7 +79,7 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
     probes = json.loads(run.require(run.report / PROBES, f"verify {run.folder}").read_text("utf-8"))
     systems: Systems = {}
     kept: list[int] = []
-    for name in systems_of(recipe):
+    for name in systems_of(run):
         path = run.require(run.predictions / f"{name}.jsonl", f"verify {run.folder}")
         read = read_predictions(str(path), rubric, [item.item_id for item in items])
         systems[name], kept = read.answers, read.rows
