@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from slm_judge.data.item import Item, votes_of
 from slm_judge.judge.answer import averaged, probabilities
 from slm_judge.rubric import Dimension, Rubric
 
-BOUNDS = (0.5, 5.0)
+BOUNDS: dict[float, Literal["least", "most"]] = {0.5: "least", 5.0: "most"}
 """Of a fitted temperature, times that of training; beyond, the judge needs more training, not
 calibration."""
 MIN_ITEMS = 20  # below, a fitted temperature is mostly noise
@@ -98,9 +98,8 @@ def fit_calibration(
         pooled = _fitted(together)
         for name, one in by_name.items():
             own = _fitted([one], pooled) if len(together) > 1 else pooled
-            bounds = dict(zip(BOUNDS, ("least", "most"), strict=True))
             calibrations[name] = Calibration(
-                temperature=round(own * learned_at, 4), shift=one.shift, bound=bounds.get(own)
+                temperature=round(own * learned_at, 4), shift=one.shift, bound=BOUNDS.get(own)
             )
     return temperatures, calibrations
 
@@ -184,7 +183,7 @@ def _fitted(answered: Sequence[_Answered], around: float | None = None) -> float
         prior = 0.0 if around is None else ((log_t - np.log(around)) / SPREAD) ** 2 / 2
         return float(prior + sum(one.losses(float(np.exp(log_t))).sum() for one in known))
 
-    found = minimize_scalar(loss, bounds=tuple(np.log(BOUNDS)), method="bounded")
+    found = minimize_scalar(loss, bounds=tuple(np.log([*BOUNDS])), method="bounded")
     fitted = float(np.exp(found.x))
     near = min(BOUNDS, key=lambda bound: abs(np.log(bound / fitted)))
     return near if abs(np.log(near / fitted)) < 1e-3 else round(fitted, 4)

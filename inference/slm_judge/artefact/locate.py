@@ -117,8 +117,12 @@ def snapshot(repo: str, commit: str, *patterns: str) -> Path:
 
 def default_quantization(names: Sequence[str], folder: Path) -> str:
     """The one that people get who do not choose, of those that `folder` has."""
-    wanted = (named_default(folder), *DEFAULT_QUANTIZATIONS)
-    return next((name for name in wanted if name in names), names[0])
+    return next((name for name in _known(named_default(folder)) if name in names), names[0])
+
+
+def _known(default: str | None) -> tuple[str, ...]:
+    """Quantizations by which one that nobody chose is looked for."""
+    return (default, *DEFAULT_QUANTIZATIONS) if default else DEFAULT_QUANTIZATIONS
 
 
 def named_default(folder: Path) -> str | None:
@@ -151,8 +155,7 @@ def choose_gguf(
         ModelError: there are GGUF files, but not of the quantization that was asked for.
     """
     candidates = sorted(name for name in files if name.endswith(".gguf"))
-    known = (default, *DEFAULT_QUANTIZATIONS) if default else DEFAULT_QUANTIZATIONS
-    wanted = (quantization,) if quantization else known
+    wanted = (quantization,) if quantization else _known(default)
     for one in wanted:
         whole = re.compile(rf"(^|[-._/]){re.escape(one)}\.gguf$", re.IGNORECASE)
         for name in candidates:
