@@ -27,7 +27,8 @@ class LoadOptions(TypedDict, total=False):
     """How `Judge.from_pretrained` loads; None is the default everywhere."""
 
     quantization: str | None
-    """Which GGUF file of several, e.g. "Q8_0"; by default Q4_0, or Q4_K_M."""
+    """Which GGUF file of several, e.g. "Q8_0"; by default the one that `export` found to keep the
+    adapter's answers (`default_gguf.json` beside them), or Q4_0, or Q4_K_M."""
     adapter: str | Path | None
     """llama.cpp only: a GGUF LoRA (`slm-judge export --lora`) that makes a judge of the base."""
     device: str | None
