@@ -24,7 +24,7 @@ from slm_judge.model_card.card import (
 from slm_judge.model_card.page import FIGURES, NUMBERS
 
 from slm_judge.artefact.base import BASE_FILE, Base
-from slm_judge.artefact.locate import DEFAULT_FILE
+from slm_judge.artefact.locate import DEFAULT_FILE, default_gguf
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
 from slm_judge.hub import hub_errors, repeated
@@ -136,7 +136,7 @@ def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> 
         files: dict[str, Path | bytes] = {path.name: _public(path) for path in sources[kind]}
         files |= {CARD: card.encode(), **figures}
         if kind == "GGUF":
-            files[DEFAULT_FILE] = json.dumps({"quantization": run.default_gguf}).encode()
+            files[DEFAULT_FILE] = json.dumps({"quantization": default_gguf(run)}).encode()
         files[REPORT] = run.report / REPORT
         if results := evaluation_results(kind, recipe, facts, evaluation):
             files[RESULTS] = results.encode()
@@ -203,7 +203,7 @@ def push(
         repositories = plan(run, owner, report, data)
         if space:
             recipe = run.recipe()
-            files = space_files(recipe, run.default_gguf, owner, revision)
+            files = space_files(recipe, default_gguf(run), owner, revision)
             repositories.append(Repository(f"{owner}/{recipe.name}-demo", files, "space"))
         if dry_run:
             plan_table(repositories).show(screen)

@@ -8,7 +8,6 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import Console
 
-from .artefact.locate import default_quantization
 from .errors import JudgeError
 from .files import TEMPORARY, locked, remove, sweep, write_text
 from .recipe import Recipe, public_settings
@@ -150,11 +149,6 @@ class Run:
     def gguf_file(self, quantization: str) -> Path:
         """The GGUF file of a quantization."""
         return self.gguf / f"{self.recipe().name}-{quantization}.gguf"
-
-    @property
-    def default_gguf(self) -> str:
-        """The quantization that people get who do not choose."""
-        return default_quantization(self.recipe().export.gguf, self.gguf)
 
     def lora_file(self, quantization: str = "") -> Path:
         """The GGUF file of the adapter, or that of its base in a quantization."""

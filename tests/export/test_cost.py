@@ -10,7 +10,7 @@ from slm_judge.export.cost import REPORT, choose_default, cost_table, remedies, 
 from slm_judge.export.push import left_out
 
 from slm_judge import Judge
-from slm_judge.artefact.locate import DEFAULT_FILE
+from slm_judge.artefact.locate import DEFAULT_FILE, default_gguf
 from slm_judge.data.item import load_split
 from slm_judge.errors import ModelError
 from slm_judge.recipe import ExportConfig
@@ -113,8 +113,8 @@ def measured(**of):
 
 def chosen(run, **of):
     said = " ".join(choose_default(run, measured(**of)))
-    assert f"By default people get {run.default_gguf}, " in said
-    return run.default_gguf, said
+    assert f"By default people get {default_gguf(run)}, " in said
+    return default_gguf(run), said
 
 
 def test_people_get_the_smallest_file_that_keeps_the_answers(run, tmp_path):
@@ -142,7 +142,7 @@ def test_people_get_the_smallest_file_that_keeps_the_answers(run, tmp_path):
 
 
 def test_the_recipe_may_say_which_file_people_get(run, tmp_path):
-    assert run.default_gguf == run.recipe().export.default == "Q4_K_M"
+    assert default_gguf(run) == run.recipe().export.default == "Q4_K_M"
     assert (run.gguf / DEFAULT_FILE) not in left_out(run)
     mine = exported(run, tmp_path, default="BF16")
     name, said = chosen(mine, **dict.fromkeys(["Q4_K_M", "Q8_0", "BF16"], (1, 0, 0)))
@@ -150,6 +150,6 @@ def test_the_recipe_may_say_which_file_people_get(run, tmp_path):
     assert "as the recipe says" in said
     one = exported(run, tmp_path / "one", default=None, gguf=["Q8_0"])
     assert choose_default(one, measured(Q8_0=(0.5, 0, 0))) == []
-    assert one.default_gguf == "Q8_0"
+    assert default_gguf(one) == "Q8_0"
     with pytest.raises(ValidationError, match="default: Q4_0 is none of gguf: Q8_0"):
         ExportConfig(gguf=["Q8_0"], default="Q4_0")

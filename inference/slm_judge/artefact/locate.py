@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, partial
 from glob import escape
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from slm_judge.errors import ModelError
 from slm_judge.hub import hub_errors, is_unreachable, repeated
+from slm_judge.run import Run
 from slm_judge.screen import say
 
 DEFAULT_QUANTIZATIONS = ("Q4_0", "Q4_K_M")
@@ -115,9 +115,10 @@ def snapshot(repo: str, commit: str, *patterns: str) -> Path:
     return folder
 
 
-def default_quantization(names: Sequence[str], folder: Path) -> str:
-    """The one that people get who do not choose, of those that `folder` has."""
-    return next((name for name in _known(named_default(folder)) if name in names), names[0])
+def default_gguf(run: Run) -> str:
+    """The quantization of a run that people get who do not choose."""
+    names, known = run.recipe().export.gguf, _known(named_default(run.gguf))
+    return next((name for name in known if name in names), names[0])
 
 
 def _known(default: str | None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 from slm_judge.agreement.bias import quarters
 from slm_judge.agreement.parts import Part, all_parts
 from slm_judge.artefact.judge_files import Contract, calibration_notes
+from slm_judge.artefact.locate import default_gguf
 from slm_judge.data.item import ITEM_ID, Item, load_split
 from slm_judge.data.predictions import Answers, read_predictions
 from slm_judge.data.read import (
@@ -59,7 +60,7 @@ class Evaluation:
 
 def systems_of(run: Run) -> list[str]:
     """A run's artefacts; first, on which the report goes into detail, the GGUF that people get."""
-    first = run.default_gguf
+    first = default_gguf(run)
     others = [name for name in run.recipe().export.gguf if name != first]
     return [first, *others, "bnb-4bit", "merged", "adapter"]
 
