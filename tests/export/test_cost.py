@@ -148,6 +148,8 @@ def test_the_recipe_may_say_which_file_people_get(run, tmp_path):
     name, said = chosen(mine, **dict.fromkeys(["Q4_K_M", "Q8_0", "BF16"], (1, 0, 0)))
     assert name == "BF16"
     assert "as the recipe says" in said
+    (mine.gguf / DEFAULT_FILE).unlink()  # as where no validation items are left
+    assert default_gguf(mine) == "BF16"
     one = exported(run, tmp_path / "one", default=None, gguf=["Q8_0"])
     assert choose_default(one, measured(Q8_0=(0.5, 0, 0))) == []
     assert default_gguf(one) == "Q8_0"

@@ -117,8 +117,9 @@ def snapshot(repo: str, commit: str, *patterns: str) -> Path:
 
 def default_gguf(run: Run) -> str:
     """The quantization of a run that people get who do not choose."""
-    names, known = run.recipe().export.gguf, _known(named_default(run.gguf))
-    return next((name for name in known if name in names), names[0])
+    settings = run.recipe().export
+    known = _known(settings.default or named_default(run.gguf))
+    return next((name for name in known if name in settings.gguf), settings.gguf[0])
 
 
 def _known(default: str | None) -> tuple[str, ...]:
