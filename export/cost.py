@@ -69,16 +69,17 @@ def choose_default(run: Run, report: Mapping[str, Any]) -> list[str]:
     settings, dimensions = run.recipe().export, report["dimensions"]
     names = sorted(settings.gguf, key=lambda name: run.gguf_file(name).stat().st_size)
 
-    def equal(name: str) -> float:
+    equal = dict.fromkeys(names, 0.0)  # of the dimension with fewest
+    for name in names:
         shares = (d[name]["between"]["agreement"] for d in dimensions.values())
-        return min((float(share) for share in shares if share is not None), default=0.0)
+        equal[name] = min((share for share in shares if share is not None), default=0.0)
 
     def keeps(name: str) -> bool:
-        shown = [found["high"] for d in dimensions.values() if (found := d[name]["change"])]
-        return equal(name) >= KEPT and all(high is None or high >= -LOST for high in shown)
+        shown = [d[name]["change"]["high"] for d in dimensions.values()]
+        return equal[name] >= KEPT and all(high is None or high >= -LOST for high in shown)
 
     kept = next(filter(keeps, names), None)
-    chosen = settings.default or kept or max(names, key=equal)
+    chosen = settings.default or kept or max(names, key=equal.__getitem__)
     write_json(run.gguf / DEFAULT_FILE, {"quantization": chosen})
     if len(names) == 1:
         return []
@@ -86,7 +87,7 @@ def choose_default(run: Run, report: Mapping[str, Any]) -> list[str]:
         "the smallest that keeps the adapter's answers" if kept else
         f"which keeps most of the adapter's labels; no file keeps {KEPT:.0%} of every dimension's"
     )  # fmt: skip
-    of = ", ".join(f"{name} {equal(name):.3f}" for name in names)
+    of = ", ".join(f"{name} {share:.3f}" for name, share in equal.items())
     return [f"By default people get {chosen}, {why} (equal labels, of the dimension with fewest: "
             f"{of}). Any other is theirs with quantization=."]  # fmt: skip
 

@@ -68,8 +68,8 @@ class Repository:
             return path in {f"{name}.jsonl" for name in SPLITS}
         if self.name.endswith("-GGUF"):
             name = self.name.rpartition("/")[2].removesuffix("-GGUF")
-            part = bool(re.fullmatch(rf"{re.escape(name)}-[A-Z0-9_]+\.gguf", path))
-            part = part or path == DEFAULT_FILE
+            ours = rf"{re.escape(name)}-[A-Z0-9_]+\.gguf"
+            part = path == DEFAULT_FILE or bool(re.fullmatch(ours, path))
         else:
             part = "/" not in path and is_part(path)
         return part or path == RESULTS or bool(re.fullmatch(_DRAWN, path))
