@@ -24,7 +24,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
-from slm_judge.export.answers import against_annotators, ask, between, losses
+from slm_judge.export.answers import Heard, against_annotators, ask, between, losses
 from slm_judge.export.artefacts import ADAPTER
 from slm_judge.export.bnb import save_bnb
 from slm_judge.export.gguf import (
@@ -123,19 +123,23 @@ def measure(run: Run, items: list[Item], arguments: argparse.Namespace) -> Itera
                 rate = len(items) / (time.monotonic() - started)
             reference = reference or heard
             row: Results = {"name": name, "bytes": size(path), "seconds": round(seconds, 1),
-                            "rows_per_second": round(rate, 2), "dimensions": {}}  # fmt: skip
-            for dimension in run.rubric().dimensions:
-                votes = votes_of(items, dimension.name)
-                both = {
-                    ADAPTER: reference.labels(dimension.name),
-                    name: heard.labels(dimension.name),
-                }
-                row["dimensions"][dimension.name] = {
-                    "alpha": against_annotators(both[name], votes, dimension)["alpha"],
-                    "equal": between(parts(dimension)[0], reference, heard)["agreement"],
-                    "change": losses(both, votes, dimension, 0.01)[name],
-                }
+                            "rows_per_second": round(rate, 2),
+                            "dimensions": compared(run, items, name, reference, heard)}  # fmt: skip
             yield row
+
+
+def compared(run: Run, items: list[Item], name: str, reference: Heard, heard: Heard) -> Results:
+    """Per dimension: alpha with the annotators, its change, labels equal to the reference's."""
+    found = {}
+    for dimension in run.rubric().dimensions:
+        votes = votes_of(items, dimension.name)
+        both = {ADAPTER: reference.labels(dimension.name), name: heard.labels(dimension.name)}
+        found[dimension.name] = {
+            "alpha": against_annotators(both[name], votes, dimension)["alpha"],
+            "equal": between(parts(dimension)[0], reference, heard)["agreement"],
+            "change": losses(both, votes, dimension, 0.01)[name],
+        }
+    return found
 
 
 def table(rows: Sequence[Results]) -> str:

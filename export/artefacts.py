@@ -3,7 +3,7 @@
 from pathlib import Path, PurePath
 
 from slm_judge.artefact.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE
-from slm_judge.artefact.judge_files import FILES, QUESTIONS
+from slm_judge.artefact.judge_files import ADAPTER_FOLDER, FILES, QUESTIONS
 from slm_judge.run import Run
 
 from .settings import FACTS
@@ -36,7 +36,8 @@ def parts(path: Path) -> list[Path]:
     """The files of an artefact; what else lies in its folder, somebody put there."""
     if path.is_file():
         return [path]
-    return sorted(file for file in path.iterdir() if is_part(file.name) and file.is_file())
+    files = [*path.iterdir(), *(path / ADAPTER_FOLDER).glob("*")]
+    return sorted(file for file in files if is_part(file.name) and file.is_file())
 
 
 def is_part(name: str) -> bool:

@@ -7,9 +7,9 @@ from rich.console import Console
 from slm_judge.model_card.page import interval, number
 
 from slm_judge.agreement.parts import all_parts
-from slm_judge.artefact.locate import DEFAULT_FILE
+from slm_judge.artefact.locate import DEFAULT_FILE, default_text
 from slm_judge.data.item import load_split, sample_rows, votes_of
-from slm_judge.files import finite, write_json
+from slm_judge.files import finite, write_json, write_text
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
@@ -80,7 +80,7 @@ def choose_default(run: Run, report: Mapping[str, Any]) -> list[str]:
 
     kept = next(filter(keeps, names), None)
     chosen = settings.default or kept or max(names, key=equal.__getitem__)
-    write_json(run.gguf / DEFAULT_FILE, {"quantization": chosen})
+    write_text(run.gguf / DEFAULT_FILE, default_text(chosen))
     if len(names) == 1:
         return []
     why = "as the recipe says" if settings.default else (
@@ -123,9 +123,16 @@ def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
                 losing[name] = None
     if not losing:
         return []
-    settings, helps = run.recipe().export, list[str]()
+    recipe, settings, helps = run.recipe(), run.recipe().export, list[str]()
+    if "bnb-4bit" in losing and not recipe.keeps_adapter:
+        whole = "takes the answers of the adapter along whole"
+        helps.append(
+            f"`export.bnb: adapter`, which {whole}"
+            if recipe.quantization == "nf4"
+            else f"train with `quantization: nf4`: the bitsandbytes file {whole} then"
+        )
     more = [name for name in ("self_attn.v_proj", "down_proj") if name not in settings.bnb_16bit]
-    if "bnb-4bit" in losing and more:
+    if "bnb-4bit" in losing and more and not recipe.keeps_adapter:
         layers = ", ".join([*settings.bnb_16bit, *more])
         helps.append(f"keep more layers in 16 bits (`export.bnb_16bit: [{layers}]`)")
     coarse = [name for name in losing if name.startswith(("Q2", "Q3", "Q4", "IQ"))]

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from slm_judge.artefact.locate import DEFAULT_FILE, default_gguf
+from slm_judge.artefact.locate import DEFAULT_FILE, default_gguf, default_text
 from slm_judge.backends import memory_errors
 from slm_judge.data.item import split_file
-from slm_judge.files import write_json
+from slm_judge.files import write_text
 from slm_judge.run import Run
 from slm_judge.screen import say
 
@@ -47,5 +47,5 @@ def export(run: Run, console: Console | None = None) -> None:
             tell_cost(run, console)
         else:
             (run.gguf / DEFAULT_FILE).unlink(missing_ok=True)  # of an earlier export
-            write_json(run.gguf / DEFAULT_FILE, {"quantization": default_gguf(run)})
+            write_text(run.gguf / DEFAULT_FILE, default_text(default_gguf(run)))
             say(console, [f"{validation} is missing: what the files lose is not said."])

@@ -24,7 +24,8 @@ from slm_judge.model_card.card import (
 from slm_judge.model_card.page import FIGURES, NUMBERS
 
 from slm_judge.artefact.base import BASE_FILE, Base
-from slm_judge.artefact.locate import DEFAULT_FILE, default_gguf
+from slm_judge.artefact.judge_files import ADAPTER_FOLDER
+from slm_judge.artefact.locate import DEFAULT_FILE, default_gguf, default_text
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
 from slm_judge.hub import hub_errors, repeated
@@ -40,6 +41,7 @@ from .space import space_files
 from .verify import REPORT, read_report
 
 CARD, RESULTS = "README.md", ".eval_results/slm-judge.yaml"
+_BNB = "-bnb-4bit"
 _DRAWN = rf"{FIGURES}/(alpha|reliability|risk-coverage|confusion-[^/]*)\.png"
 _FINISH = "\nPush again to finish; what is there already is not uploaded twice."
 
@@ -71,7 +73,8 @@ class Repository:
             ours = rf"{re.escape(name)}-[A-Z0-9_]+\.gguf"
             part = path == DEFAULT_FILE or bool(re.fullmatch(ours, path))
         else:
-            part = "/" not in path and is_part(path)
+            own = path.removeprefix(f"{ADAPTER_FOLDER}/") if self.name.endswith(_BNB) else path
+            part = "/" not in own and is_part(own)
         return part or path == RESULTS or bool(re.fullmatch(_DRAWN, path))
 
 
@@ -104,6 +107,7 @@ def check_verified(run: Run) -> dict[str, Any]:
 def left_out(run: Run) -> list[Path]:
     """What lies in the folders of a run's artefacts and is not part of them."""
     known = {part for path in artefacts(run).values() for part in parts(path)}
+    known |= {part.parent for part in known}
     folders = (run.adapter, run.merged, run.bnb, run.gguf)
     found = {path for folder in folders for path in folder.iterdir()} - known
     return sorted(path for path in found if path.name not in (CARD, DEFAULT_FILE))
@@ -118,10 +122,10 @@ def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> 
     pictures = {f"{FIGURES}/{path.name}": path for path in (run.report / FIGURES).glob("*")}
     figures = {name: pictures[name] for name in sorted(pictures) if re.fullmatch(_DRAWN, name)}
     sources = {
-        "": parts(run.merged),
-        "lora": parts(run.adapter),
-        "bnb-4bit": parts(run.bnb),
-        "GGUF": [run.gguf_file(name) for name in recipe.export.gguf],
+        "": _named(run.merged),
+        "lora": _named(run.adapter),
+        "bnb-4bit": _named(run.bnb),
+        "GGUF": {(path := run.gguf_file(name)).name: path for name in recipe.export.gguf},
     }
     holds = {name: contents(run.gguf_file(name)) for name in recipe.export.gguf}
     repositories, names = [], repository_names(user, recipe.name)
@@ -133,15 +137,22 @@ def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> 
         repositories.append(repository)
     for kind, name in names.items():
         card = render_card(kind, user, recipe, rubric, facts, report, evaluation, holds)
-        files: dict[str, Path | bytes] = {path.name: _public(path) for path in sources[kind]}
+        files: dict[str, Path | bytes] = {
+            place: _public(path) for place, path in sources[kind].items()
+        }
         files |= {CARD: card.encode(), **figures}
         if kind == "GGUF":
-            files[DEFAULT_FILE] = json.dumps({"quantization": default_gguf(run)}).encode()
+            files[DEFAULT_FILE] = default_text(default_gguf(run)).encode()
         files[REPORT] = run.report / REPORT
         if results := evaluation_results(kind, recipe, facts, evaluation):
             files[RESULTS] = results.encode()
         repositories.append(Repository(name, files))
     return repositories
+
+
+def _named(folder: Path) -> dict[str, Path]:
+    """Place in the repository -> file of an artefact's folder."""
+    return {path.relative_to(folder).as_posix(): path for path in parts(folder)}
 
 
 def _public(path: Path) -> Path | bytes:

@@ -193,8 +193,13 @@ class ExportConfig(_Section):
     rounding_tokens: Whole = Field(default=8192, ge=1)
     """Of training items, by whose prompts weights are moved before they are rounded; never fewer
     than 64 items. More of them keep more of the answers, and take longer."""
+    bnb: Literal["auto", "merged", "adapter"] = "auto"
+    """The bitsandbytes file. adapter: the base in the 4 bits that it had in training, and beside it
+    the adapter, as it was trained: it answers what the adapter answers, and reads 2 matrices of its
+    rank more a layer. merged: the adapter merged, and the sum rounded. auto: adapter where
+    `quantization` is nf4, which it needs, else merged."""
     bnb_16bit: list[Annotated[str, Field(pattern=r"^[\w.]+$")]] = ["self_attn.v_proj"]
-    """Ends of the names of linear layers that the bitsandbytes file keeps in 16 bits. The values'
+    """Ends of the names of layers that a merged bitsandbytes file keeps in 16 bits. The values'
     projections are 1 to 7 % of the weights of models with grouped queries, and lose most in 4."""
 
     @model_validator(mode="after")
@@ -294,6 +299,20 @@ class Recipe(_Section):
     def run_folder(self) -> Path:
         """The folder of the run."""
         return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def keeps_adapter(self) -> bool:
+        """Whether the bitsandbytes file has the adapter beside the base."""
+        return self.export.bnb != "merged" and self.quantization == "nf4"
+
+    @model_validator(mode="after")
+    def _in_4_bits(self) -> Self:
+        if self.export.bnb == "adapter" and self.quantization != "nf4":
+            raise ValueError(
+                "export.bnb: adapter needs quantization: nf4, so that the adapter is trained on "
+                "the base in 4 bits"
+            )
+        return self
 
     def _resolved(self, folder: Path) -> "Recipe":
         data = {

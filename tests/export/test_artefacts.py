@@ -15,6 +15,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from slm_judge.export.answers import ask
+from slm_judge.export.artefacts import parts
 from slm_judge.export.gguf import quantization_type
 from slm_judge.export.verify import read_report, verify
 
@@ -130,6 +131,32 @@ def test_bnb_is_really_4_bit(run):
         weight = file.get_slice("model.layers.0.mlp.down_proj.weight")
         assert weight.get_dtype() == "U8"
     assert any("quant_state.bitsandbytes__nf4" in name for name in names)
+
+
+def test_the_4_bit_file_says_what_was_trained(run, rows):
+    """Trained on a base in 4 bits, the adapter stays beside that very base, and is not rounded."""
+    from safetensors import safe_open
+
+    assert json.loads((run.bnb / "decision.json").read_text())["adapter"] == "adapter"
+    with safe_open(run.bnb / "adapter" / "adapter_model.safetensors", "pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
+    trained, file = TransformersBackend.load(run.adapter), TransformersBackend.load(run.bnb)
+    first, second = logits(trained, rows), logits(file, rows)
+    for index in range(len(rows)):
+        for a, b in zip(first[index], second[index], strict=True):
+            assert np.abs(a - b).max() < 0.01
+    assert all(path.is_file() for path in parts(run.bnb))
+    names = [path.relative_to(run.bnb).as_posix() for path in parts(run.bnb)]
+    assert {"model.safetensors", "adapter/adapter_model.safetensors"} < {*names}
+    # Without its adapter a base is not the judge; and no other folder is looked into.
+    bare = run.folder.parent / "bare"
+    shutil.copytree(run.bnb, bare, ignore=shutil.ignore_patterns("adapter"))
+    with pytest.raises(ModelError, match=r"adapter has no adapter_model\.safetensors"):
+        TransformersBackend.load(bare)
+    decision = json.loads((bare / "decision.json").read_text()) | {"adapter": "../adapter"}
+    (bare / "decision.json").write_text(json.dumps(decision))
+    with pytest.raises(ModelError, match="adapter"):
+        TransformersBackend.load(bare)
 
 
 def test_pack_size_does_not_change_answers(run, rows):

@@ -13,7 +13,7 @@ from slm_judge import Judge
 from slm_judge.artefact.locate import DEFAULT_FILE, default_gguf
 from slm_judge.data.item import load_split
 from slm_judge.errors import ModelError
-from slm_judge.recipe import ExportConfig
+from slm_judge.recipe import ExportConfig, Recipe
 from slm_judge.run import Run
 
 
@@ -57,8 +57,9 @@ def lossy(*names, equal=0.5, change=-0.3, between=0.9, adapter=0.8):
     return {"items": 100, "dimensions": {"d": systems}}
 
 
-def recipe_with(run, monkeypatch, gguf):
-    recipe = run.recipe().model_copy(update={"export": ExportConfig(gguf=gguf)})
+def recipe_with(run, monkeypatch, gguf, **changes):
+    export = ExportConfig(gguf=gguf, bnb="merged")
+    recipe = run.recipe().model_copy(update={"export": export, **changes})
     monkeypatch.setattr(Run, "recipe", lambda self: recipe)
     return run
 
@@ -69,9 +70,12 @@ def test_a_loss_names_what_helps(run, monkeypatch):
     (said,) = remedies(run, lossy("Q4_K_M", "bnb-4bit"))
     assert said.startswith("Q4_K_M, bnb-4bit may be refused by `slm-judge verify`. Remedies: ")
     assert "`export.bnb_16bit: [self_attn.v_proj, down_proj]`" in said
+    assert "`export.bnb: adapter`, which takes the answers of the adapter along whole" in said
     assert "add Q4_0 to `export.gguf`" in said
     assert "add Q8_0 to `export.gguf`" in said
-    recipe_with(run, monkeypatch, ["Q8_0", "Q4_0"])
+    recipe_with(run, monkeypatch, ["Q8_0", "Q4_0"], quantization="none")
+    (said,) = remedies(run, lossy("bnb-4bit"))
+    assert "train with `quantization: nf4`" in said
     (said,) = remedies(run, lossy("Q4_0", equal=0.95))  # alpha alone
     assert said.endswith(
         "Remedies: raise `export.rounding_tokens` (now 8192); or train longer: what is learned with "
@@ -155,3 +159,6 @@ def test_the_recipe_may_say_which_file_people_get(run, tmp_path):
     assert default_gguf(one) == "Q8_0"
     with pytest.raises(ValidationError, match="default: Q4_0 is none of gguf: Q8_0"):
         ExportConfig(gguf=["Q8_0"], default="Q4_0")
+    kept = {**run.recipe().model_dump(), "quantization": "none", "export": {"bnb": "adapter"}}
+    with pytest.raises(ValidationError, match=r"export\.bnb: adapter needs quantization: nf4"):
+        Recipe.model_validate(kept)

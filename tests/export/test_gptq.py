@@ -10,11 +10,15 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 from slm_judge.export import gptq
+from slm_judge.export.bnb import quantize_bnb
 from slm_judge.export.gguf import VALUES, VALUES_GRID, VALUES_TYPE, convert, quantize
 from slm_judge.export.gptq import (
+    ITEMS,
     NF4,
     Q4_0,
     Q5_0,
+    _Asked,
+    _holding,
     catch_up,
     importance,
     round_columns,
@@ -25,11 +29,12 @@ from slm_judge.export.refit import _fit, _ridge, label_logits, refit_labels, sta
 from slm_judge.training.slots import label_token_ids
 
 from slm_judge.artefact.base import load_model, load_tokenizer
-from slm_judge.artefact.judge_files import Contract
-from slm_judge.backends.packing import pack
+from slm_judge.artefact.judge_files import ADAPTER_FOLDER, Contract
+from slm_judge.backends.packing import pack, shared_prefix
 from slm_judge.backends.row_attention import pack_tensors
 from slm_judge.data.item import load_split
-from slm_judge.prompt.readers import DecisionReader
+from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
+from slm_judge.run import Run
 
 GRIDS = {"nf4": NF4, "q4_0": Q4_0, "q5_0": Q5_0}
 
@@ -201,6 +206,17 @@ def test_labels_are_fitted_to_a_rounded_model_or_left(judge):
     assert left < 0.5 * lost
 
 
+def test_short_items_are_taken_until_they_have_enough_tokens(run):
+    rubric, own = [1, 2, 3], (2, 3, 4, 5)
+    prompts = [EncodedPrompt(rubric + [10 + n] * n, [2 + n]) for n in own]
+    assert [_holding(n, prompts) for n in (0, 1, 2, 4, 5, 13, 14, 99)] == [0, 0, 1, 1, 2, 3, 4, 4]
+    assert _holding(99, []) == 0
+    asked, enough = _Asked(run), run.recipe().export.rounding_tokens
+    own = [prompt.n_tokens - shared_prefix(asked.prompts) for prompt in asked.movers]
+    everything = len(own) == len(load_split(run.data, "train"))
+    assert everything or (len(own) >= ITEMS and sum(own) + max(own) > enough)
+
+
 def test_files_hold_what_was_moved(run, tmp_path):
     save_moved(run, tmp_path / "moved", Q4_0, Console(quiet=True), {VALUES: VALUES_GRID})
     converted = convert(tmp_path / "moved", tmp_path / "a.gguf", "bf16", "a")
@@ -219,8 +235,17 @@ def test_files_hold_what_was_moved(run, tmp_path):
     assert held == {"Q4_0": 6 * 2, "Q5_0": 2}  # linear layers of the tiny base
 
 
-def test_bitsandbytes_keeps_what_the_recipe_says(run):
-    with safe_open(run.bnb / "model.safetensors", "pt") as file:
+def test_a_merged_bitsandbytes_file_keeps_what_the_recipe_says(run, tmp_path):
+    recipe, mine = run.recipe(), Run(tmp_path / "mine")
+    mine.folder.mkdir()
+    export = recipe.export.model_copy(update={"bnb": "merged"})
+    mine.recipe_file.write_text(recipe.model_copy(update={"export": export}).model_dump_json())
+    for name in ("merged", "adapter", "data"):
+        (mine.folder / name).symlink_to(run.folder / name)
+    quantize_bnb(mine, Console(quiet=True))
+    assert not Contract.load(mine.bnb).adapter
+    assert not (mine.bnb / ADAPTER_FOLDER).exists()
+    with safe_open(mine.bnb / "model.safetensors", "pt") as file:
         names = set(file.keys())
         for name in names:
             if name.endswith("v_proj.weight"):

@@ -23,6 +23,7 @@ from slm_judge.version import __version__
 from .calibration import Calibration, Temperature, as_json, read_calibrations
 
 DECISION = "decision.json"
+ADAPTER_FOLDER = "adapter"
 QUESTIONS = "questions.json"  # the rubric as `pipeline("decision")` takes it, for people to use
 DECISION_TEMPLATE, SYSTEMONE_TEMPLATE = "decision_template.jinja", "systemone_template.jinja"
 FILES = (RUBRIC_FILE, DECISION, DECISION_TEMPLATE, SYSTEMONE_TEMPLATE)
@@ -39,6 +40,7 @@ class _Decision(BaseModel):
     labels: dict[QuestionType, list[Annotated[str, Field(pattern="^[A-Z]{1,2}$")]]]
     temperature: Temperatures
     slm_judge_calibration: Any = Field(default_factory=dict)
+    adapter: Literal["adapter"] | None = None
 
     @model_validator(mode="after")
     def _one_list(self) -> Self:
@@ -63,6 +65,8 @@ class Contract:
     """Per question type, for stock engines; 1 where absent. Logits are divided by it."""
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     """Per dimension; where absent, the temperature of its type."""
+    adapter: str | None = None
+    """The subfolder with the adapter that belongs on the folder's weights, if there is one."""
 
     @classmethod
     def build(cls, rubric: Rubric, tokenizer: Any) -> "Contract":
@@ -114,6 +118,8 @@ class Contract:
             "chat_template": self.decision_template,
             "slm_judge_version": __version__,
         }
+        if self.adapter:  # `pipeline("decision")` adds it
+            decision["adapter"] = self.adapter
         write_text(folder / RUBRIC_FILE, self.rubric.model_dump_json(indent=2) + "\n")
         questions = json.dumps(self.rubric.questions(), indent=2, ensure_ascii=False)
         write_text(folder / QUESTIONS, questions + "\n")
@@ -146,7 +152,8 @@ class Contract:
         compile_template(templates[1], str(folder / SYSTEMONE_TEMPLATE))
         labels, origin = tuple(decision.labels["choice"]), f"{folder / DECISION}: calibration"
         own = read_calibrations(json.dumps(decision.slm_judge_calibration), rubric, origin)
-        return cls(rubric, *templates, labels, dict(decision.temperature.items()), own)
+        temperatures = dict(decision.temperature.items())
+        return cls(rubric, *templates, labels, temperatures, own, decision.adapter)
 
 
 def calibration_notes(contract: Contract) -> list[str]:

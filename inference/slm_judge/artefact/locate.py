@@ -22,7 +22,7 @@ DEFAULT_FILE = "default_gguf.json"
 """Beside several GGUF files; its `quantization` is the one that people get who do not choose."""
 TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
 """All that a tokenizer and a configuration need."""
-WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
+WEIGHTS = ("model*.safetensors", "adapter_model.safetensors", "adapter/adapter_model.safetensors")
 
 
 def locate(model: str | Path, revision: str | None, quantization: str | None) -> Path:
@@ -125,6 +125,11 @@ def default_gguf(run: Run) -> str:
 def _known(default: str | None) -> tuple[str, ...]:
     """Quantizations by which one that nobody chose is looked for."""
     return (default, *DEFAULT_QUANTIZATIONS) if default else DEFAULT_QUANTIZATIONS
+
+
+def default_text(quantization: str) -> str:
+    """What a `DEFAULT_FILE` has that names a quantization."""
+    return json.dumps({"quantization": quantization})
 
 
 def named_default(folder: Path) -> str | None:

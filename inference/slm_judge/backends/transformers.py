@@ -149,6 +149,8 @@ class TransformersBackend:
             loading(folder),
         ):
             model, tokenizer = load_weights(folder, device, dtype), load_tokenizer(folder)
+            if contract.adapter:
+                model = load_adapter(model, folder / contract.adapter)
             return cls(model, tokenizer, contract, folder, tokens_per_pack)
 
     def fills(self, prompt: EncodedPrompt) -> bool:
