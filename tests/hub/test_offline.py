@@ -61,7 +61,8 @@ def upload(name, files):
 
 
 def contents(folder):
-    return {path.name: path for path in folder.iterdir() if path.name != "README.md"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"]
+    return {path.relative_to(folder).as_posix(): path for path in files}
 
 
 @pytest.fixture(scope="module")

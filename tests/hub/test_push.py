@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import HfApi, hf_hub_download
+from safetensors.torch import load_file
 from slm_judge.export.push import RESULTS, plan, push
 from slm_judge.export.verify import REPORT, agreement_table, failures, read_report, verify
 
@@ -261,6 +263,13 @@ def test_stock_pipeline_answers_from_the_hub(pushed, support):
     from transformers import pipeline
 
     judge = pipeline("decision", model="me/demo-bnb-4bit", device="cpu")
+    trained = load_file(hf_hub_download("me/demo-bnb-4bit", "adapter/adapter_model.safetensors"))
+    held = {n: p for n, p in judge.model.named_parameters() if "lora_" in n}
+    assert len(held) == len(trained) > 0
+    for name, weight in trained.items():
+        stem = name.removeprefix("base_model.model.").removesuffix(".weight")
+        own = f"{stem}.default" + ".weight" * name.endswith(".weight")
+        torch.testing.assert_close(held[own].float(), weight.float(), rtol=2**-7, atol=1e-6)
     answer = judge({"state": {"text": "Refund me now!"}, "questions": support.questions()})
     assert 0 <= answer["refund"]["noul"] <= 1
     assert set(answer["topic"]["probabilities"]) == {
