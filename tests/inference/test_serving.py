@@ -1,5 +1,6 @@
 """Stock servers answer as `Judge` does: llama.cpp's own, and `transformers serve`."""
 
+import json
 import shutil
 import time
 from contextlib import contextmanager
@@ -112,3 +113,19 @@ def test_transformers_serve_alone_knows_26_labels(judges):
         transformers_serve(folder) as url,
     ):
         assert largest_difference(judge, url, TEXTS[:2], whole=False) < 0.01
+
+
+def test_transformers_serve_puts_the_adapter_on_its_base(run, tmp_path):
+    """Both in 16 bits, as the file says; the base alone would answer otherwise."""
+    bare = tmp_path / "bare"
+    shutil.copytree(run.bnb, bare)
+    decision = json.loads((bare / DECISION).read_text()) | {"adapter": None}
+    (bare / DECISION).write_text(json.dumps(decision))
+    with (
+        Judge.from_pretrained(run.bnb, device="cpu", dtype="bfloat16") as judge,
+        transformers_serve(run.bnb, run.bnb / DECISION) as url,
+        transformers_serve(bare, bare / DECISION) as other,
+    ):
+        assert largest_difference(judge, url, TEXTS[:3], whole=False) < 0.05
+        with pytest.raises(AssertionError):
+            assert largest_difference(judge, other, TEXTS[:3], whole=False) < 0.05
