@@ -24,7 +24,7 @@ from slm_judge.model_card.card import (
 from slm_judge.model_card.page import FIGURES, NUMBERS
 
 from slm_judge.artefact.base import BASE_FILE, Base
-from slm_judge.artefact.judge_files import ADAPTER_FOLDER
+from slm_judge.artefact.judge_files import ADAPTER_FOLDER, Contract
 from slm_judge.artefact.locate import DEFAULT_FILE, default_gguf, default_text
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
@@ -108,8 +108,8 @@ def left_out(run: Run) -> list[Path]:
     """What lies in the folders of a run's artefacts and is not part of them."""
     known = {part for path in artefacts(run).values() for part in parts(path)}
     known |= {part.parent for part in known}
-    folders = (run.adapter, run.merged, run.bnb, run.gguf)
-    found = {path for folder in folders for path in folder.iterdir()} - known
+    folders = (run.adapter, run.merged, run.bnb, run.bnb / ADAPTER_FOLDER, run.gguf)
+    found = {path for folder in folders for path in folder.glob("*")} - known
     return sorted(path for path in found if path.name not in (CARD, DEFAULT_FILE))
 
 
@@ -117,6 +117,7 @@ def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> 
     """The four repositories of a verified run, and before them that of its `data` if asked for."""
     recipe, facts = run.recipe(), training_facts(run.adapter)
     facts["base_commit"] = Base.load(run.adapter).revision
+    facts["adapter_beside"] = bool(Contract.load(run.bnb).adapter)
     evaluation = json.loads((run.report / NUMBERS).read_text(encoding="utf-8"))
     rubric = run.rubric()
     pictures = {f"{FIGURES}/{path.name}": path for path in (run.report / FIGURES).glob("*")}

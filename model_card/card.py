@@ -75,8 +75,9 @@ def render_card(
         user: user or organisation on the Hub.
         recipe: of the run.
         rubric: of the judge.
-        facts: `training.json` of the adapter; and `base_commit`, and `published_data`, the
-            repository of its annotated items, where there are any.
+        facts: `training.json` of the adapter; and `base_commit`, `adapter_beside`, whether the
+            bitsandbytes file has it in a subfolder, and `published_data`, the repository of its
+            annotated items, where there are any.
         report: `verify.json` of the run.
         evaluation: `report.json` of the run.
         holds: name of a quantization -> what its GGUF file holds.

@@ -232,7 +232,9 @@ def test_cards_say_what_was_measured(pushed, verified):
 def test_the_card_s_code_runs(pushed, kind):
     from huggingface_hub import ModelCard
 
-    blocks = ModelCard.load(f"me/demo{kind}").text.split("```python\n")[1:]
+    text = ModelCard.load(f"me/demo{kind}").text
+    assert ("bitsandbytes and PEFT" in text) == (kind == "-bnb-4bit")
+    blocks = text.split("```python\n")[1:]
     assert blocks
     for block in blocks:
         namespace: dict = {}
@@ -429,7 +431,8 @@ def mine(light, tmp_path):
 
 def test_what_is_not_the_judge_s_stays_here(mine, logged_in, capsys):
     strays = [mine.merged / "notes.txt", mine.merged / "optimizer.pt", mine.adapter / ".env",
-              mine.bnb / "model-old.safetensors", mine.gguf / "demo-Q2_K.gguf"]  # fmt: skip
+              mine.bnb / "model-old.safetensors", mine.bnb / "adapter" / "notes.md",
+              mine.gguf / "demo-Q2_K.gguf"]  # fmt: skip
     for path in strays:
         path.write_text("mine" if path.name != "notes.txt" else "")
     (mine.merged / "private").mkdir()
@@ -442,7 +445,7 @@ def test_what_is_not_the_judge_s_stays_here(mine, logged_in, capsys):
     for kind in KINDS:
         files = logged_in.repo(f"me/demo{kind}").history("strays")[0]["files"]
         assert not {"notes.txt", "optimizer.pt", ".env", "model-old.safetensors", "demo-Q2_K.gguf",
-                    "private/key", "figures/holiday.png"} & files.keys()  # fmt: skip
+                    "private/key", "figures/holiday.png", "adapter/notes.md"} & files.keys()  # fmt: skip
         assert "README.md" in files
 
 
