@@ -101,6 +101,10 @@ def workloads(arguments: argparse.Namespace, folder: Path, sites: list[Path]) ->
     if judges is None:
         path = recipe(folder, epochs=8)
         python(sites[1], "-m", "slm_judge", "train", str(path))
+        kept = folder / "run" / "recipe.json"  # a file that earlier revisions read, too
+        settings = json.loads(kept.read_text(encoding="utf-8"))
+        settings["export"]["bnb"] = "merged"
+        kept.write_text(json.dumps(settings), encoding="utf-8")
         python(sites[1], "-m", "slm_judge", "export", str(folder / "run"))
         judges = (folder / "run").rename(folder / "judges")
     rows = folder / "rows.json"

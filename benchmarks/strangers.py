@@ -331,7 +331,9 @@ class Reader:
         """A judge for transformers."""
         kind = rng.choice(["merged", "merged", "bnb-4bit", "adapter"])
         folder = self.judges / kind
-        names = {p.name for p in folder.iterdir()} - {"README.md", "questions.json"}
+        names = {p.name for p in folder.iterdir() if p.is_file()} - {"README.md", "questions.json"}
+        if (folder / "adapter").is_dir():
+            (self.work / "adapter").symlink_to(folder / "adapter")
         weights = next(name for name in names if name.endswith(".safetensors"))
         broken = rng.choice([*sorted(names - {"chat_template.jinja"}), weights, weights])
         for name in names:

@@ -3,7 +3,7 @@
 from pathlib import Path, PurePath
 
 from slm_judge.artefact.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE
-from slm_judge.artefact.judge_files import ADAPTER_FOLDER, FILES, QUESTIONS
+from slm_judge.artefact.judge_files import ADAPTER_FOLDER, FILES, QUESTIONS, adapter_beside
 from slm_judge.run import Run
 
 from .settings import FACTS
@@ -17,6 +17,8 @@ _PARTS = (
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", ADAPTER_CONFIG, ADAPTER_WEIGHTS),
     *(BASE_FILE, FACTS, QUESTIONS, *FILES),
 )
+BESIDE = (f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG}", f"{ADAPTER_FOLDER}/{ADAPTER_WEIGHTS}")
+"""The adapter that a bitsandbytes file may have beside its base."""
 
 
 def artefacts(run: Run) -> dict[str, Path]:
@@ -36,8 +38,10 @@ def parts(path: Path) -> list[Path]:
     """The files of an artefact; what else lies in its folder, somebody put there."""
     if path.is_file():
         return [path]
-    files = [*path.iterdir(), *(path / ADAPTER_FOLDER).glob("*")]
-    return sorted(file for file in files if is_part(file.name) and file.is_file())
+    files = [file for file in path.iterdir() if is_part(file.name)]
+    if adapter_beside(path):
+        files += [path / name for name in BESIDE]
+    return sorted(file for file in files if file.is_file())
 
 
 def is_part(name: str) -> bool:

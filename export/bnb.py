@@ -50,14 +50,16 @@ def quantize_bnb(run: Run, console: Console, unrounded: Unrounded | None = None)
 def _save_unmerged(adapter: Path, folder: Path, dtype: str) -> None:
     """Write the base of an adapter, in 4 bits as training had it, and the adapter in a subfolder.
 
-    `pipeline("decision")` and slm-judge put the one on the other, and compute with the adapter in
-    float32. It is kept in float16, half the bytes of training's float32.
+    `pipeline("decision")` and slm-judge put the one on the other. The adapter is kept in float16,
+    half the bytes of training's float32; slm-judge computes with it in float32, the pipeline in the
+    type of the other weights.
     """
     from safetensors.torch import load_file, save_file
 
     torch, base = require("torch", "export"), Base.load(adapter)
     # The very values of training: in another type, weights might round to other levels.
-    model = load_base(base, base.device if torch.cuda.is_available() else "cpu", base.dtype)
+    on_gpu = base.device == "cuda" and torch.cuda.is_available()
+    model = load_base(base, "cuda" if on_gpu else "cpu", base.dtype)
     kind = getattr(torch, _beside(dtype))
     for parameter in model.parameters():
         if parameter.is_floating_point():

@@ -140,7 +140,8 @@ def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
         helps.append(f"add {', '.join(MOVED)} to `export.gguf`, for which the weights are moved")
     if "Q8_0" not in settings.gguf:
         helps.append("add Q8_0 to `export.gguf`: twice the bytes, and hardly a loss")
-    helps.append(f"raise `export.rounding_tokens` (now {settings.rounding_tokens})")
+    if losing.keys() - ({"bnb-4bit"} if recipe.keeps_adapter else ()):
+        helps.append(f"raise `export.rounding_tokens` (now {settings.rounding_tokens})")
     helps.append("train longer: what is learned with small margins falls first")
     return [f"{', '.join(losing)} may be refused by `slm-judge verify`. Remedies: "
             + "; or ".join(helps) + "."]  # fmt: skip

@@ -24,7 +24,7 @@ from slm_judge.model_card.card import (
 from slm_judge.model_card.page import FIGURES, NUMBERS
 
 from slm_judge.artefact.base import BASE_FILE, Base
-from slm_judge.artefact.judge_files import ADAPTER_FOLDER, Contract
+from slm_judge.artefact.judge_files import ADAPTER_FOLDER, adapter_beside
 from slm_judge.artefact.locate import DEFAULT_FILE, default_gguf, default_text
 from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
@@ -33,7 +33,7 @@ from slm_judge.recipe import VerifyConfig, public_settings
 from slm_judge.run import Run
 from slm_judge.screen import Sheet, say
 
-from .artefacts import artefacts, is_part, parts
+from .artefacts import BESIDE, artefacts, is_part, parts
 from .dataset import SPLITS, annotated_items
 from .gguf import contents
 from .settings import FACTS, training_facts
@@ -41,7 +41,6 @@ from .space import space_files
 from .verify import REPORT, read_report
 
 CARD, RESULTS = "README.md", ".eval_results/slm-judge.yaml"
-_BNB = "-bnb-4bit"
 _DRAWN = rf"{FIGURES}/(alpha|reliability|risk-coverage|confusion-[^/]*)\.png"
 _FINISH = "\nPush again to finish; what is there already is not uploaded twice."
 
@@ -73,8 +72,8 @@ class Repository:
             ours = rf"{re.escape(name)}-[A-Z0-9_]+\.gguf"
             part = path == DEFAULT_FILE or bool(re.fullmatch(ours, path))
         else:
-            own = path.removeprefix(f"{ADAPTER_FOLDER}/") if self.name.endswith(_BNB) else path
-            part = "/" not in own and is_part(own)
+            beside = path in BESIDE and self.name.endswith("-bnb-4bit")
+            part = beside or ("/" not in path and is_part(path))
         return part or path == RESULTS or bool(re.fullmatch(_DRAWN, path))
 
 
@@ -117,7 +116,7 @@ def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> 
     """The four repositories of a verified run, and before them that of its `data` if asked for."""
     recipe, facts = run.recipe(), training_facts(run.adapter)
     facts["base_commit"] = Base.load(run.adapter).revision
-    facts["adapter_beside"] = bool(Contract.load(run.bnb).adapter)
+    facts["adapter_beside"] = adapter_beside(run.bnb)
     evaluation = json.loads((run.report / NUMBERS).read_text(encoding="utf-8"))
     rubric = run.rubric()
     pictures = {f"{FIGURES}/{path.name}": path for path in (run.report / FIGURES).glob("*")}

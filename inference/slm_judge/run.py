@@ -109,7 +109,7 @@ class Run:
 
     @property
     def bnb(self) -> Path:
-        """The merged model in bitsandbytes NF4."""
+        """The judge in bitsandbytes NF4."""
         return self.folder / "bnb-4bit"
 
     @property

@@ -20,6 +20,7 @@ from slm_judge.export.gguf import quantization_type
 from slm_judge.export.verify import read_report, verify
 
 from slm_judge import Judge
+from slm_judge.artefact.base import Base, load_base
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends.gguf import GgufBackend
 from slm_judge.backends.transformers import TransformersBackend
@@ -147,12 +148,15 @@ def test_the_4_bit_file_says_what_was_trained(run, rows):
             assert np.abs(a - b).max() < 0.01
     assert all(path.is_file() for path in parts(run.bnb))
     names = [path.relative_to(run.bnb).as_posix() for path in parts(run.bnb)]
-    assert {"model.safetensors", "adapter/adapter_model.safetensors"} < {*names}
+    beside = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]
+    assert [name for name in names if "/" in name] == beside
     # Without its adapter a base is not the judge; and no other folder is looked into.
     bare = run.folder.parent / "bare"
     shutil.copytree(run.bnb, bare, ignore=shutil.ignore_patterns("adapter"))
-    with pytest.raises(ModelError, match=r"adapter has no adapter_model\.safetensors"):
+    with pytest.raises(ModelError, match=r"adapter has no adapter_config\.json"):
         TransformersBackend.load(bare)
+    with pytest.raises(ModelError, match="is a judge whose adapter lies beside"):
+        load_base(Base(str(bare)), "cpu")
     decision = json.loads((bare / "decision.json").read_text()) | {"adapter": "../adapter"}
     (bare / "decision.json").write_text(json.dumps(decision))
     with pytest.raises(ModelError, match="adapter"):
@@ -331,7 +335,6 @@ def test_a_base_that_moves_on_is_merged_as_it_was_trained(logged_in, tmp_path):
     from slm_judge.training.facts import base_settings
     from slm_judge.training.train import train
 
-    from slm_judge.artefact.base import Base
     from slm_judge.offline.tiny import tiny_base
 
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2,

@@ -21,6 +21,7 @@ from slm_judge.files import write_json
 from slm_judge.rubric import explain
 
 from .device import dtype_for_answers, multiplies_bfloat16
+from .judge_files import adapter_beside
 from .locate import TEXTS, WEIGHTS, resolve, snapshot
 from .tokenizer import read_tokenizer
 
@@ -89,11 +90,17 @@ def load_base(base: Base, device: str, dtype: str | None = None) -> Any:
     """Load the base under an adapter, by default as answers are computed (`dtype_for_answers`).
 
     Raises:
-        ModelError: it is not there any more, or cannot be loaded.
+        ModelError: it is not there any more, or cannot be loaded, or is half of a judge.
     """
     dtype = dtype or dtype_for_answers(device, base.dtype, multiplies_bfloat16(device))
     options = {"quantization_config": nf4(dtype)} if base.quantization == "nf4" else {}
-    return load_model(locate_base(base.base, base.revision), device, dtype, **options)
+    folder = locate_base(base.base, base.revision)
+    if adapter_beside(folder):
+        raise ModelError(
+            f"{base.base} is a judge whose adapter lies beside the weights of its base. As a base, "
+            "take its merged model."
+        )
+    return load_model(folder, device, dtype, **options)
 
 
 def nf4(dtype: str, kept: Sequence[str] = ()) -> Any:
@@ -183,8 +190,9 @@ def load_adapter(model: Any, folder: Path) -> Any:
         ModelError: it cannot be loaded, or is no plain LoRA adapter.
     """
     peft = require("peft", "transformers")
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ModelError(f"{folder} has no {ADAPTER_WEIGHTS}; no other format is read.")
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):  # which PEFT would look for on the Hub
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} has no {name}; no other format is read.")
     with loading(folder):
         config = peft.PeftConfig.from_pretrained(str(folder))
         names = [*(config.target_modules or ["*"])] if config.peft_type == "LORA" else ["*"]

@@ -156,6 +156,15 @@ class Contract:
         return cls(rubric, *templates, labels, temperatures, own, decision.adapter)
 
 
+def adapter_beside(folder: Path) -> bool:
+    """Whether the weights in a folder are a judge's base alone, whose adapter is in a subfolder."""
+    try:
+        decision = json.loads(_read(folder / DECISION)) if (folder / DECISION).is_file() else None
+    except ValueError:  # of a judge, `Contract.load` says so
+        return False
+    return isinstance(decision, dict) and bool(decision.get("adapter"))
+
+
 def calibration_notes(contract: Contract) -> list[str]:
     """What people should know about the probabilities of a judge."""
     dimensions = contract.rubric.dimensions
