@@ -126,6 +126,6 @@ def test_transformers_serve_puts_the_adapter_on_its_base(run, tmp_path):
         transformers_serve(run.bnb, run.bnb / DECISION) as url,
         transformers_serve(bare, bare / DECISION) as other,
     ):
-        assert largest_difference(judge, url, TEXTS[:3], whole=False) < 0.05
-        with pytest.raises(AssertionError):
-            assert largest_difference(judge, other, TEXTS[:3], whole=False) < 0.05
+        apart = largest_difference(judge, url, TEXTS[:3], whole=False)
+        assert 3 * apart < largest_difference(judge, other, TEXTS[:3], whole=False)
+        assert apart < 0.2
