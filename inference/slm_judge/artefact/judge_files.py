@@ -152,7 +152,7 @@ class Contract:
         compile_template(templates[1], str(folder / SYSTEMONE_TEMPLATE))
         labels, origin = tuple(decision.labels["choice"]), f"{folder / DECISION}: calibration"
         own = read_calibrations(json.dumps(decision.slm_judge_calibration), rubric, origin)
-        temperatures = dict(decision.temperature.items())
+        temperatures: dict[str, float] = dict(decision.temperature.items())
         return cls(rubric, *templates, labels, temperatures, own, decision.adapter)
 
 
