@@ -27,6 +27,7 @@ from slm_judge.export.answers import Heard, ask
 
 from benchmarks.four_bits import compared
 from slm_judge import Judge
+from slm_judge.artefact.base import load_tokenizer
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.data.item import Item, load_split
 from slm_judge.run import Run
@@ -99,13 +100,16 @@ def measure(run: Run, items: list[Item], grids: list[str]) -> Iterator[dict[str,
     """A row a part and grid."""
     with Judge.from_pretrained(run.merged, trust=True) as judge:
         assert isinstance(judge.backend, TransformersBackend)
-        model = judge.backend.model
+        model, tokenizer = judge.backend.model, load_tokenizer(run.merged)
         whole = sum(w.numel() for w in next(iter(parts(model)))[1])
         reference = ask(judge, items)
         for grid in grids:
             for name, weights in parts(model):
                 with rounded(weights, GRIDS[grid]):
-                    heard = ask(judge, items)
+                    # Another engine: one keeps the rubric's keys and values, and the labels' rows.
+                    contract = judge.backend.contract
+                    engine = TransformersBackend(model, tokenizer, contract, run.merged)
+                    heard = ask(Judge(engine), items)
                 share = sum(weight.numel() for weight in weights) / whole
                 yield {"grid": grid, "name": name, "share": share,
                        "dimensions": compared(run, items, name, reference, heard),
