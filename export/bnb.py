@@ -12,6 +12,7 @@ from slm_judge.artefact.base import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     Base,
+    cast,
     load_base,
     load_model,
     load_tokenizer,
@@ -35,7 +36,8 @@ def quantize_bnb(run: Run, console: Console, unrounded: Unrounded | None = None)
     """
     require("bitsandbytes", "export")
     run.require(run.merged, f"export {run.folder}")
-    recipe, settings = run.recipe(), run.recipe().export
+    recipe = run.recipe()
+    settings = recipe.export
     if recipe.keeps_adapter:
         with atomic_folder(run.bnb) as work:
             _save_unmerged(run.adapter, work, settings.dtype)
@@ -61,9 +63,7 @@ def _save_unmerged(adapter: Path, folder: Path, dtype: str) -> None:
     on_gpu = base.device == "cuda" and torch.cuda.is_available()
     model = load_base(base, "cuda" if on_gpu else "cpu", base.dtype)
     kind = getattr(torch, _beside(dtype))
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(kind)
+    cast(model, kind)
     model.config.dtype = kind
     model.config.quantization_config.bnb_4bit_compute_dtype = kind
     model.save_pretrained(folder)

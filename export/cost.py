@@ -123,8 +123,10 @@ def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
                 losing[name] = None
     if not losing:
         return []
-    recipe, settings, helps = run.recipe(), run.recipe().export, list[str]()
-    if "bnb-4bit" in losing and not recipe.keeps_adapter:
+    recipe, helps = run.recipe(), list[str]()
+    settings = recipe.export
+    rounded = losing.keys() - ({"bnb-4bit"} if recipe.keeps_adapter else set())
+    if "bnb-4bit" in rounded:
         whole = "takes the answers of the adapter along whole"
         helps.append(
             f"`export.bnb: adapter`, which {whole}"
@@ -132,7 +134,7 @@ def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
             else f"train with `quantization: nf4`: the bitsandbytes file {whole} then"
         )
     more = [name for name in ("self_attn.v_proj", "down_proj") if name not in settings.bnb_16bit]
-    if "bnb-4bit" in losing and more and not recipe.keeps_adapter:
+    if "bnb-4bit" in rounded and more:
         layers = ", ".join([*settings.bnb_16bit, *more])
         helps.append(f"keep more layers in 16 bits (`export.bnb_16bit: [{layers}]`)")
     coarse = [name for name in losing if name.startswith(("Q2", "Q3", "Q4", "IQ"))]
@@ -140,7 +142,7 @@ def remedies(run: Run, report: Mapping[str, Any]) -> list[str]:
         helps.append(f"add {', '.join(MOVED)} to `export.gguf`, for which the weights are moved")
     if "Q8_0" not in settings.gguf:
         helps.append("add Q8_0 to `export.gguf`: twice the bytes, and hardly a loss")
-    if losing.keys() - ({"bnb-4bit"} if recipe.keeps_adapter else ()):
+    if rounded:
         helps.append(f"raise `export.rounding_tokens` (now {settings.rounding_tokens})")
     helps.append("train longer: what is learned with small margins falls first")
     return [f"{', '.join(losing)} may be refused by `slm-judge verify`. Remedies: "

@@ -1,5 +1,6 @@
 """The command line: parses, calls one function, and prints. Each stage is loaded by name."""
 
+import atexit
 import importlib
 import json
 import logging
@@ -934,6 +935,7 @@ def main() -> None:
     """
     for number in _STOPS:
         signal.signal(number, _stop)
+    atexit.register(_hear_no_more)
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Progress of our own replaces that of the libraries; their warnings still show.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -970,6 +972,12 @@ def _stop(number: int, frame: object) -> None:
     for each in _STOPS:
         signal.signal(each, lambda again, _: os._exit(128 + again))
     raise _Stopped(signal.Signals(number))
+
+
+def _hear_no_more() -> None:
+    """Next, Python puts its handlers down, and a signal would be the process's end and its code."""
+    for each in _STOPS:
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _fail(message: str, code: int) -> None:

@@ -240,6 +240,13 @@ def hide_bars() -> None:
     logging.set_tqdm_hook(lambda bar, given, named: bar(*given, **named | {"disable": True}))
 
 
+def cast(model: Any, dtype: Any) -> None:
+    """Give a 4-bit model's other weights another type; `model.to` would refuse."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
 def in_float32(model: Any) -> Any:
     """Let 4-bit layers multiply in float32, on every CPU and in training as in evaluation.
 

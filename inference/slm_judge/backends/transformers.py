@@ -9,6 +9,7 @@ from typing import Any
 from slm_judge.artefact.base import (
     ADAPTER_CONFIG,
     Base,
+    cast,
     load_adapter,
     load_base,
     load_config,
@@ -339,7 +340,6 @@ def load_weights(folder: Path, device: str | None = None, dtype: str | None = No
         return load_model(folder, device, dtype)
     require("bitsandbytes", "transformers")
     model = load_model(folder, device, dtype)
-    for parameter in model.parameters() if dtype != "auto" else ():
-        if parameter.is_floating_point():  # transformers leaves these as they are in the files
-            parameter.data = parameter.data.to(getattr(torch, dtype))
+    if dtype != "auto":  # transformers leaves what is not in 4 bits as it is in the files
+        cast(model, getattr(torch, dtype))
     return model
