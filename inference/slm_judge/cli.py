@@ -627,6 +627,10 @@ def annotate(
         str | None,
         typer.Option(help="cpu, cuda or mps (transformers); by default a GPU if there is one."),
     ] = None,
+    compile_layers: Annotated[
+        bool,
+        typer.Option("--compile", help="1.5 times as fast on a GPU, from 15 s on (transformers)."),
+    ] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a GGUF file without trying it in a process first.")
     ] = False,
@@ -677,6 +681,7 @@ def annotate(
         "max_memory": max_memory,
         "n_threads": threads,
         "device": device,
+        "compile": compile_layers,
         "exact": exact,
         "trust": trust,
     }
@@ -841,6 +846,9 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16 or auto (transformers).")
     ] = None,
+    compile_layers: Annotated[
+        bool, typer.Option("--compile", help="1.5 times as fast on a GPU (transformers).")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads (gguf).", min=1)] = None,
     exact: Annotated[
         bool, typer.Option(help="Each row by itself: probabilities to the last bit.")
@@ -867,7 +875,7 @@ def serve(
     settings = server.Settings(
         model, revision,
         {"quantization": quantization, "adapter": adapter, "device": device, "dtype": dtype,
-         "n_threads": threads, "exact": exact, "max_memory": max_memory},
+         "compile": compile_layers, "n_threads": threads, "exact": exact, "max_memory": max_memory},
         host, port, key, allowed_host or (), Limits(max_body * 2**20, max_rows, max_tokens),
         batch_rows,
     )  # fmt: skip

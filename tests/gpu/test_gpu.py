@@ -46,7 +46,7 @@ def rows(trained):
 def logits(path, rows, **options):
     with Judge.from_pretrained(path, **options) as judge:
         found = dict(judge.logits(rows))
-        return [found[index] for index in range(len(rows))], judge.backend.near_tie
+        return [found[index] for index in range(len(rows))], judge.backend.noise
 
 
 def assert_equal_labels(ours, reference, near_tie):
@@ -63,7 +63,7 @@ def test_training_on_the_gpu(trained):
     assert (base.device, base.dtype, base.quantization) == (DEVICE, "bfloat16", "nf4")
     with Judge.from_pretrained(trained.adapter) as judge:
         assert judge.backend.model.device.type == DEVICE
-        assert judge.backend.near_tie == 0.5  # in bfloat16
+        assert judge.backend.noise == 0.5  # in bfloat16
 
 
 @pytest.mark.parametrize(
@@ -78,23 +78,29 @@ def test_training_on_the_gpu(trained):
 def test_attention_by_rows_is_that_by_the_mask(heads, channels, prefix, cached, dtype):
     torch.manual_seed(0)
     lengths = [30, 5, 60, 1, 210, 77]
-    total, skip = prefix + sum(lengths), prefix if cached else 0
-    sizes = [(total - skip, heads[0]), (total, heads[1]), (total, heads[1])]
+    total = prefix + sum(lengths)
+    skip = prefix if cached else 0
+    sizes = [(total, heads[0]), (total, heads[1]), (total, heads[1])]
     inputs = [torch.randn(*size, channels, device=DEVICE, dtype=dtype) for size in sizes]
     owner = torch.tensor([-1] * prefix + [r for r, n in enumerate(lengths) for _ in range(n)])
-    mask = ((owner == -1) | (owner[:, None] == owner)).tril()[skip:].to(DEVICE)
-    found = []
+    mask = ((owner == -1) | (owner[:, None] == owner)).tril().to(DEVICE)
+    rows, found = row_attention.Rows(prefix, lengths), []
     for by_rows in (True, False):
-        given = [x.clone().requires_grad_() for x in inputs]
-        if by_rows:
-            rows = row_attention.Rows(prefix, lengths)
+        given = [x.clone().requires_grad_(not cached) for x in inputs]
+        if by_rows and cached:
+            of_rubric, own = (given[1][:prefix], given[2][:prefix]), [x[prefix:] for x in given]
+            output = row_attention._behind_rubric(*own, of_rubric, rows, channels**-0.5)
+        elif by_rows:
             output = row_attention._GpuRowAttention.apply(*given, rows, channels**-0.5)
         else:
             output = torch.nn.functional.scaled_dot_product_attention(
                 *(x.float().transpose(0, 1) for x in given), attn_mask=mask, enable_gqa=True
-            ).transpose(0, 1)
-        output.float().square().sum().backward()
-        found.append([output.float(), *(x.grad.float() for x in given)])
+            ).transpose(0, 1)[skip:]
+        grads = []
+        if not cached:
+            output.float().square().sum().backward()
+            grads = [x.grad.float() for x in given]
+        found.append([output.float(), *grads])
     for ours, wanted in zip(*found, strict=True):
         assert (ours - wanted).norm() < 0.01 * wanted.norm()  # 0.004 on an H200
 
@@ -108,6 +114,22 @@ def test_passes_need_no_mask(trained, rows):
         judge.backend.expect(judge.backend.reader)  # forget the rubric's keys and values
         by_mask = dict(judge.logits(rows))
         assert_equal_labels([by_rows[i] for i in by_mask], [*by_mask.values()], 0.5)
+
+
+def test_compiled_layers_answer_alike(trained, rows):
+    with Judge.from_pretrained(trained.merged, device=DEVICE, dtype="bfloat16") as judge:
+        plain, near_tie = dict(judge.logits(rows)), judge.backend.noise
+    with Judge.from_pretrained(
+        trained.merged, device=DEVICE, dtype="bfloat16", compile=True
+    ) as judge:
+        assert judge.backend._sizes
+        compiled = dict(judge.logits(rows))
+        assert_equal_labels([compiled[i] for i in plain], [*plain.values()], near_tie)
+        judge.exact = True
+        alone = dict(judge.logits(rows))
+        for index, ours in compiled.items():
+            for one, other in zip(ours, alone[index], strict=True):
+                assert (one == other).all()
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged", "bnb"])

@@ -579,6 +579,134 @@ def test_a_model_that_does_not_hand_on_where_rows_are_goes_by_the_mask(folder):
     assert deaf.tokens_per_pack == 512
 
 
+# --- passes of few sizes, as on a CUDA GPU ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])  # by rows, by the mask
+def test_a_pass_that_is_filled_up_gives_the_same_answers(folder, dtype):
+    backend = TransformersBackend.load(folder, device="cpu", dtype=dtype)
+    assert backend._by_rows == (dtype == "float32")
+    prompts = backend.reader.encode([{"text": text} for text in TEXTS])
+    tokens, forward = [], backend._forward
+    plain = dict(backend.run(prompts))
+    backend._sizes = [128, 512]
+    backend._forward = lambda packed, *rest: (
+        tokens.append(packed.n_tokens) or forward(packed, *rest)
+    )
+    together, alone = dict(backend.run(prompts)), dict(backend.run(prompts, alone=True))
+    assert tokens == [512] + [128] * len(prompts)
+    for found in (together, alone):
+        assert found.keys() == plain.keys()
+        for index, logits in found.items():
+            for one, other in zip(logits, plain[index], strict=True):
+                assert np.abs(one - other).max() < backend.noise / 4
+
+
+@pytest.mark.parametrize(
+    ("tokens", "same", "kept"),
+    [
+        (1024, [512, 1024], True),
+        (1024, [], False),
+        (8192, [2048, 4096, 8192], True),
+        (8192, [4096, 8192], False),  # a GPU with little free memory would give other bits
+    ],
+)
+def test_near_ties_have_no_second_look_where_company_changes_no_bit(
+    folder, monkeypatch, tokens, same, kept
+):
+    backend = TransformersBackend.load(folder, "cpu", "float32", tokens)
+    asked = []
+    monkeypatch.setattr(backend, "_same_bits", lambda sizes: asked.append(sizes) or same)
+    backend._settle_sizes()
+    assert asked == [[n for n in (512, 1024, 2048, 4096, 8192) if n <= tokens]]
+    assert backend._sizes == (same if kept else [])
+    assert backend.near_tie == (0 if kept else backend.noise)
+
+
+def test_a_bit_that_company_changes_is_noticed(folder, monkeypatch):
+    """What counts is tried at loading: here answers move with the number of rows, or of tokens."""
+    backend = TransformersBackend.load(folder, "cpu", "float32", 1024)
+
+    def moved(by):
+        def run(packed, *rest):
+            return [[x + by(packed) for x in row] for row in constant(packed, *rest)]
+
+        return run
+
+    def constant(packed, n_rows, *_):
+        return [[np.full(3, 0.1, np.float32)]] * n_rows
+
+    monkeypatch.setattr(backend, "_forward", constant)
+    assert backend._same_bits([512, 1024]) == [512, 1024]
+    monkeypatch.setattr(backend, "_forward", moved(lambda packed: 1e-6 * len(packed.lengths)))
+    assert backend._same_bits([512, 1024]) == [1024]
+    monkeypatch.setattr(backend, "_forward", moved(lambda packed: packed.input_ids[0, 0] * 1e-6))
+    assert backend._same_bits([512, 1024]) == []
+    assert backend._sizes == []
+
+
+def test_sizes_of_passes_follow_the_memory_that_there_is(folder, monkeypatch):
+    backend = TransformersBackend.load(folder, "cpu", "float32", 2048)
+    tried = []
+
+    def same_bits(sizes):
+        tried.append(sizes)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sizes
+
+    monkeypatch.setattr(backend, "_same_bits", same_bits)
+    with pytest.warns(UserWarning, match="Out of memory with 2048 tokens in a pass: 1024 at most"):
+        backend._settle_sizes()
+    assert (backend._sizes, backend.near_tie) == ([512, 1024], 0)
+    with pytest.warns(UserWarning, match="with 1020 tokens in a pass: 510 at most"):
+        backend._smaller_packs(1020)
+    assert (backend._sizes, backend.near_tie) == ([], backend.noise)
+
+
+# --- compiled layers ---
+
+
+@pytest.fixture
+def uncompiled():
+    """PyTorch keeps what it compiled for a function, whatever it was compiled for."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_compiled_layers_answer_as_others(folder):
+    plain = TransformersBackend.load(folder, "cpu", "float32")
+    prompts = plain.reader.encode([{"text": text} for text in TEXTS])
+    wanted, parts = dict(plain.run(prompts)), (plain._tokenizer, plain.contract, folder)
+    compiled = TransformersBackend(plain.model, *parts, compile=True)
+    assert any(layer._compiled_call_impl for layer in plain.model.modules())
+    before = row_attention._calls.count
+    for found in (dict(compiled.run(prompts)), dict(compiled.run(prompts, alone=True))):
+        for index, logits in found.items():
+            for one, other in zip(logits, wanted[index], strict=True):
+                assert np.abs(one - other).max() < compiled.noise / 4
+    assert row_attention._calls.count > before
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_layers_that_cannot_be_compiled_are_told(folder, contract, tokenizer):
+    no_compiler = {"cpp.cxx": ("/nowhere",), "force_disable_caches": True}
+    with (
+        torch._inductor.config.patch(no_compiler),
+        pytest.raises(ModelError, match="compile=True: PyTorch cannot compile here: "),
+    ):
+        TransformersBackend(random_model("Qwen3"), tokenizer, contract, folder, compile=True)
+
+
+def test_compile_is_for_a_gpu(folder, run):
+    with pytest.raises(ModelError, match="compile=True gains nothing but on a CUDA GPU"):
+        Judge.from_pretrained(folder, device="cpu", compile=True)
+    with pytest.raises(ModelError, match="compile=True is for transformers"):
+        Judge.from_pretrained(run.gguf_file("Q8_0"), compile=True)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused(folder):
     with pytest.raises(

@@ -18,19 +18,17 @@ def scores(query, key, scale, causal):
     return found.masked_fill(~seen.tril(), -torch.inf) if causal else found
 
 
-def sequences(part):
+def sequences(part, q=0, k=0):
     queries, keys = (ends.tolist() for ends in part.ends)
     assert part.longest == tuple(max(b - a for a, b in pairwise(e)) for e in (queries, keys))
     for q0, q1, k0, k1 in zip(queries, queries[1:], keys, keys[1:], strict=False):
-        yield (
-            slice(part.queries.start + q0, part.queries.start + q1),
-            slice(part.keys.start + k0, part.keys.start + k1),
-        )
+        yield slice(q + q0, q + q1), slice(k + k0, k + k1)
 
 
 def flash(part, query, key, value, scale):
     """By definition; `aten::_flash_attention_forward` is CUDA's alone."""
     output, denominators = [], []
+    assert (len(query), len(key)) == tuple(ends[-1] for ends in part.ends)
     for queries, keys in sequences(part):
         k, v = (x[keys].repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (key, value))
         found = scores(query[queries], k, scale, part.causal)
@@ -42,7 +40,7 @@ def flash(part, query, key, value, scale):
 def flash_backward(part, gradient, query, key, value, output, denominators, scale):
     """By definition, of one block of keys, from the whole output and denominator."""
     grads = [torch.zeros_like(x) for x in (query, key, value)]
-    for queries, keys in sequences(part):
+    for queries, keys in sequences(part, part.queries.start, part.keys.start):
         k, v = (x[keys].repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (key, value))
         g = gradient[queries]
         p = (scores(query[queries], k, scale, part.causal) - denominators[:, queries, None]).exp()
@@ -55,17 +53,17 @@ def flash_backward(part, gradient, query, key, value, output, denominators, scal
     return grads[0][part.queries], grads[1][part.keys], grads[2][part.keys]
 
 
-@pytest.mark.parametrize(("prefix", "cached"), [(20, False), (20, True), (0, False)])
-def test_the_parts_of_a_gpu_are_attention_by_the_mask(monkeypatch, prefix, cached):
+@pytest.mark.parametrize("prefix", [20, 0])
+def test_the_parts_of_a_gpu_are_attention_by_the_mask(monkeypatch, prefix):
     monkeypatch.setattr(row_attention, "_gpu_flash", flash)
     monkeypatch.setattr(row_attention, "_gpu_flash_backward", flash_backward)
     torch.manual_seed(0)
     lengths = [30, 5, 6, 1, 21]
-    total, skip = prefix + sum(lengths), prefix if cached else 0
-    shapes = [(total - skip, HEADS), (total, KEY_HEADS), (total, KEY_HEADS)]
+    total = prefix + sum(lengths)
+    shapes = [(total, HEADS), (total, KEY_HEADS), (total, KEY_HEADS)]
     inputs = [torch.randn(*shape, CHANNELS, dtype=torch.float64) for shape in shapes]
     owner = torch.tensor([-1] * prefix + [r for r, n in enumerate(lengths) for _ in range(n)])
-    mask = ((owner == -1) | (owner[:, None] == owner)).tril()[skip:]
+    mask = ((owner == -1) | (owner[:, None] == owner)).tril()
     found = []
     for by_rows in (True, False):
         tensors = [x.clone().requires_grad_() for x in inputs]
@@ -79,6 +77,21 @@ def test_the_parts_of_a_gpu_are_attention_by_the_mask(monkeypatch, prefix, cache
         found.append([output, *(x.grad for x in tensors)])
     for ours, wanted in zip(*found, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_behind_a_rubric_whose_keys_lie_elsewhere_it_is_the_same(monkeypatch):
+    monkeypatch.setattr(row_attention, "_gpu_flash", flash)
+    torch.manual_seed(0)
+    prefix, lengths = 20, [30, 5, 6, 1, 21]
+    total = prefix + sum(lengths)
+    query, key, value = (
+        torch.randn(total, heads, CHANNELS, dtype=torch.float64)
+        for heads in (HEADS, KEY_HEADS, KEY_HEADS)
+    )
+    whole = row_attention._GpuRowAttention.apply(query, key, value, Rows(prefix, lengths), 0.25)
+    of_rubric, own = (key[:prefix], value[:prefix]), [x[prefix:] for x in (query, key, value)]
+    found = row_attention._behind_rubric(*own, of_rubric, Rows(prefix, lengths), 0.25)
+    torch.testing.assert_close(found, whole[prefix:])
 
 
 def test_pytorch_has_the_kernels_with_the_arguments_that_they_are_given():

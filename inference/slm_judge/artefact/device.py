@@ -204,3 +204,12 @@ def tokens_that_fit(size: float, config: Any) -> int:
     token = config.num_hidden_layers * (14 * config.hidden_size + 4 * wide) * 2
     fitting = max(int(size // token), 1)
     return min(max(1 << fitting.bit_length() - 1, _SMALLEST), _LARGEST)
+
+
+def pass_sizes(largest: int) -> list[int]:
+    """Tokens that passes are filled up to: the powers of two from the smallest on, and the largest.
+
+    None where that is smaller.
+    """
+    powers = (1 << n for n in range(_SMALLEST.bit_length() - 1, largest.bit_length()))
+    return sorted({n for n in powers if n < largest} | {largest}) if largest >= _SMALLEST else []

@@ -7,7 +7,7 @@ row's hidden states are those of its whole prompt, while the rubric is computed 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,11 @@ class Pack:
     """Tokens of the rubric."""
     lengths: Sequence[int]
     """Tokens of each row behind it."""
+
+    @property
+    def n_tokens(self) -> int:
+        """L."""
+        return int(self.input_ids.shape[1])
 
     @property
     def attention_mask(self) -> npt.NDArray[np.bool_]:
@@ -99,4 +104,22 @@ def pack(prompts: Sequence[EncodedPrompt], prefix: int, cached: bool = False) ->
         np.array(slots, dtype=np.int64) - skip,
         prefix,
         lengths.tolist(),
+    )
+
+
+_FILLING = 256  # tokens of a row that fills; all positions are ones that a model has
+
+
+def filled(packed: Pack, tokens: int) -> Pack:
+    """A pack of `tokens` tokens at least: rows that nobody asks for come behind the others."""
+    lacking = tokens - packed.n_tokens
+    if lacking <= 0:
+        return packed
+    steps = np.arange(lacking) % min(_FILLING, max(packed.lengths))
+    starts = np.flatnonzero(steps == 0)
+    return replace(
+        packed,
+        input_ids=np.pad(packed.input_ids, ((0, 0), (0, lacking)), mode="edge"),
+        position_ids=np.concatenate([packed.position_ids, packed.prefix + steps[None]], axis=1),
+        lengths=[*packed.lengths, *np.diff([*starts, lacking]).tolist()],
     )

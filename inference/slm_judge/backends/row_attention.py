@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -67,7 +67,9 @@ class Rows:
     """Tokens of the rubric, of the pack or in the cache; 0 where the rows share none."""
     lengths: Sequence[int]
     """Tokens of each row."""
-    _made: dict[tuple[torch.device, int], "list[_Part]"] = field(default_factory=dict, repr=False)
+    rubric: "RubricCache | None" = field(default=None, repr=False)
+    """On a GPU, where the rubric's keys and values are, if they are not the pack's."""
+    _made: dict[torch.device, "list[_Part]"] = field(default_factory=dict, repr=False)
 
     @cached_property
     def groups(self) -> Sequence[_Group]:
@@ -83,11 +85,11 @@ class Rows:
             groups[-1].append(row)
         return [_group(lengths, starts, end, group) for group in groups]
 
-    def parts(self, device: torch.device, here: int) -> "list[_Part]":
+    def parts(self, device: torch.device) -> "list[_Part]":
         """What a GPU computes: see `_parts`, made once for all layers."""
-        if (device, here) not in self._made:
-            self._made[device, here] = _parts(self, device, here)
-        return self._made[device, here]
+        if device not in self._made:
+            self._made[device] = _parts(self, device)
+        return self._made[device]
 
 
 def _group(lengths: Sequence[int], starts: torch.Tensor, end: int, group: list[int]) -> _Group:
@@ -102,7 +104,7 @@ def _group(lengths: Sequence[int], starts: torch.Tensor, end: int, group: list[i
 
 def use(model: Any) -> None:
     """Let a model attend in this way where its forward pass is given `rows`."""
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, _registered[-1])
     AttentionMaskInterface.register(NAME, sdpa_mask)  # for passes that are not told of rows
     model.set_attn_implementation(NAME)
 
@@ -156,10 +158,30 @@ def _reaches(model: Any, dtype: torch.dtype, training: bool) -> bool:
     return bool(near) and calls == model.config.get_text_config().num_hidden_layers
 
 
-def told_rows(packed: Pack, device: torch.device) -> dict[str, Any]:
+def told_rows(packed: Pack, device: torch.device, cache: Any = None) -> dict[str, Any]:
     """Arguments of a model's forward pass: on a CPU beside the pack's mask, else in its place."""
-    rows = {"rows": Rows(packed.prefix, packed.lengths)}
-    return rows if device.type == "cpu" else no_mask(device) | rows
+    if device.type == "cpu":
+        return {"rows": Rows(packed.prefix, packed.lengths)}
+    return no_mask(device) | {"rows": Rows(packed.prefix, packed.lengths, cache)}
+
+
+class RubricCache(DynamicCache):
+    """Keys and values of the rubric. Once `full`, passes over rows add nothing: on a GPU, where
+    attention reads them here, putting theirs behind it would be passes over memory.
+    """
+
+    full = False
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `DynamicCache`, until it is full."""
+        if self.full:
+            return key_states, value_states
+        found: tuple[torch.Tensor, torch.Tensor] = super().update(
+            key_states, value_states, *args, **kwargs
+        )
+        return found
 
 
 def no_mask(device: torch.device) -> dict[str, Any]:
@@ -184,7 +206,7 @@ def _attention(
     plain = query.shape[-1] == value.shape[-1] and not options.get("dropout")
     plain = plain and all(options.get(name) is None for name in _FURTHER)
     if query.is_cuda and rows is not None:
-        return _on_gpu(query, key, value, rows, scaling, plain), None
+        return _on_gpu(module, query, key, value, rows, scaling, plain), None
     ahead = key.shape[2] - query.shape[2]  # in a cache, without gradients the rubric
     known = not ahead or (rows and ahead == rows.prefix and not torch.is_grad_enabled())
     if rows is None or not rows.prefix or not plain or not known:
@@ -200,6 +222,17 @@ def _attention(
     return found.transpose(1, 2), None
 
 
+_registered = [_attention]
+
+
+def leave_uncompiled() -> None:
+    """Attention by rows, and what it reads: lists of lengths, and something else in each layer."""
+    if len(_registered) == 1:
+        _registered.append(torch.compiler.disable(_attention))
+        RubricCache.update = torch.compiler.disable(RubricCache.update)  # type: ignore[method-assign]
+    AttentionInterface.register(NAME, _registered[-1])
+
+
 class _Calls:
     """How often attention was computed by rows."""
 
@@ -210,7 +243,7 @@ _calls = _Calls()
 
 
 def _on_gpu(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Rows,
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: Rows,
     scaling: float | None, plain: bool,
 ) -> torch.Tensor:  # fmt: skip
     """1 x L x heads x channels."""
@@ -221,41 +254,62 @@ def _on_gpu(
         query, key, value = (x.to(dtype) for x in (query, key, value))
     _calls.count += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = (x[0].transpose(0, 1) for x in (query, key, value))
-    return _GpuRowAttention.apply(*parts, rows, scale)[None]
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    if rows.rubric is None:
+        return _GpuRowAttention.apply(query, key, value, rows, scale)[None]
+    layer = rows.rubric.layers[module.layer_idx]
+    of_rubric = layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)
+    return _behind_rubric(query, key, value, of_rubric, rows, scale)[None]
+
+
+def _behind_rubric(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    of_rubric: tuple[torch.Tensor, torch.Tensor], rows: Rows, scale: float,
+) -> torch.Tensor:  # fmt: skip
+    """Tensors of rows alone, L x heads x channels; keys and values of the rubric elsewhere."""
+    *_, shared, own = rows.parts(query.device)
+    return _joined(
+        *_gpu_flash(shared, query, *of_rubric, scale), *_gpu_flash(own, query, key, value, scale)
+    )[0]
+
+
+def _joined(
+    one: torch.Tensor, of_one: torch.Tensor, two: torch.Tensor, of_two: torch.Tensor,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The outputs of the same queries for two sets of keys as one, and the denominators."""
+    share = torch.sigmoid(of_two - of_one).T[..., None].to(one.dtype)
+    return torch.lerp(one, two, share, out=out), torch.logaddexp(of_one, of_two)
 
 
 class _GpuRowAttention(torch.autograd.Function):
-    """Queries are L x heads x channels, keys and values as many or, behind a cache, more."""
+    """Queries are L x heads x channels, keys and values as many; the rubric is the first ones."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         rows: Rows, scale: float,
     ) -> torch.Tensor:  # fmt: skip
-        here = rows.prefix - (len(key) - len(query))  # 0 where the rubric is cached
-        output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        denominators = query.new_empty(query.shape[1], len(query), dtype=torch.float32)
-        for part in rows.parts(query.device, here):
-            found, of_found = _gpu_flash(part, query, key, value, scale)
-            if part.joins:
-                before = denominators[:, here:]
-                whole = torch.logaddexp(before, of_found)
-                for x, of_x in ((output[here:], before), (found, of_found)):
-                    x *= (of_x - whole).exp_().T[..., None]
-                output[here:] += found
-                denominators[:, here:] = whole
-            else:
-                output[part.queries], denominators[:, part.queries] = found, of_found
+        *before, own = (
+            _gpu_flash(part, query[part.queries], key[part.keys], value[part.keys], scale)
+            for part in rows.parts(query.device)
+        )
+        output, denominators = own
+        if before:
+            (rubric, of_rubric), shared = before
+            output = torch.empty_like(query, memory_format=torch.contiguous_format)
+            output[: rows.prefix] = rubric
+            _, joined = _joined(*shared, *own, out=output[rows.prefix :])
+            denominators = torch.cat([of_rubric, joined], dim=1)
         ctx.save_for_backward(query, key, value, output, denominators)
-        ctx.rows, ctx.scale, ctx.here = rows, scale, here
+        ctx.rows, ctx.scale = rows, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         query, key, value, output, denominators = ctx.saved_tensors
         found = tuple(torch.zeros_like(x) for x in (query, key, value))
-        for part in ctx.rows.parts(query.device, ctx.here):
+        for part in ctx.rows.parts(query.device):
             grads = _gpu_flash_backward(
                 part, gradient, query, key, value, output, denominators, ctx.scale
             )
@@ -276,40 +330,31 @@ class _Part:
     """Of the sequences of queries, and of keys."""
     longest: tuple[int, int]
     causal: bool
-    joins: bool = False
-    """Whether its queries attended to other keys already."""
 
 
-def _parts(rows: Rows, device: torch.device, here: int) -> list[_Part]:
-    """The rubric to itself where it is in the pack, the rows to it, the rows to themselves."""
+def _parts(rows: Rows, device: torch.device) -> list[_Part]:
+    """The rubric to itself, the rows to it, the rows to themselves; without a rubric the last."""
     prefix, total, found = rows.prefix, sum(rows.lengths), list[_Part]()
     rubric, together, ends = (
         torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
         for lengths in ([prefix], [total], rows.lengths)
     )
+    first, behind = slice(0, prefix), slice(prefix, None)
     if prefix:
-        first = slice(0, prefix)
-        if here:
-            found.append(_Part(first, first, (rubric, rubric), (prefix, prefix), causal=True))
-        found.append(
-            _Part(slice(here, None), first, (together, rubric), (total, prefix), causal=False)
-        )
+        found.append(_Part(first, first, (rubric, rubric), (prefix, prefix), causal=True))
+        found.append(_Part(behind, first, (together, rubric), (total, prefix), causal=False))
     longest = max(rows.lengths)
-    found.append(
-        _Part(slice(here, None), slice(prefix, None), (ends, ends), (longest, longest),
-              causal=True, joins=bool(prefix))
-    )  # fmt: skip
+    found.append(_Part(behind, behind, (ends, ends), (longest, longest), causal=True))
     return found
 
 
 def _gpu_flash(
     part: _Part, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The part's output (queries x heads x channels) and denominators (heads x queries)."""
+    """The output of the part's queries (L x heads x channels) and denominators (heads x L)."""
     output, denominators, *_ = torch.ops.aten._flash_attention_forward(
-        query[part.queries], key[part.keys], value[part.keys], *part.ends, *part.longest, 0.0,
-        part.causal, False, scale=scale,
-    )  # fmt: skip
+        query, key, value, *part.ends, *part.longest, 0.0, part.causal, False, scale=scale
+    )
     return output, denominators
 
 

@@ -1,10 +1,15 @@
 """The transformers engine: a merged, a 4-bit or an adapter folder, on CPU or GPU."""
 
 import inspect
+import random
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from slm_judge.artefact.base import (
     ADAPTER_CONFIG,
@@ -24,6 +29,7 @@ from slm_judge.artefact.device import (
     full_width,
     multiplies_bfloat16,
     pack_budget,
+    pass_sizes,
 )
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.errors import ModelError, require
@@ -31,12 +37,17 @@ from slm_judge.prompt.readers import DecisionReader, EncodedPrompt
 from slm_judge.rubric import Rubric
 
 from . import Logits, Reader, memory_errors, out_of_memory
-from .packing import Pack, pack, split_into_packs
+from .packing import Pack, filled, pack, split_into_packs
 
 # More than twice the largest change of the difference between two labels' logits that was measured
 # when the batch changed: benchmarks/determinism.py, docs/annotation.md. float16 was not measured:
 # it rounds to an eighth of what bfloat16 rounds to.
 _NEAR_TIE = {"float32": 0.002, "bfloat16": 0.5, "float16": 0.0625}
+
+# Passes of so many tokens, or fewer, have to give a row the bits that larger ones give it: else
+# those of a GPU whose free memory has no room for larger ones would be others.
+_SAME_FROM = 2048
+_TRIED = 400  # tokens of the rows that show it
 
 # By a mask each row's attention passes over the scores of the whole pack.
 _CPU_PACK_BY_MASK = 512
@@ -54,6 +65,7 @@ class TransformersBackend:
         contract: Contract,
         path: Path,
         tokens_per_pack: int | None = None,
+        compile: bool = False,
     ) -> None:
         """Wrap a loaded causal language model.
 
@@ -64,9 +76,11 @@ class TransformersBackend:
             path: the judge's folder.
             tokens_per_pack: bound on the rows' tokens of one forward pass (a longer row goes
                 alone).
+            compile: the layers, by `torch.compile`.
 
         Raises:
-            ModelError: the model has another attention, or does not belong to its other files.
+            ModelError: the model has another attention or no layers that are known, or does not
+                belong to its other files.
         """
         require("torch", "transformers")
         from . import row_attention
@@ -96,13 +110,16 @@ class TransformersBackend:
             )
         # In 16 bits a CPU gains a quarter by company, which as many near ties take back.
         cheap = model.device.type != "cpu" or dtype == "float32"
-        self.near_tie, self.most_near_ties = _NEAR_TIE[dtype], 1.0 if cheap else 0.2
+        self.noise, self.most_near_ties = _NEAR_TIE[dtype], 1.0 if cheap else 0.2
+        self.near_tie = self.noise
         self._cache: Any = None
         width = max(len(dimension.options) for dimension in contract.rubric.dimensions)
         self._label_ids = _label_ids(tokenizer, contract.labels[:width], path)
-        known = model.get_input_embeddings().weight.shape[0]
-        if max(*self._label_ids, *self.reader.prefix) >= known:
-            raise ModelError(f"{path}: the tokenizer has more tokens than the model, {known}.")
+        self._known = model.get_input_embeddings().weight.shape[0]  # tokens
+        if max(*self._label_ids, *self.reader.prefix) >= self._known:
+            raise ModelError(
+                f"{path}: the tokenizer has more tokens than the model, {self._known}."
+            )
         # An adapter's wrapper hides the names of the arguments.
         plain = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._label_rows = _label_rows(model, plain, self._label_ids)
@@ -110,6 +127,11 @@ class TransformersBackend:
         self._body = model if self._label_rows is None else body
         named = "cache" in inspect.signature(body.forward).parameters  # since 5.24
         self._cache_argument = "cache" if named else "past_key_values"
+        self._sizes, self._compiled = list[int](), compile
+        if compile:
+            self._compile_layers()
+        if model.device.type == "cuda" and self._by_rows and self._label_rows is not None:
+            self._settle_sizes()
 
     def reader_of(self, rubric: Rubric) -> DecisionReader:
         """See `Backend.reader_of`."""
@@ -127,6 +149,7 @@ class TransformersBackend:
         device: str | None = None,
         dtype: str | None = None,
         tokens_per_pack: int | None = None,
+        compile: bool = False,
     ) -> "TransformersBackend":
         """Load a judge's folder. An adapter is put on its base, quantized as in training.
 
@@ -136,6 +159,7 @@ class TransformersBackend:
             dtype: float32, bfloat16, float16, or "auto", that of the files; by default "auto" on
                 a CUDA GPU (float16 where it has no bfloat16), and float32 elsewhere.
             tokens_per_pack: see `__init__`.
+            compile: see `__init__`.
 
         Raises:
             ModelError: the folder cannot be loaded.
@@ -144,6 +168,8 @@ class TransformersBackend:
         require("transformers", "transformers")
         if dtype not in (None, "auto", *_NEAR_TIE):
             raise ModelError(f"dtype is {', '.join(_NEAR_TIE)} or auto, not {dtype!r}.")
+        if compile and not choose_device(device, devices()).startswith("cuda"):
+            raise ModelError("compile=True gains nothing but on a CUDA GPU. Leave it out.")
         contract = Contract.load(folder)
         with (
             memory_errors("Take the 4-bit or a GGUF file of the judge, or dtype=bfloat16."),
@@ -152,7 +178,7 @@ class TransformersBackend:
             model, tokenizer = load_weights(folder, device, dtype), load_tokenizer(folder)
             if contract.adapter:
                 model = load_adapter(model, folder / contract.adapter)
-            return cls(model, tokenizer, contract, folder, tokens_per_pack)
+            return cls(model, tokenizer, contract, folder, tokens_per_pack, compile)
 
     def fills(self, prompt: EncodedPrompt) -> bool:
         """See `Backend.fills`."""
@@ -201,7 +227,11 @@ class TransformersBackend:
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.tokens_per_pack = tokens // 2
+        fitting = [size for size in self._sizes if size <= tokens // 2]
+        self.tokens_per_pack = max(fitting, default=tokens // 2)
+        if self._sizes and not fitting:
+            self.near_tie = self.noise
+        self._sizes = fitting
         warnings.warn(
             f"Out of memory with {tokens} tokens in a pass: {self.tokens_per_pack} at most from "
             "here on, which changes no label (tokens_per_pack).",
@@ -210,6 +240,7 @@ class TransformersBackend:
 
     def _behind_rubric(self, prompts: Sequence[EncodedPrompt]) -> list[Logits]:
         packed = pack(prompts, len(self._prefix), cached=True)
+        packed = filled(packed, next((n for n in self._sizes if n >= packed.n_tokens), 0))
         cache, self._cache = self._rubric_cache(), None  # half filled where a pass fails
         outputs = self._forward(packed, len(prompts), cache)
         self._cache = cache
@@ -218,15 +249,19 @@ class TransformersBackend:
     def _rubric_cache(self) -> Any:
         """Keys and values of the rubric's tokens, computed once."""
         import torch
-        from transformers import DynamicCache
+
+        from .row_attention import RubricCache
 
         prefix, cache = self._prefix, self._cache
         if cache is None:
-            cache = DynamicCache()
+            cache = RubricCache()
             ids = torch.tensor([prefix], device=self.model.device)
             keep = {"logits_to_keep": 1} if self._label_rows is None else {}
-            with torch.inference_mode(), full_width(self.model.device):
+            with self._computing() as computing:
+                if self._compiled:
+                    computing.enter_context(torch.compiler.set_stance("force_eager"))
                 self._body(input_ids=ids, use_cache=True, **{self._cache_argument: cache}, **keep)
+            cache.full = self._by_rows and self.model.device.type != "cpu"
         if extra := cache.get_seq_length() - len(prefix):  # of the last pack
             cache.crop(-extra)
         return cache
@@ -242,18 +277,107 @@ class TransformersBackend:
         if "attention_mask" in tensors and self._one_dtype:
             tensors["attention_mask"] = as_scores(tensors["attention_mask"], self.model.dtype)
         if self._by_rows and not (on_cpu and n_rows == 1):  # of one row a mask throws little away
-            tensors |= told_rows(packed, device)
+            tensors |= told_rows(packed, device, cache)
         tensors |= {self._cache_argument: cache, "use_cache": cache is not None}
-        with torch.inference_mode(), full_width(device):
+        with self._computing():
             if self._label_rows is None:
                 logits = self._body(**tensors).logits[0][:, self._label_ids].float()
             else:
                 slots = tensors.pop("logits_to_keep")
-                hidden = self._body(**tensors).last_hidden_state[0, slots].float()
-                logits = torch.nn.functional.linear(hidden, *self._label_rows)
+                hidden = self._body(**tensors).last_hidden_state[0, slots]
+                hidden = hidden.to(self._label_rows[0].dtype)
+                logits = torch.nn.functional.linear(hidden, *self._label_rows).float()
         values = logits.cpu().numpy().reshape(n_rows, -1, len(self._label_ids))
         counts = [len(dimension.options) for dimension in self.contract.rubric.dimensions]
         return [[row[k, :count] for k, count in enumerate(counts)] for row in values]
+
+    def _computing(self) -> ExitStack:
+        """What holds in every pass."""
+        import torch
+
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(full_width(self.model.device))
+        if self._compiled:  # layers differ by their index, and in 4 bits have many parts
+            few = {"allow_unspec_int_on_nn_module": True, "recompile_limit": 64}
+            stack.enter_context(torch._dynamo.config.patch(few))
+        return stack
+
+    def _settle_sizes(self) -> None:
+        """Fill passes up to few sizes, where a row then has the same bits whatever is beside it.
+
+        Which kernel multiplies, and with it the order of sums, goes by the number of tokens of a
+        pass, not by what or where they are. So whether rows have the same bits first and last in a
+        pass, among others and in passes of each size, is tried. If so, no label depends on a row's
+        company, and near ties need no second look.
+        """
+        while sizes := pass_sizes(self.tokens_per_pack):
+            try:
+                same = self._same_bits(sizes)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            else:
+                if same and (same[0] <= _SAME_FROM or same == sizes):
+                    self._sizes, self.near_tie = same, 0.0
+                return
+            self._smaller_packs(self.tokens_per_pack)
+
+    def _same_bits(self, sizes: Sequence[int]) -> list[int]:
+        """The largest of the sizes, down to one that gives rows other bits than the largest."""
+
+        def answers(size: int, first: bool) -> "np.ndarray[Any, Any]":
+            self._sizes, company = [size], self._made_up(size - _TRIED, rng)
+            found = self._behind_rubric([*tried, *company] if first else [*company, *tried])
+            ours = found[: len(tried)] if first else found[len(company) :]
+            return np.concatenate([logits for row in ours for logits in row])
+
+        rng, filling, same = random.Random(0), self._sizes, list[int]()  # noqa: S311
+        tried = self._made_up(_TRIED, rng)
+        try:
+            wanted = answers(sizes[-1], first=True)
+            for size in reversed(sizes):
+                if not np.array_equal(answers(size, first=False), wanted):
+                    break
+                same.insert(0, size)
+        finally:
+            self._sizes = filling
+        return same
+
+    def _made_up(self, tokens: int, rng: random.Random) -> list[EncodedPrompt]:
+        """Rows of so many tokens together, or a few less."""
+        found, lengths = list[EncodedPrompt](), cycle((30, 7, 64, 99))
+        n_slots = len(self.contract.rubric.dimensions)
+        while (length := next(lengths)) <= tokens:
+            ids = [*self._prefix, *(rng.randrange(self._known) for _ in range(length))]
+            found.append(EncodedPrompt(ids, [len(ids) - 1] * n_slots))
+            tokens -= length
+        return found
+
+    def _compile_layers(self) -> None:
+        """Fuse what lies between the products of each layer.
+
+        Raises:
+            ModelError: transformers does not say what its layers are, or they cannot be compiled.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        from .row_attention import leave_uncompiled
+
+        parts = self._body.modules()
+        layers = [part for part in parts if isinstance(part, GradientCheckpointingLayer)]
+        if not layers:
+            raise ModelError(f"{self.path}: compile=True knows no layers of this model.")
+        leave_uncompiled()
+        for layer in layers:
+            layer.compile(dynamic=True)
+        try:
+            self._behind_rubric(self._made_up(_TRIED, random.Random(0)))  # noqa: S311
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            said = str(error).strip().splitlines()[0]
+            raise ModelError(f"compile=True: PyTorch cannot compile here: {said}") from error
 
     def close(self) -> None:
         """Free the model."""
@@ -282,7 +406,7 @@ def _longest(given: object, prefix: Sequence[int], path: Path) -> int:
 
 
 def _label_rows(model: Any, plain: Any, label_ids: Sequence[int]) -> tuple[Any, Any] | None:
-    """The labels' rows of the output layer and their biases, in float32.
+    """The labels' rows of the output layer and their biases, in float32 or wider.
 
     None where the logits of `model` (which may wrap `plain`) are not this layer's: Gemma caps
     them, Granite and Cohere scale them, an adapter may train the layer.
@@ -297,8 +421,10 @@ def _label_rows(model: Any, plain: Any, label_ids: Sequence[int]) -> tuple[Any, 
         ours = head(body(**options).last_hidden_state)
         if not torch.equal(ours.float(), model(**options).logits.float()):
             return None
-        bias = None if head.bias is None else head.bias[label_ids].float()
-        return head.weight[label_ids].float(), bias
+        # A GPU's sums in float32 depend on how many rows there are: in float64 it does not show.
+        wide = torch.float64 if model.device.type == "cuda" else torch.float32
+        bias = None if head.bias is None else head.bias[label_ids].to(wide)
+        return head.weight[label_ids].to(wide), bias
 
 
 def as_scores(mask: Any, dtype: Any) -> Any:

@@ -40,6 +40,9 @@ class LoadOptions(TypedDict, total=False):
     tokens_per_pack: int | None
     """transformers only: rows' tokens of one pass, which bounds memory; by default 512 on a CPU,
     1024 on Apple's GPUs; on a CUDA GPU 512 to 8192, by the model and by what memory is free."""
+    compile: bool
+    """transformers only: fuse what a layer computes between its products (`torch.compile`), which
+    takes some 15 s at first; on a GPU 1.5 times the rows a second."""
     n_threads: int | None
     """llama.cpp only; by default all cores."""
     max_memory: float | None
@@ -73,7 +76,7 @@ class Judge:
             model: Hub repository `user/name`, folder, or `.gguf` file; with `adapter`, its base.
             revision: branch, tag or commit of the repository.
             backend: "gguf" (llama.cpp), "transformers", or "auto": what the files are for.
-            options: `LoadOptions`: quantization, adapter, device, dtype, tokens_per_pack,
+            options: `LoadOptions`: quantization, adapter, device, dtype, tokens_per_pack, compile,
                 n_threads, max_memory, exact, trust.
 
         Raises:
@@ -105,6 +108,8 @@ class Judge:
                     f"device={device} is for transformers: llama.cpp computes where it was built "
                     "for. Leave it out."
                 )
+            if options.get("compile"):
+                raise ModelError("compile=True is for transformers. Leave it out.")
             from slm_judge.backends.gguf import GgufBackend
             from slm_judge.backends.probe import check_gguf
 
@@ -115,8 +120,9 @@ class Judge:
         from slm_judge.backends.transformers import TransformersBackend
 
         loaded = TransformersBackend.load(
-            path, device, options.get("dtype"), options.get("tokens_per_pack")
-        )
+            path, device, options.get("dtype"), options.get("tokens_per_pack"),
+            options.get("compile", False),
+        )  # fmt: skip
         return cls(loaded, exact)
 
     @property
