@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,10 +36,8 @@ import training
 from slm_judge import Judge
 from slm_judge.artefact.base import load_tokenizer
 from slm_judge.artefact.judge_files import Contract
-from slm_judge.backends import Logits
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.judge.answer import gap
-from slm_judge.prompt.readers import EncodedPrompt
 
 HERE, DATA = Path(__file__).parent, ("goemotions", "answer-quality")
 Figures = Iterator[dict[str, Any]]
@@ -106,26 +104,11 @@ def load(size: str, dtype: str) -> tuple[Any, Any]:
     return model.eval(), load_tokenizer(folder)
 
 
-class Padded(TransformersBackend):
-    """Fills each pass up to `pad_to` tokens, with rows whose answers are thrown away."""
-
-    pad_to = 0
-
-    def _behind_rubric(self, prompts: Sequence[EncodedPrompt]) -> list[Logits]:
-        prefix, slots = len(self._prefix), prompts[0].slots
-        last, filled = slots[-1] + 1 - prefix, list(prompts)
-        left = self.pad_to - sum(len(one.input_ids) - prefix for one in prompts)
-        while left >= last:  # a row is as long as its slots need, or as what is left
-            tokens = left if left < 2 * max(last, 128) else max(last, 128)
-            filled.append(EncodedPrompt([*self._prefix, *self._prefix[-1:] * tokens], slots))
-            left -= tokens
-        return super()._behind_rubric(filled)[: len(prompts)]
-
-
-def judge_of(model: Any, tokenizer: Any, folder: Path) -> Judge:
+def judge_of(model: Any, tokenizer: Any, folder: Path, compiled: bool = False) -> Judge:
     """Without a second look."""
     model.set_attn_implementation("sdpa")
-    judge = Judge(Padded(model, tokenizer, Contract.load(folder), folder))
+    contract = Contract.load(folder)
+    judge = Judge(TransformersBackend(model, tokenizer, contract, folder, compile=compiled))
     judge.backend.near_tie = 0.0
     return judge
 
@@ -149,7 +132,7 @@ def _annotation(
     ceiling: float,
 ) -> Figures:  # fmt: skip
     folder = judge_folder(size, data)
-    states = [item.state for item in make_items(data, 4096 if data == DATA[0] else 512)]
+    states = [item.state for item in make_items(data, given.items[DATA.index(data)])]
     known = {"model": size, "dtype": dtype, "data": data}
     reference: dict[int, Any] = {}
 
@@ -158,15 +141,19 @@ def _annotation(
         return {**known, "method": method, "rows/s": rate, "own tokens/s": rate * tokens,
                 "of the peak": share, **more}  # fmt: skip
 
-    for method in ("by rows", "by the mask"):
-        judge = judge_of(model, tokenizer, folder)
+    for method in ("by rows", "by the mask", "by rows, compiled"):
+        started = time.perf_counter()
+        judge = judge_of(model, tokenizer, folder, compiled=method.endswith("compiled"))
         backend: Any = judge.backend
-        if method == "by rows" and not backend._by_rows:
+        loaded = time.perf_counter() - started
+        if method != "by the mask" and not backend._by_rows:
             yield {**known, "method": method, "failed": "not to be had"}
             continue
+        yield {**known, "method": method, "sizes of passes": backend._sizes, "seconds": loaded}
         if method == "by the mask":
             model.set_attn_implementation("sdpa")
-            backend._by_rows = False
+            backend._by_rows, backend._sizes = False, []
+            backend.expect(backend.reader)  # which is cached in another way
         behind = len(backend.reader.prefix)
         prompts = judge.encode(states)
         own = statistics.mean(len(prompt.input_ids) - behind for prompt in prompts)
@@ -179,9 +166,10 @@ def _annotation(
             yield noted(f"slm-judge {method}, {tokens} tokens", len(states) / took, own,
                         **{"peak GiB": top, "rubric tokens": behind})  # fmt: skip
         backend.tokens_per_pack = usual
-        if method == "by rows":
+        if method != "by the mask":
             took = seconds(partial(judge.annotate, states), given.seconds)
-            yield noted("slm-judge by rows, texts to labels", len(states) / took, own)
+            yield noted(f"slm-judge {method}, texts to labels", len(states) / took, own)
+        if method == "by rows":
             reference = dict(judge.logits(states[:256]))
         else:
             found = dict(judge.logits(states[:256]))
@@ -189,7 +177,10 @@ def _annotation(
                 a.argmax() != b.argmax() and gap(a) > 0.5
                 for i in found for a, b in zip(reference.get(i, ()), found[i], strict=False)
             )  # fmt: skip
-            yield {**known, "labels that rows and mask disagree on, but near ties": int(flips)}
+            said = f"labels by rows and {method} that differ, but near ties"
+            yield {**known, said: int(flips)}
+    for layer in model.modules():
+        layer._compiled_call_impl = None
     yield from _pipelines(given, model, tokenizer, folder, states, noted)
 
 
@@ -225,31 +216,28 @@ def determinism(given: argparse.Namespace, left: Clock) -> Figures:
             random.Random(0).shuffle(order)  # noqa: S311
             inverse = np.argsort(order)
             shuffled = [prompts[i] for i in order]
-            reference, _ = answers(judge, prompts)
-            known = {"model": size, "dtype": dtype, "data": data, "rows": len(prompts)}
-
-            def noted(name: str, found: Any, n: int | None = None, known: Any = known,
-                      reference: Any = reference) -> dict[str, Any]:  # fmt: skip
-                return {**known, "setting": name, **compare(reference[:n], found[:n], 0.5)}
-
-            yield noted("the same again", answers(judge, prompts)[0])
-            other = answers(judge, shuffled)[0]
-            yield noted("shuffled", [other[i] for i in inverse])
-            for tokens in (512, 2048):
-                backend.tokens_per_pack = tokens
-                yield noted(f"packs of {tokens} tokens", answers(judge, prompts)[0])
-            n = len(prompts) // 25
-            yield noted("alone", answers(judge, prompts[:n], alone=True)[0], n)
-            for tokens in (1024, 2048, 8192):  # all of one length, the last too
-                if left() < 15:
+            n = max(len(prompts) // 50, 1)
+            for sizes in ([backend._sizes] if backend._sizes else []) + [[]]:
+                if not sizes and left() < 20:
                     return
-                backend.tokens_per_pack = backend.pad_to = tokens
-                ours = answers(judge, prompts)[0]
+                backend._sizes = sizes
+                known = {"model": size, "dtype": dtype, "data": data, "rows": len(prompts),
+                         "filled to": sizes}  # fmt: skip
+                reference, _ = answers(judge, prompts)
+
+                def noted(name: str, found: Any, n: int | None = None, known: Any = known,
+                          reference: Any = reference) -> dict[str, Any]:  # fmt: skip
+                    return {**known, "setting": name, **compare(reference[:n], found[:n], 0.5)}
+
+                yield noted("the same again", answers(judge, prompts)[0])
                 other = answers(judge, shuffled)[0]
-                found = compare(ours, [other[i] for i in inverse], 0.5)
-                alone = compare(ours[:n], answers(judge, prompts[:n], alone=True)[0], 0.5)
-                yield {**known, "setting": f"padded to {tokens}, shuffled", **found}
-                yield {**known, "setting": f"padded to {tokens}, alone", **alone}
+                yield noted("shuffled", [other[i] for i in inverse])
+                usual = backend.tokens_per_pack
+                for tokens in (512, 2048):
+                    backend.tokens_per_pack = tokens
+                    yield noted(f"packs of {tokens} tokens", answers(judge, prompts)[0])
+                backend.tokens_per_pack = usual
+                yield noted("alone", answers(judge, prompts[:n], alone=True)[0], n)
         del model, judge, backend
         free()
 
@@ -304,6 +292,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=60, help="for all parts together")
     parser.add_argument("--seconds", type=float, default=2, help="of each measurement")
+    parser.add_argument("--items", nargs=2, type=int, default=[4096, 512], help="short, long ones")
     parser.add_argument("--rows", type=int, default=10_000, help="of determinism")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["1.7b", "0.6b"])
