@@ -693,6 +693,7 @@ def annotate(
         if Path(model).exists():
             model = str(Path(model).resolve())
         pool = RayEngine(model, {**settings, "n_threads": threads or 1}, workers, gpus)
+        settings["compile"] = False  # here nothing is computed
     with Judge.from_pretrained(model, **settings) as judge:
         summary = annotate_table(judge, data, output, options, overwrite, engine=pool)
     console = Console()

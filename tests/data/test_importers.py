@@ -871,7 +871,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert (code, "6 rows read: 6 annotations of 6 items by 1 annotators" in out) == (0, True)
     before = output.read_bytes()
     code, out = run(file, "--output", output)
-    assert (code, "is there already; --overwrite replaces it" in out) == (2, True)
+    assert (code, "exists. Name another file, or replace it with --overwrite" in out) == (2, True)
     assert run(file, "--output", output, "--overwrite", "--label", "mood")[0] == 0
     assert output.read_bytes() == before
     missing = tmp_path / "none.csv"
@@ -880,7 +880,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         ((file, "--output", missing, "--format", "prodigy"), "no annotations; left out"),
         ((file, "--output", missing, "--text", "body"), "lacks the columns body"),
         ((tmp_path / "no.csv", "--output", missing), "There is no file"),
-        ((file, "--output", file), "is the export itself"),
+        ((file, "--output", file), "is export 1 and the output; name another file"),
         ((file, "--output", tmp_path / "o.xlsx"), "the output is .csv"),
         ((file, "--output", missing, "--rubric", tmp_path / "r.txt"), "The rubric is a YAML file"),
     ):

@@ -205,7 +205,9 @@ def test_the_draft_that_import_writes_is_the_same(tmp_path):
         [str(tmp_path / "t.csv")], tmp_path / "d.csv", Options(), tmp_path / "again.yaml"
     )
     assert (tmp_path / "again.yaml").read_text() == (tmp_path / "d.yaml").read_text()
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(
+        DataError, match=r"exists\. Name another file, or replace it with --overwrite"
+    ):
         draft_rubric([str(tmp_path / "t.csv")], Options(), tmp_path / "d.yaml")
     with pytest.raises(DataError, match="There is no file"):
         draft_rubric([str(tmp_path / "none.csv")], Options())

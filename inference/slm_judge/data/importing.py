@@ -3,7 +3,7 @@ and `slm-judge rubric draft`: the draft alone.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 
 from slm_judge.errors import DataError, RubricError
-from slm_judge.files import atomic_file, write_text
+from slm_judge.files import atomic_file, check_places, write_text
 from slm_judge.rubric import Rubric
 from slm_judge.text import to_utf8
 
@@ -50,9 +50,7 @@ def import_annotations(
         DataError: the export cannot be read, or the output cannot be written.
     """
     check_output(str(output))
-    _check_paths(locations, (output, rubric), rubric, overwrite)
-    if rubric == output:
-        raise DataError("--rubric and --output name the same file.")
+    _check_paths(locations, {"the output": output, "the rubric": rubric}, overwrite)
     table = read_export(locations, options)
     text = _draft(table, output.name)
     cells = {to_utf8(name): pa.array([_cell(row.get(name)) for row in table.rows], pa.string())
@@ -81,7 +79,7 @@ def draft_rubric(
     Raises:
         DataError: the table cannot be read, or the output cannot be written.
     """
-    _check_paths(locations, (output,), output, overwrite)
+    _check_paths(locations, {"the rubric": output}, overwrite)
     table = read_export(locations, options)
     text = _draft(table, (output or Path(locations[0])).name)
     if output:
@@ -96,18 +94,13 @@ def _draft(table: Long, name: str) -> str:
 
 
 def _check_paths(
-    locations: Sequence[str],
-    outputs: Sequence[Path | None],
-    rubric: Path | None,
-    overwrite: bool,
+    locations: Sequence[str], written: Mapping[str, Path | None], overwrite: bool
 ) -> None:
-    for path in outputs:
-        if path and any(path.resolve() == Path(location).resolve() for location in locations):
-            raise DataError(f"{path} is the export itself; name another output.")
-        if path and path.exists() and not overwrite:
-            raise DataError(f"{path} is there already; --overwrite replaces it.")
-        if path:
-            check_folder(path.parent)
+    exports = {f"export {n}": location for n, location in enumerate(locations, start=1)}
+    check_places(exports, written, overwrite)
+    for path in filter(None, written.values()):
+        check_folder(path.parent)
+    rubric = written["the rubric"]
     if rubric and rubric.suffix not in (".yaml", ".yml"):
         raise DataError(f"The rubric is a YAML file, e.g. draft.yaml, got {rubric}.")
 
