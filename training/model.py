@@ -1,7 +1,6 @@
 """What a run's trainer is made of: datasets, collators, the base with its adapter."""
 
 import re
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import torch
 from accelerate import PartialState
 
-from slm_judge.artefact.base import Base, load_base
+from slm_judge.artefact.base import Base, load_base, tokens_read
 from slm_judge.artefact.device import pack_budget
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.backends import row_attention
@@ -59,8 +58,7 @@ class Learner:
             for name, items in self.splits.items()
         }
         shape = text_config(self.base)
-        readable = getattr(shape, "max_position_embeddings", None) or sys.maxsize
-        check_lengths(self.splits, prompts, config.max_length, readable)
+        check_lengths(self.splits, prompts, config.max_length, tokens_read(shape))
         self.label_ids = label_token_ids(contract, self.tokenizer)
         self.train = make_dataset(prompts["train"], self.targets, self.label_ids)
         known = prompts["validation"]

@@ -629,7 +629,7 @@ def annotate(
     ] = None,
     compile_layers: Annotated[
         bool,
-        typer.Option("--compile", help="1.5 times as fast on a GPU, from 15 s on (transformers)."),
+        typer.Option("--compile", help="Faster on a GPU once it is compiled (transformers)."),
     ] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Load a GGUF file without trying it in a process first.")
@@ -848,7 +848,7 @@ def serve(
         str | None, typer.Option(help="float32, bfloat16, float16 or auto (transformers).")
     ] = None,
     compile_layers: Annotated[
-        bool, typer.Option("--compile", help="1.5 times as fast on a GPU (transformers).")
+        bool, typer.Option("--compile", help="Faster on a GPU once it is compiled (transformers).")
     ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads (gguf).", min=1)] = None,
     exact: Annotated[

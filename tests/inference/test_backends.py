@@ -29,7 +29,7 @@ from slm_judge.artefact.judge_files import Contract
 from slm_judge.artefact.locate import choose_gguf
 from slm_judge.backends import row_attention
 from slm_judge.backends.transformers import TransformersBackend
-from slm_judge.errors import ModelError
+from slm_judge.errors import DataError, ModelError
 from slm_judge.judge.answer import gap
 
 SHAPE = {
@@ -602,13 +602,17 @@ def test_a_pass_that_is_filled_up_gives_the_same_answers(folder, dtype):
                 assert np.abs(one - other).max() < backend.noise / 4
 
 
+SIZES = [512, 1024, 2048, 4096, 8192, 16384]
+
+
 @pytest.mark.parametrize(
     ("tokens", "same", "kept"),
     [
-        (1024, [512, 1024], True),
-        (1024, [], False),
-        (8192, [2048, 4096, 8192], True),
-        (8192, [4096, 8192], False),  # a GPU with little free memory would give other bits
+        (1024, 3, 2),  # 2048 is tried too: what is decided is the same where more memory is free
+        (1024, 0, 0),
+        (8192, 5, 5),
+        (8192, 4, 4),
+        (10**7, 6, 6),
     ],
 )
 def test_near_ties_have_no_second_look_where_company_changes_no_bit(
@@ -616,33 +620,33 @@ def test_near_ties_have_no_second_look_where_company_changes_no_bit(
 ):
     backend = TransformersBackend.load(folder, "cpu", "float32", tokens)
     asked = []
-    monkeypatch.setattr(backend, "_same_bits", lambda sizes: asked.append(sizes) or same)
+    monkeypatch.setattr(backend, "_same_bits", lambda sizes: asked.append(sizes) or SIZES[:same])
     backend._settle_sizes()
-    assert asked == [[n for n in (512, 1024, 2048, 4096, 8192) if n <= tokens]]
-    assert backend._sizes == (same if kept else [])
+    assert asked == [[n for n in SIZES if n <= max(tokens, 2048)]]
+    assert backend._sizes == SIZES[:kept]
     assert backend.near_tie == (0 if kept else backend.noise)
+    assert backend.tokens_per_pack == (SIZES[kept - 1] if kept else tokens)
+    longest = 3 * backend.tokens_per_pack  # a row by itself, filled up whatever the sizes are
+    assert backend._filled(longest) == (4 * SIZES[kept - 1] if kept else longest)
 
 
 def test_a_bit_that_company_changes_is_noticed(folder, monkeypatch):
-    """What counts is tried at loading: here answers move with the number of rows, or of tokens."""
-    backend = TransformersBackend.load(folder, "cpu", "float32", 1024)
+    """What counts is tried at loading: answers that move with rows, tokens, or what comes first."""
+    backend, sizes = TransformersBackend.load(folder, "cpu", "float32"), SIZES[:4]
+    for moved, same in (
+        (lambda packed: 0, sizes),
+        (lambda packed: 1e-6 * len(packed.lengths), []),
+        (lambda packed: 1e-6 * packed.input_ids[0, 0], []),
+        (lambda packed: 1e-6 * (packed.n_tokens == 512), []),
+        (lambda packed: 1e-6 * (packed.n_tokens > 2048), sizes[:3]),
+    ):
 
-    def moved(by):
-        def run(packed, *rest):
-            return [[x + by(packed) for x in row] for row in constant(packed, *rest)]
+        def answer(packed, n_rows, *_, moved=moved):
+            return [[np.full(3, 0.1 + moved(packed), np.float32)]] * n_rows
 
-        return run
-
-    def constant(packed, n_rows, *_):
-        return [[np.full(3, 0.1, np.float32)]] * n_rows
-
-    monkeypatch.setattr(backend, "_forward", constant)
-    assert backend._same_bits([512, 1024]) == [512, 1024]
-    monkeypatch.setattr(backend, "_forward", moved(lambda packed: 1e-6 * len(packed.lengths)))
-    assert backend._same_bits([512, 1024]) == [1024]
-    monkeypatch.setattr(backend, "_forward", moved(lambda packed: packed.input_ids[0, 0] * 1e-6))
-    assert backend._same_bits([512, 1024]) == []
-    assert backend._sizes == []
+        monkeypatch.setattr(backend, "_forward", answer)
+        assert backend._same_bits(sizes) == same
+        assert backend._sizes == []
 
 
 def test_sizes_of_passes_follow_the_memory_that_there_is(folder, monkeypatch):
@@ -659,9 +663,65 @@ def test_sizes_of_passes_follow_the_memory_that_there_is(folder, monkeypatch):
     with pytest.warns(UserWarning, match="Out of memory with 2048 tokens in a pass: 1024 at most"):
         backend._settle_sizes()
     assert (backend._sizes, backend.near_tie) == ([512, 1024], 0)
-    with pytest.warns(UserWarning, match="with 1020 tokens in a pass: 510 at most"):
-        backend._smaller_packs(1020)
+    prompts, forward = backend.reader.encode([{"text": text} for text in TEXTS]), backend._forward
+    seen = []
+
+    def short_of_memory(packed, *rest):
+        seen.append(packed.n_tokens)
+        if packed.n_tokens == 1024:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(packed, *rest)
+
+    monkeypatch.setattr(backend, "_forward", short_of_memory)
+    monkeypatch.setattr(backend, "_sizes", [1024])
+    with pytest.warns(UserWarning, match="with 1024 tokens in a pass: 512 at most"):
+        assert len(dict(backend.run(prompts))) == len(prompts)
+    assert seen[0] == 1024
     assert (backend._sizes, backend.near_tie) == ([], backend.noise)
+
+
+def test_near_ties_get_their_second_look_once_memory_ran_out(folder, monkeypatch):
+    with Judge.from_pretrained(folder, device="cpu", dtype="float32") as judge:
+        backend, plain, runs = judge.backend, judge.backend.run, []
+
+        def run(prompts, alone=False):
+            runs.append((len(prompts), alone))
+            for found in plain(prompts, alone):
+                yield found
+                backend.near_tie = 1e9
+
+        backend.near_tie = 0.0
+        monkeypatch.setattr(backend, "run", run)
+        assert len(dict(judge.logits(TEXTS))) == len(TEXTS)
+        assert [run for run in runs if run[0]] == [(len(TEXTS), False), (len(TEXTS) - 1, True)]
+
+
+def test_experts_see_what_is_beside_a_row(folder, monkeypatch):
+    backend = TransformersBackend.load(folder, "cpu", "float32", 2048)
+    monkeypatch.setattr(backend, "_same_bits", lambda sizes: sizes)
+    monkeypatch.setattr(backend.model.config, "num_local_experts", 8, raising=False)
+    backend._settle_sizes()
+    assert (backend._sizes, backend.near_tie) == ([], backend.noise)
+
+
+# --- sliding windows ---
+
+
+def test_a_prompt_is_no_longer_than_what_all_layers_see(contract, tokenizer, tmp_path):
+    """The mask of a pack knows no windows: behind them, answers would not be the model's."""
+    options = {"use_sliding_window": True, "max_window_layers": 1}
+    model = random_model("Qwen3", sliding_window=250, **options)
+    assert "sliding_attention" in model.config.layer_types
+    backend = TransformersBackend(model, tokenizer, contract, tmp_path)
+    assert backend.max_tokens == 250
+    assert_equal_logits(backend)
+    with pytest.raises(DataError, match=r"needs \d+ tokens, but there is room for 250"):
+        Judge(backend).annotate(["word " * 300])
+    narrow = random_model("Qwen3", sliding_window=8, **options)
+    with pytest.raises(
+        ModelError, match=r"layers attend to 8 tokens \(a sliding window\), of which"
+    ):
+        TransformersBackend(narrow, tokenizer, contract, tmp_path)
 
 
 # --- compiled layers ---

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -181,6 +182,24 @@ def _check_counts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if counts and isinstance(value, int) and value > 10_000:
             raise ModelError(f"config.json: {key} is {value}, more than any model has.")
     return dict(pairs)
+
+
+def tokens_read(config: Any) -> int:
+    """Tokens of the longest prompt: all of its layers are to see all of it.
+
+    The mask of a pack says what a token sees, and knows no sliding windows.
+
+    Args:
+        config: of a model's text part.
+    """
+    kinds = getattr(config, "layer_types", None) or []
+    names = ["max_position_embeddings"]
+    if "sliding_attention" in kinds or not (kinds or hasattr(config, "use_sliding_window")):
+        names.append("sliding_window")
+    if "chunked_attention" in kinds:
+        names.append("attention_chunk_size")
+    found = [getattr(config, name, None) for name in names]
+    return min((n for n in found if isinstance(n, int) and n > 0), default=sys.maxsize)
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

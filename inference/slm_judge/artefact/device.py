@@ -209,7 +209,8 @@ def tokens_that_fit(size: float, config: Any) -> int:
 def pass_sizes(largest: int) -> list[int]:
     """Tokens that passes are filled up to: the powers of two from the smallest on, and the largest.
 
-    None where that is smaller.
+    None where that is smaller than the smallest; none is above 16,384.
     """
+    largest = min(largest, 2 * _LARGEST)
     powers = (1 << n for n in range(_SMALLEST.bit_length() - 1, largest.bit_length()))
     return sorted({n for n in powers if n < largest} | {largest}) if largest >= _SMALLEST else []

@@ -73,10 +73,10 @@ def token_cost(rubric: Rubric, base: str | None = None) -> list[str]:
 
 def _share(used: int, base: str) -> str:
     """How much of what a base reads the rubric takes."""
-    from .base import load_config, locate_base
+    from .base import load_config, locate_base, tokens_read
 
     config = load_config(locate_base(base, weights=False)).get_text_config()
-    most = config.max_position_embeddings
+    most = tokens_read(config)
     told = f"{used / most:.1%} of the {most:,} tokens that {base} reads, so a row's texts may have "
     if used >= most:
         return f"WARNING: {told}none: shorten the rubric, or take another base"

@@ -1,6 +1,5 @@
 """The transformers engine: a merged, a 4-bit or an adapter folder, on CPU or GPU."""
 
-import inspect
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from slm_judge.artefact.base import (
     load_model,
     load_tokenizer,
     loading,
+    tokens_read,
 )
 from slm_judge.artefact.device import (
     choose_device,
@@ -44,10 +44,12 @@ from .packing import Pack, filled, pack, split_into_packs
 # it rounds to an eighth of what bfloat16 rounds to.
 _NEAR_TIE = {"float32": 0.002, "bfloat16": 0.5, "float16": 0.0625}
 
-# Passes of so many tokens, or fewer, have to give a row the bits that larger ones give it: else
-# those of a GPU whose free memory has no room for larger ones would be others.
-_SAME_FROM = 2048
+# Passes of up to so many tokens are tried whatever memory is free: else a row's bits might depend
+# on that. Larger ones are not used where they give other bits.
+_ALWAYS_TRIED = 2048
 _TRIED = 400  # tokens of the rows that show it
+# In a mixture of experts, what a row's tokens are decides how many share a product.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 # By a mask each row's attention passes over the scores of the whole pack.
 _CPU_PACK_BY_MASK = 512
@@ -102,7 +104,7 @@ class TransformersBackend:
         self._tokenizer = tokenizer
         self.reader = self.reader_of(contract.rubric)
         self._prefix = self.reader.prefix
-        self.max_tokens = _longest(config.max_position_embeddings, self.reader.prefix, path)
+        self.max_tokens = _longest(config, self.reader.prefix, path)
         dtype = str(model.dtype).removeprefix("torch.")
         if dtype not in _NEAR_TIE:
             raise ModelError(
@@ -125,12 +127,11 @@ class TransformersBackend:
         self._label_rows = _label_rows(model, plain, self._label_ids)
         body = plain if self._label_rows is None else plain.base_model
         self._body = model if self._label_rows is None else body
-        named = "cache" in inspect.signature(body.forward).parameters  # since 5.24
-        self._cache_argument = "cache" if named else "past_key_values"
+        self._cache_argument = row_attention.cache_argument(body)
         self._sizes, self._compiled = list[int](), compile
         if compile:
             self._compile_layers()
-        if model.device.type == "cuda" and self._by_rows and self._label_rows is not None:
+        if model.device.type == "cuda" and self._by_rows:
             self._settle_sizes()
 
     def reader_of(self, rubric: Rubric) -> DecisionReader:
@@ -219,7 +220,8 @@ class TransformersBackend:
                     done += len(rows)
                     continue
                 # What the pass held is free by now: its frames went with the error.
-                self._smaller_packs(sum(len(one.input_ids) - prefix for one in chosen))
+                tokens = sum(len(one.input_ids) - prefix for one in chosen)
+                self._smaller_packs(self._filled(tokens))
                 break
 
     def _smaller_packs(self, tokens: int) -> None:
@@ -240,11 +242,17 @@ class TransformersBackend:
 
     def _behind_rubric(self, prompts: Sequence[EncodedPrompt]) -> list[Logits]:
         packed = pack(prompts, len(self._prefix), cached=True)
-        packed = filled(packed, next((n for n in self._sizes if n >= packed.n_tokens), 0))
+        packed = filled(packed, self._filled(packed.n_tokens))
         cache, self._cache = self._rubric_cache(), None  # half filled where a pass fails
         outputs = self._forward(packed, len(prompts), cache)
         self._cache = cache
         return outputs
+
+    def _filled(self, tokens: int) -> int:
+        """Tokens of the pass that computes so many; a row that is longer is filled up too."""
+        if not self._sizes:
+            return tokens
+        return next((n for n in self._sizes if n >= tokens), 1 << (tokens - 1).bit_length())
 
     def _rubric_cache(self) -> Any:
         """Keys and values of the rubric's tokens, computed once."""
@@ -311,20 +319,26 @@ class TransformersBackend:
         pass, among others and in passes of each size, is tried. If so, no label depends on a row's
         company, and near ties need no second look.
         """
+        import torch
+
+        config = self.model.config.get_text_config()
+        if self._label_rows is None or any(getattr(config, name, None) for name in _EXPERTS):
+            return
         while sizes := pass_sizes(self.tokens_per_pack):
             try:
-                same = self._same_bits(sizes)
+                same = self._same_bits(sorted({*pass_sizes(_ALWAYS_TRIED), *sizes}))
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
             else:
-                if same and (same[0] <= _SAME_FROM or same == sizes):
-                    self._sizes, self.near_tie = same, 0.0
-                return
+                if same := [size for size in same if size <= self.tokens_per_pack]:
+                    self._sizes, self.tokens_per_pack, self.near_tie = same, same[-1], 0.0
+                break
             self._smaller_packs(self.tokens_per_pack)
+        torch.cuda.empty_cache()  # others may need it more
 
     def _same_bits(self, sizes: Sequence[int]) -> list[int]:
-        """The largest of the sizes, down to one that gives rows other bits than the largest."""
+        """The sizes up to the first that gives rows other bits than the ones before."""
 
         def answers(size: int, first: bool) -> "np.ndarray[Any, Any]":
             self._sizes, company = [size], self._made_up(size - _TRIED, rng)
@@ -335,19 +349,19 @@ class TransformersBackend:
         rng, filling, same = random.Random(0), self._sizes, list[int]()  # noqa: S311
         tried = self._made_up(_TRIED, rng)
         try:
-            wanted = answers(sizes[-1], first=True)
-            for size in reversed(sizes):
+            wanted = answers(_ALWAYS_TRIED, first=True)
+            for size in sizes:
                 if not np.array_equal(answers(size, first=False), wanted):
-                    break
-                same.insert(0, size)
+                    return same if size > _ALWAYS_TRIED else []
+                same.append(size)
         finally:
             self._sizes = filling
         return same
 
     def _made_up(self, tokens: int, rng: random.Random) -> list[EncodedPrompt]:
         """Rows of so many tokens together, or a few less."""
-        found, lengths = list[EncodedPrompt](), cycle((30, 7, 64, 99))
-        n_slots = len(self.contract.rubric.dimensions)
+        room, n_slots = self.max_tokens - len(self._prefix), len(self.contract.rubric.dimensions)
+        found, lengths = list[EncodedPrompt](), cycle(min(n, room) for n in (30, 7, 64, 99))
         while (length := next(lengths)) <= tokens:
             ids = [*self._prefix, *(rng.randrange(self._known) for _ in range(length))]
             found.append(EncodedPrompt(ids, [len(ids) - 1] * n_slots))
@@ -376,7 +390,7 @@ class TransformersBackend:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            said = str(error).strip().splitlines()[0]
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"compile=True: PyTorch cannot compile here: {said}") from error
 
     def close(self) -> None:
@@ -395,14 +409,20 @@ def _label_ids(tokenizer: Any, labels: Sequence[str], path: Path) -> list[int]:
     return [token for (token,) in found]
 
 
-def _longest(given: object, prefix: Sequence[int], path: Path) -> int:
+def _longest(config: Any, prefix: Sequence[int], path: Path) -> int:
     """Tokens that the model can read, from its config.json."""
+    given = config.max_position_embeddings
     if not isinstance(given, int) or not len(prefix) < given < 2**31:
         raise ModelError(
             f"{path / 'config.json'}: max_position_embeddings is {given!r}; it is the number of "
             f"tokens that the model can read, of which the rubric alone has {len(prefix)}."
         )
-    return given
+    if (read := tokens_read(config)) <= len(prefix):
+        raise ModelError(
+            f"{path}: layers attend to {read} tokens (a sliding window), of which the rubric alone "
+            f"has {len(prefix)}. Shorten the rubric, or take another base."
+        )
+    return read
 
 
 def _label_rows(model: Any, plain: Any, label_ids: Sequence[int]) -> tuple[Any, Any] | None:

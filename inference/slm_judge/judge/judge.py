@@ -38,11 +38,12 @@ class LoadOptions(TypedDict, total=False):
     adapter's training; by default "auto" on a CUDA GPU (float16 where it has no bfloat16),
     and float32 elsewhere."""
     tokens_per_pack: int | None
-    """transformers only: rows' tokens of one pass, which bounds memory; by default 512 on a CPU,
-    1024 on Apple's GPUs; on a CUDA GPU 512 to 8192, by the model and by what memory is free."""
+    """transformers only: rows' tokens of one pass, which bounds memory; by default 1024 on a CPU
+    (512 by a mask) and on Apple's GPUs; on a CUDA GPU 512 to 8192, by the model and by what memory
+    is free, and 16,384 at most."""
     compile: bool
     """transformers only: fuse what a layer computes between its products (`torch.compile`), which
-    takes some 15 s at first; on a GPU 1.5 times the rows a second."""
+    takes 13 s and more at first; for CUDA GPUs, where it made 1.6 times the rows a second."""
     n_threads: int | None
     """llama.cpp only; by default all cores."""
     max_memory: float | None
@@ -229,10 +230,11 @@ class Judge:
         self, prompts: Sequence[EncodedPrompt], chosen: Sequence[int], run: Callable[..., Any]
     ) -> Generator[tuple[int, Logits], None, list[int]]:
         """Yield (index, logits) of those chosen, but for near ties, whose indices are returned."""
-        contract, close, near = self.backend.contract, list[int](), self.backend.near_tie
+        contract, close = self.backend.contract, list[int]()
         dimensions = contract.rubric.dimensions
         calibrations = [contract.calibration(dimension) for dimension in dimensions]
         for k, logits in run([prompts[index] for index in chosen], alone=False):
+            near = self.backend.near_tie  # there may be none until memory runs out
             if any(found < near for found in map(_gap, dimensions, calibrations, logits)):
                 close.append(chosen[k])
             else:
