@@ -249,28 +249,29 @@ def training_speed(given: argparse.Namespace, left: Clock) -> Figures:
         "nf4": (training.THEIRS, f"{training.THEIRS}, kept, padding_free", packing),
         "none": (packing,),
     }
-    plan = [
-        (data, quantization, method)
+    small = [(DATA[1], "nf4", "slm-judge", tokens) for tokens in (512, 1024)]  # within 8 GiB?
+    plan = small + [
+        (data, quantization, method, None)
         for data in DATA[::-1]
         for quantization, theirs in methods.items()
         for method in ("slm-judge", *theirs)
     ]
     for size in given.models:
-        for data, quantization, method in plan:
+        for data, quantization, method, tokens in plan:
             if left() < 15:
                 return
             settings = SimpleNamespace(
-                model=size, quantization=quantization, batch=32, steps=4, tokens_per_pack=None,
+                model=size, quantization=quantization, batch=32, steps=4, tokens_per_pack=tokens,
                 gradient_checkpointing=False,
             )  # fmt: skip
             torch.cuda.reset_peak_memory_stats()
+            known = {"model": size, "data": data, "quantization": quantization, "method": method,
+                     "tokens a pack": tokens}  # fmt: skip
             try:
-                yield training.measure(settings, method, data)
+                yield known | training.measure(settings, method, data)
             except Exception as error:
                 traceback.print_exc()
-                said = f"{type(error).__name__}: {error}"[:300]
-                known = {"model": size, "data": data, "quantization": quantization}
-                yield {**known, "method": method, "failed": said}
+                yield known | {"failed": f"{type(error).__name__}: {error}"[:300]}
             free()
 
 

@@ -606,39 +606,42 @@ SIZES = [512, 1024, 2048, 4096, 8192, 16384]
 
 
 @pytest.mark.parametrize(
-    ("tokens", "same", "kept"),
+    ("tokens", "same", "bounded", "kept"),
     [
-        (1024, 3, 2),  # 2048 is tried too: what is decided is the same where more memory is free
-        (1024, 0, 0),
-        (8192, 5, 5),
-        (8192, 4, 4),
-        (10**7, 6, 6),
+        (1024, SIZES[:3], False, SIZES[:2]),
+        (1024, [], False, []),
+        (8192, SIZES[:4], False, SIZES[:4]),
+        (8192, SIZES[2:5], False, SIZES[2:5]),
+        (512, SIZES[2:3], False, SIZES[2:3]),  # small ones have other bits, and this one fits
+        (512, SIZES[2:3], True, []),
+        (10**7, SIZES, True, SIZES),
     ],
 )
 def test_near_ties_have_no_second_look_where_company_changes_no_bit(
-    folder, monkeypatch, tokens, same, kept
+    folder, monkeypatch, tokens, same, bounded, kept
 ):
     backend = TransformersBackend.load(folder, "cpu", "float32", tokens)
     asked = []
-    monkeypatch.setattr(backend, "_same_bits", lambda sizes: asked.append(sizes) or SIZES[:same])
-    backend._settle_sizes()
+    monkeypatch.setattr(backend, "_same_bits", lambda sizes: asked.append(sizes) or same)
+    backend._settle_sizes(bounded)
     assert asked == [[n for n in SIZES if n <= max(tokens, 2048)]]
-    assert backend._sizes == SIZES[:kept]
+    assert backend._sizes == kept
     assert backend.near_tie == (0 if kept else backend.noise)
-    assert backend.tokens_per_pack == (SIZES[kept - 1] if kept else tokens)
+    assert backend.tokens_per_pack == (kept[-1] if kept else tokens)
     longest = 3 * backend.tokens_per_pack  # a row by itself, filled up whatever the sizes are
-    assert backend._filled(longest) == (4 * SIZES[kept - 1] if kept else longest)
+    assert backend._filled(longest) == (4 * kept[-1] if kept else longest)
 
 
 def test_a_bit_that_company_changes_is_noticed(folder, monkeypatch):
     """What counts is tried at loading: answers that move with rows, tokens, or what comes first."""
-    backend, sizes = TransformersBackend.load(folder, "cpu", "float32"), SIZES[:4]
+    backend, sizes = TransformersBackend.load(folder, "cpu", "float32"), SIZES[:5]
     for moved, same in (
         (lambda packed: 0, sizes),
-        (lambda packed: 1e-6 * len(packed.lengths), []),
+        (lambda packed: 1e-6 * len(packed.lengths), [2048]),
         (lambda packed: 1e-6 * packed.input_ids[0, 0], []),
-        (lambda packed: 1e-6 * (packed.n_tokens == 512), []),
-        (lambda packed: 1e-6 * (packed.n_tokens > 2048), sizes[:3]),
+        (lambda packed: 1e-6 * (packed.n_tokens == 512), sizes[1:]),
+        (lambda packed: 1e-6 * (packed.n_tokens <= 1536), sizes[2:]),
+        (lambda packed: 1e-6 * (packed.n_tokens == 4096), sizes[:3]),
     ):
 
         def answer(packed, n_rows, *_, moved=moved):
@@ -650,19 +653,20 @@ def test_a_bit_that_company_changes_is_noticed(folder, monkeypatch):
 
 
 def test_sizes_of_passes_follow_the_memory_that_there_is(folder, monkeypatch):
-    backend = TransformersBackend.load(folder, "cpu", "float32", 2048)
-    tried = []
+    backend = TransformersBackend.load(folder, "cpu", "float32", 4096)
+    tried, free = [], 2048
 
     def same_bits(sizes):
-        tried.append(sizes)
-        if len(tried) == 1:
+        tried.append(sizes[-1])
+        if sizes[-1] > free:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return sizes
 
     monkeypatch.setattr(backend, "_same_bits", same_bits)
-    with pytest.warns(UserWarning, match="Out of memory with 2048 tokens in a pass: 1024 at most"):
-        backend._settle_sizes()
-    assert (backend._sizes, backend.near_tie) == ([512, 1024], 0)
+    with pytest.warns(UserWarning, match="Out of memory with 4096 tokens in a pass: 2048 at most"):
+        backend._settle_sizes(bounded=False)
+    assert (tried, backend._sizes, backend.near_tie) == ([4096, 2048], SIZES[:3], 0)
+
     prompts, forward = backend.reader.encode([{"text": text} for text in TEXTS]), backend._forward
     seen = []
 
@@ -678,6 +682,9 @@ def test_sizes_of_passes_follow_the_memory_that_there_is(folder, monkeypatch):
         assert len(dict(backend.run(prompts))) == len(prompts)
     assert seen[0] == 1024
     assert (backend._sizes, backend.near_tie) == ([], backend.noise)
+    free = 1024  # too little to try: the second look stays
+    backend._settle_sizes(bounded=False)
+    assert (backend._sizes, backend.tokens_per_pack, backend.near_tie) == ([], 512, backend.noise)
 
 
 def test_near_ties_get_their_second_look_once_memory_ran_out(folder, monkeypatch):
@@ -700,7 +707,7 @@ def test_experts_see_what_is_beside_a_row(folder, monkeypatch):
     backend = TransformersBackend.load(folder, "cpu", "float32", 2048)
     monkeypatch.setattr(backend, "_same_bits", lambda sizes: sizes)
     monkeypatch.setattr(backend.model.config, "num_local_experts", 8, raising=False)
-    backend._settle_sizes()
+    backend._settle_sizes(bounded=False)
     assert (backend._sizes, backend.near_tie) == ([], backend.noise)
 
 

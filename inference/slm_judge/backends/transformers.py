@@ -44,8 +44,9 @@ from .packing import Pack, filled, pack, split_into_packs
 # it rounds to an eighth of what bfloat16 rounds to.
 _NEAR_TIE = {"float32": 0.002, "bfloat16": 0.5, "float16": 0.0625}
 
-# Passes of up to so many tokens are tried whatever memory is free: else a row's bits might depend
-# on that. Larger ones are not used where they give other bits.
+# Passes of so many tokens are tried whatever memory is free, and no others are used but those that
+# give the same bits: else a row's might depend on that. (In 4 bits, bitsandbytes multiplies up to
+# 1,536 tokens by kernels of its own.)
 _ALWAYS_TRIED = 2048
 _TRIED = 400  # tokens of the rows that show it
 # In a mixture of experts, what a row's tokens are decides how many share a product.
@@ -132,7 +133,7 @@ class TransformersBackend:
         if compile:
             self._compile_layers()
         if model.device.type == "cuda" and self._by_rows:
-            self._settle_sizes()
+            self._settle_sizes(bounded=tokens_per_pack is not None)
 
     def reader_of(self, rubric: Rubric) -> DecisionReader:
         """See `Backend.reader_of`."""
@@ -311,13 +312,16 @@ class TransformersBackend:
             stack.enter_context(torch._dynamo.config.patch(few))
         return stack
 
-    def _settle_sizes(self) -> None:
+    def _settle_sizes(self, bounded: bool) -> None:
         """Fill passes up to few sizes, where a row then has the same bits whatever is beside it.
 
         Which kernel multiplies, and with it the order of sums, goes by the number of tokens of a
         pass, not by what or where they are. So whether rows have the same bits first and last in a
         pass, among others and in passes of each size, is tried. If so, no label depends on a row's
         company, and near ties need no second look.
+
+        Args:
+            bounded: whether no pass may have more tokens than `tokens_per_pack`, as was asked for.
         """
         import torch
 
@@ -331,14 +335,17 @@ class TransformersBackend:
                 if not out_of_memory(error):
                     raise
             else:
-                if same := [size for size in same if size <= self.tokens_per_pack]:
-                    self._sizes, self.tokens_per_pack, self.near_tie = same, same[-1], 0.0
+                fitting = [size for size in same if size <= self.tokens_per_pack]
+                if fitting := fitting or ([] if bounded else same[:1]):
+                    self._sizes, self.tokens_per_pack, self.near_tie = fitting, fitting[-1], 0.0
+                break
+            if self.tokens_per_pack <= _ALWAYS_TRIED:
                 break
             self._smaller_packs(self.tokens_per_pack)
         torch.cuda.empty_cache()  # others may need it more
 
     def _same_bits(self, sizes: Sequence[int]) -> list[int]:
-        """The sizes up to the first that gives rows other bits than the ones before."""
+        """Of the sizes those around `_ALWAYS_TRIED` that give rows the same bits."""
 
         def answers(size: int, first: bool) -> "np.ndarray[Any, Any]":
             self._sizes, company = [size], self._made_up(size - _TRIED, rng)
@@ -348,15 +355,19 @@ class TransformersBackend:
 
         rng, filling, same = random.Random(0), self._sizes, list[int]()  # noqa: S311
         tried = self._made_up(_TRIED, rng)
+        smaller = [size for size in sizes if size < _ALWAYS_TRIED]
         try:
             wanted = answers(_ALWAYS_TRIED, first=True)
-            for size in sizes:
-                if not np.array_equal(answers(size, first=False), wanted):
-                    return same if size > _ALWAYS_TRIED else []
-                same.append(size)
+            for some in (sizes[len(smaller) :], smaller[::-1]):  # away from it, both ways
+                for size in some:
+                    if not np.array_equal(answers(size, first=False), wanted):
+                        break
+                    same.append(size)
+                if not same:
+                    break
         finally:
             self._sizes = filling
-        return same
+        return sorted(same)
 
     def _made_up(self, tokens: int, rng: random.Random) -> list[EncodedPrompt]:
         """Rows of so many tokens together, or a few less."""
