@@ -118,7 +118,7 @@ def main() -> None:
             states = [item.state for item in make_items("goemotions", arguments.limit)]
         prompts = judge.backend.reader.encode(states)
         reference, alone = answers(judge, prompts, alone=True)
-        bound = getattr(judge.backend, "noise", judge.backend.near_tie)
+        bound = judge.backend.noise
     order = list(range(len(prompts)))
     random.Random(0).shuffle(order)  # noqa: S311
     results: dict[str, dict[str, float]] = {"alone": {"seconds": alone}}

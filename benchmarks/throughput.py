@@ -343,7 +343,7 @@ class Measurement:
         """Our answers to the rows of the check, from now on."""
         found = dict(judge.logits(self.check))
         self.reference = [found[index] for index in range(len(self.check))]
-        self.near_tie = max(getattr(judge.backend, "noise", judge.backend.near_tie), 0.01)
+        self.near_tie = max(judge.backend.noise, 0.01)
 
     def equal(self, name: str, answer: Ask) -> str:
         """How many labels are ours; nothing where one is another, and not for a tie."""

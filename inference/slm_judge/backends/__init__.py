@@ -54,9 +54,11 @@ class Backend(Protocol):
 
     max_tokens: int
     """Of the longest prompt that the engine can read."""
+    noise: float
+    """How far the lead of the best label may move (in logits) with what else is in the batch."""
     near_tie: float
-    """Where the two best labels are nearer than this (in logits), their order may depend on what
-    else is in the batch."""
+    """Where the two best labels are nearer than this, their order may depend on what else is in the
+    batch: `noise`, or 0 where nothing moves."""
     most_near_ties: float
     """Share of rows above which it is faster to compute all rows alone than these ones twice."""
 

@@ -101,7 +101,8 @@ class GgufBackend:
         if missing := [file for file in self.files if not file.is_file()]:
             raise ModelError(f"There is no file {missing[0]}.")
         self._n_sequences, self._n_threads = n_sequences, n_threads or usable_cores()
-        self._flash_attention, self.near_tie = flash_attention, _NEAR_TIE
+        self._flash_attention = flash_attention
+        self.noise = self.near_tie = _NEAR_TIE
         self._on_gpu = llama.llama_supports_gpu_offload()  # where rows alone leave it idle
         self.most_near_ties = 1.0 if self._on_gpu else _MOST_NEAR_TIES
         try:

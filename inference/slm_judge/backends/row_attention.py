@@ -69,7 +69,7 @@ class Rows:
     lengths: Sequence[int]
     """Tokens of each row."""
     rubric: "RubricCache | None" = field(default=None, repr=False)
-    """On a GPU, where the rubric's keys and values are, if they are not the pack's."""
+    """Where a GPU reads the rubric's keys and values, if they are not the pack's."""
     _made: dict[torch.device, "list[_Part]"] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -188,9 +188,8 @@ def cache_argument(model: Any) -> str:
 
 def told_rows(packed: Pack, device: torch.device, cache: Any = None) -> dict[str, Any]:
     """Arguments of a model's forward pass: on a CPU beside the pack's mask, else in its place."""
-    if device.type == "cpu":
-        return {"rows": Rows(packed.prefix, packed.lengths)}
-    return no_mask(device) | {"rows": Rows(packed.prefix, packed.lengths, cache)}
+    rows = {"rows": Rows(packed.prefix, packed.lengths, cache)}
+    return rows if device.type == "cpu" else no_mask(device) | rows
 
 
 class RubricCache(DynamicCache):
@@ -298,16 +297,16 @@ def _behind_rubric(
     *_, shared, own = rows.parts(query.device)
     return _joined(
         *_gpu_flash(shared, query, *of_rubric, scale), *_gpu_flash(own, query, key, value, scale)
-    )[0]
+    )
 
 
 def _joined(
     one: torch.Tensor, of_one: torch.Tensor, two: torch.Tensor, of_two: torch.Tensor,
     out: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The outputs of the same queries for two sets of keys as one, and the denominators."""
+) -> torch.Tensor:  # fmt: skip
+    """The outputs of the same queries for two sets of keys, each with its denominators, as one."""
     share = torch.sigmoid(of_two - of_one).T[..., None].to(one.dtype)
-    return torch.lerp(one, two, share, out=out), torch.logaddexp(of_one, of_two)
+    return torch.lerp(one, two, share, out=out)
 
 
 class _GpuRowAttention(torch.autograd.Function):
@@ -327,8 +326,9 @@ class _GpuRowAttention(torch.autograd.Function):
             (rubric, of_rubric), shared = before
             output = torch.empty_like(query, memory_format=torch.contiguous_format)
             output[: rows.prefix] = rubric
-            _, joined = _joined(*shared, *own, out=output[rows.prefix :])
-            denominators = torch.cat([of_rubric, joined], dim=1)
+            _joined(*shared, *own, out=output[rows.prefix :])
+            of_rows = torch.logaddexp(shared[1], own[1])
+            denominators = torch.cat([of_rubric, of_rows], dim=1)
         ctx.save_for_backward(query, key, value, output, denominators)
         ctx.rows, ctx.scale = rows, scale
         return output
