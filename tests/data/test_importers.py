@@ -3,6 +3,7 @@
 import csv
 import json
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -781,7 +782,7 @@ def test_an_id_that_names_rows_is_not_the_item(tmp_path):
         (["a;b", "a", "b;c", "c"], ["q_a", "q_b", "q_c"]),
         (["a, b", "a", "b", "b"], ["q_a", "q_b"]),
         (["Yes, clearly", "No, never", "Yes, clearly", "No, never"], ["q"]),
-        (["1,5", "2,0", "2,5", "1,0"], ["q"]),
+        (["1,2", "1", "2,3", "2", "3"], ["q_1", "q_2", "q_3"]),
     ],
 )
 def test_several_answers_in_a_cell(tmp_path, cells, names):
@@ -913,6 +914,334 @@ def test_bad_files_are_a_sentence(tmp_path, name, content, complaint):
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=complaint):
         read_export([str(tmp_path / name)])
+
+
+# --- as spreadsheets, R, SPSS and archives write it ---
+
+PEOPLE = ("ann", "bob", "cy")
+
+
+def answers(values, **more):
+    """Twelve items with three annotators each, and one value after the other as the answers."""
+    return [{"id": k, "annotator": who, "text": f"The parcel came {k} times.",
+             "q": values[(k + k // 4 + j) % len(values)], **more}
+            for k in range(12) for j, who in enumerate(PEOPLE)]  # fmt: skip
+
+
+def asked_of(read: Long):
+    return {d.name: (d.kind, list(d.options)) for d in read.asked}
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (['["joy", "fear"]', "[]", '["fear"]', '["joy"]'], ["q_fear", "q_joy"]),
+        (["['joy', \"it's fear\"]", "['joy']", "[]"], ["q_it_s_fear", "q_joy"]),
+        (["['joy' 'fear']", "['joy']", "['fear']"], ["q_fear", "q_joy"]),
+        (["['joy']", "['fear']"], ["q"]),
+        (["[joy]", "[fear]"], ["q"]),
+    ],
+)
+def test_lists_in_cells_of_csv(tmp_path, cells, names):
+    read = read_export([table(tmp_path / "t.csv", answers(cells))])
+    assert [d.name for d in read.asked] == names
+    if names != ["q"]:
+        assert "q: lists that are written as texts are read as lists" in notes(read)
+        assert {row["q_joy"] for row in read.rows} == {"true", "false"}
+    assert not any("true" in row["text"] for row in read.rows)
+
+
+def test_lists_of_annotators_in_cells_of_csv(tmp_path):
+    rows = [{"id": k, "text": t, "labels": f"['joy', '{('joy', 'anger')[k % 2]}']", "annotators": "['a', 'b']"}
+            for k, t in enumerate(TEXTS)]  # fmt: skip
+    read = read_export([table(tmp_path / "t.csv", rows)])
+    assert said(read, "labels")[2:4] == [("1", "a", "joy"), ("1", "b", "anger")]
+
+
+def test_argilla_as_csv(tmp_path):
+    rows = [{"id": k, "text": t, "q.responses": f"['{('joy', 'anger')[k % 2]}']",
+             "q.responses.users": "['u']", "q.responses.status": "['submitted']"}
+            for k, t in enumerate(TEXTS)]  # fmt: skip
+    read = read_export([table(tmp_path / "t.csv", rows)])
+    assert said(read, "q")[:2] == [("0", "u", "joy"), ("1", "u", "anger")]
+    with pytest.raises(DataError, match=r"q\.responses holds 'joy', no list"):
+        read_export([table(tmp_path / "t.csv", [{**row, "q.responses": "joy"} for row in rows])])
+
+
+@pytest.mark.parametrize("spelling", ["NA", "nan", "<NA>", "#N/A"])
+def test_what_r_writes_for_no_answer_is_none(tmp_path, spelling):
+    read = read_export([table(tmp_path / "t.csv", answers(["TRUE", "FALSE", spelling]))])
+    assert asked_of(read) == {"q": ("noul", [])}
+    assert f"12 x {spelling} in q, read as no answer, 12 x annotations without" in notes(read)
+    assert f"{spelling} was read as no answer. Was it one?" in read.asked[0].doubts
+    wide = [{"id": k, "text": t, "q_coder1": "joy", "q_coder2": ("anger", spelling)[k % 2]}
+            for k, t in enumerate(TEXTS)]  # fmt: skip
+    read = read_export([table(tmp_path / "w.csv", wide)])
+    assert (len(read.rows), set(read.asked[0].options)) == (9, {"joy", "anger"})
+    sliders = read_export(
+        [table(tmp_path / "s.csv", answers([*np.arange(15) * 6.25 + 0.1, spelling]))]
+    )
+    assert sliders.asked[0].range == (0, 100)
+
+
+def test_na_is_no_annotator_and_rejects_nobody(tmp_path):
+    rows = answers(["joy", "anger"])
+    for row in rows:
+        row["annotator"] = "ann" if row["annotator"] == "ann" else "NA"
+    read = read_export([table(tmp_path / "t.csv", rows)])
+    assert len(read.rows) == 36
+    assert {row["annotator_id"] for row in read.rows} == {"ann", ""}
+    assert "24 x NA in annotator, read as nobody" in notes(read)
+    batch = mturk(*((k, who, {"Answer.mood": who}) for k in range(6) for who in ("W1", "W2")))
+    read = read_export([table(tmp_path / "b.csv", [{**row, "Reject": "NA"} for row in batch])])
+    assert len(read.rows) == 12
+
+
+def test_blank_rows_of_a_table_are_left_out_everywhere(tmp_path):
+    file = table(tmp_path / "t.csv", answers(["joy", "anger"]))
+    Path(file).write_text(Path(file).read_text() + ",,,\n, ,,\n")
+    read = read_export([file])
+    assert {row["item_id"] for row in read.rows} == {str(k) for k in range(12)}
+    assert "2 blank rows are left out, the first is line 38." in notes(read)
+    rubric = Rubric.parse({"name": "m", "instructions": "?", "fields": ["text"], "dimensions": [
+        {"name": "q", "type": "choice", "instructions": "?", "options": ["joy", "anger"]}]}, "test")  # fmt: skip
+    assert len(read_annotations(file, rubric, "id", "annotator").items) == 12
+
+
+@pytest.mark.parametrize("called", ["annotator ", "Kodierer", "Annotateur", "name", "codeur_id"])
+def test_annotators_called_otherwise(tmp_path, called):
+    rows = [{" id": row["id"], "text": row["text"], called: row["annotator"], "q ": row["q"]}
+            for row in answers(["joy", "anger"])]  # fmt: skip
+    read = read_export([table(tmp_path / "t.csv", rows)])
+    assert said(read, "q")[:2] == [("0", "ann", "joy"), ("0", "bob", "anger")]
+    assert "read without the spaces around their names: ' id'" in notes(read)
+    assert ("name names the annotator" in notes(read)) == (called == "name")
+    assert (
+        said(read_export([str(tmp_path / "t.csv")], Options(annotator=called)), "q")[1][1] == "bob"
+    )
+
+
+def test_a_column_that_may_name_annotators_is_no_question(tmp_path):
+    rows = [{"id": row["id"], "text": row["text"], "team": row["annotator"], "q": row["q"]}
+            for row in answers(["joy", "anger"])]  # fmt: skip
+    read = read_export([table(tmp_path / "t.csv", rows)])
+    assert (list(asked_of(read)), read.further) == (["q"], ["team"])
+    assert "team has each value at most once an item" in notes(read)
+    assert "--annotator 'team' takes it" in notes(read)
+    asked = read_export([str(tmp_path / "t.csv")], Options(answers=["team"]))
+    assert list(asked_of(asked)) == ["team"]
+
+
+def test_a_column_a_person(tmp_path):
+    rows = [{"id": k, "text": t, "source": "ab"[k % 2], "Anna": "joy", "Ben": ("joy", "anger")[k % 2],
+             "Chris M": ("anger", "joy")[k % 2]} for k, t in enumerate(TEXTS)]  # fmt: skip
+    file = table(tmp_path / "t.csv", rows)
+    for item in (None, "id"):
+        read = read_export([file], Options(columns="{annotator}", item=item))
+        assert said(read, "label")[:3] == [
+            ("0", "Anna", "joy"), ("0", "Ben", "joy"), ("0", "Chris M", "anger"),
+        ]  # fmt: skip
+    for row in rows:
+        row["Anna"] = row["Ben"]
+    rows[0]["Anna"] = "anger"
+    hint = notes(read_export([table(tmp_path / "t.csv", rows)]))
+    assert "Anna, Ben, Chris M hold the same answers" in hint
+    assert "--columns '{annotator}' reads them so" in hint
+    people = [{"id": k, "text": t, "rater_anna": "joy", "rater_ben": ("joy", "anger")[k % 2],
+               "rater_id": k} for k, t in enumerate(TEXTS)]  # fmt: skip
+    read = read_export([table(tmp_path / "p.csv", people)])
+    assert said(read, "label")[2:4] == [("1", "rater_anna", "joy"), ("1", "rater_ben", "anger")]
+    for row in people:
+        row["rater_ben"] = ("sure", "unsure")[row["id"] % 2]  # of what rater_anna said
+    assert list(asked_of(read_export([table(tmp_path / "p.csv", people)]))) == ["rater_ben"]
+    keys = [{"id": k, "text": t, "labels": {"ann": ("joy", "anger")[k % 2], "bob": ("anger", "joy")[k % 2]}}
+            for k, t in enumerate(TEXTS)]  # fmt: skip
+    read = read_export([lines(tmp_path / "k.jsonl", keys)])
+    assert "--columns 'labels.{annotator}' reads them so" in notes(read)
+    read = read_export([str(tmp_path / "k.jsonl")], Options(columns="labels.{annotator}"))
+    assert said(read, "label")[:2] == [("0", "ann", "joy"), ("0", "bob", "anger")]
+
+
+@pytest.mark.parametrize(
+    "values", [["1", "1,5", "2", "2,5", "3"], ["1,5", "2,0"], ["4,5", "5", "4"]]
+)
+def test_decimal_commas(tmp_path, values):
+    frame = pd.DataFrame(answers(values))
+    frame.to_csv(tmp_path / "t.csv", index=False, sep=";")
+    read = read_export([str(tmp_path / "t.csv")])
+    assert asked_of(read)["q"][0] == "score"
+    assert "q: commas are read as decimal commas" in notes(read)
+    assert {float(row["q"]) for row in read.rows} == {float(v.replace(",", ".")) for v in values}
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match=r"A decimal comma\? Write a point"):
+        read_export([str(tmp_path / "t.csv")])
+
+
+def test_doccano_keeps_what_it_has_and_is_no_list_of_people(tmp_path):
+    rows = [{"id": k, "text": t, "label": [("joy", "anger")[k % 2]], "author": f"u{k}",
+             "Comments": ["unsure"], "entities": [{"id": 1}]} for k, t in enumerate(TEXTS)]  # fmt: skip
+    read = read_export([lines(tmp_path / "t.jsonl", rows)])
+    assert said(read, "author", "Comments")[0] == ("0", "", "u0", "unsure")
+    assert "6 x marked spans" in notes(read)
+    for people in ("annotator_ids", "workers"):
+        lists = [{"id": k, "text": t, "labels": ["joy", ("joy", "anger")[k % 2]], people: ["a", "b"]}
+                 for k, t in enumerate(TEXTS)]  # fmt: skip
+        read = read_export([lines(tmp_path / "l.jsonl", lists)])
+        assert said(read, "labels")[2:4] == [("1", "a", "joy"), ("1", "b", "anger")]
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for who in ("ann", "ben"):
+            cells = [{"id": k, "text": t, "label": ("joy", "joy#anger")[k % 2], "Comments": ""}
+                     for k, t in enumerate(TEXTS)]  # fmt: skip
+            archive.write(table(tmp_path / f"{who}.csv", cells), f"{who}.csv")
+    assert list(asked_of(read_export([str(tmp_path / "p.zip")]))) == ["label_anger"]
+
+
+def test_labelled_and_declared_missing_values_are_no_answers(tmp_path):
+    frame = pd.DataFrame({"id": range(6), "rater": list("ababab"), "text": TEXTS,
+                          "q": [1.0, 2, 3, 9, -99, 77], "tone": [1.0, 2, 1, 2, 8, 8]})  # fmt: skip
+    labels = {"q": {1: "low", 2: "mid", 3: "high", 9: "weiß nicht", -99: "k.A.", 77: "other"}}
+    file = str(tmp_path / "t.sav")
+    pyreadstat.write_sav(frame, file, variable_value_labels=labels, missing_ranges={"tone": [8]})
+    read = read_export([file])
+    assert asked_of(read) == {"q": ("choice", ["low", "mid", "high", "other"]),
+                              "tone": ("score", ["1", "2"])}  # fmt: skip
+    assert "9 (weiß nicht) was read as no answer, 1 times. Was it one?" in read.asked[0].doubts
+    for line in ("1 x 9 (weiß nicht) in q", "1 x -99 (k.A.) in q",
+                 "2 x user-defined missing values of tone, read as no answer"):  # fmt: skip
+        assert line in notes(read)
+    frame["q"] = [1, 2, 3, 9, 1, 2]  # of which only the ends have labels
+    pyreadstat.write_sav(frame, file, variable_value_labels={"q": {1: "low", 9: "refused"}})
+    assert asked_of(read_export([file]))["q"] == ("score", ["1", "2", "3"])
+    frame["q"] = [1, 2, 3, "a", 1, 2]
+    pyreadstat.write_dta(frame, str(tmp_path / "t.dta"), missing_user_values={"q": ["a"]},
+                         variable_value_labels={"q": {1: "low", 2: "mid", 3: "high", "a": "refused"}})  # fmt: skip
+    read = read_export([str(tmp_path / "t.dta")])
+    assert asked_of(read)["q"] == ("choice", ["low", "mid", "high"])
+    assert "1 x user-defined missing values of q" in notes(read)
+
+
+def test_metadata_in_objects_is_no_question(tmp_path):
+    rows = [{**row, "meta": {"author": f"u{row['id'] % 3}", "likes": row["id"] % 4}, "info": {"place": "xyz"[row["id"] % 3]}}
+            for row in answers(["joy", "anger"])]  # fmt: skip
+    read = read_export([lines(tmp_path / "t.jsonl", rows)])
+    assert list(asked_of(read)) == ["q"]
+    assert "info.place: the same for all annotators of an item" in notes(read)
+
+
+def test_hidden_files_are_none_of_an_export(tmp_path):
+    for name in ("x/ann.csv", "x/.ipynb_checkpoints/ann.csv", "x/__MACOSX/._ann.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        table(tmp_path / name, answers(["joy", "anger"]))
+    (tmp_path / "x/__MACOSX/._ann.csv").write_bytes(b"\0\5\26\7")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for file in (tmp_path / "x").rglob("*.csv"):
+            archive.write(file, file.relative_to(tmp_path))
+    for export in ("x", "x.zip"):
+        read = read_export([str(tmp_path / export)])
+        assert len(read.rows) == 36
+        assert "2 hidden files are left out" in notes(read)
+
+
+def test_a_file_of_a_table_an_annotator(tmp_path):
+    files = [table(tmp_path / f"{who}.csv", [{"id": k, "text": t, "q": ("joy", "anger")[(k + j) % 2]}
+             for k, t in enumerate(TEXTS)]) for j, who in enumerate(("anna", "ben"))]  # fmt: skip
+    read = read_export(files)
+    assert said(read, "q")[5:7] == [("5", "anna", "anger"), ("0", "ben", "anger")]
+    assert "each file is taken for what one annotator said" in notes(read)
+    other = [
+        {"id": k, "text": f"{t} Again.", "q": ("joy", "anger")[k % 2]}
+        for k, t in enumerate(TEXTS, 6)
+    ]
+    read = read_export([files[0], table(tmp_path / "more.csv", other)])
+    assert "by annotators without names" in notes(read)
+
+
+def test_rows_that_answer_other_questions_are_taken_together(tmp_path):
+    rows = [part for row in answers(["joy", "anger"])
+            for part in ({**row, "topic": ""}, {**row, "q": "", "topic": "xyz"[len(row["annotator"]) % 3]})]  # fmt: skip
+    read = read_export([table(tmp_path / "t.csv", rows)])
+    assert said(read, "q", "topic")[:2] == [("0", "ann", "joy", "x"), ("0", "bob", "anger", "x")]
+    assert "36 later rows answer what the same annotator's first row" in notes(read)
+    assert "later annotations" not in notes(read)
+    long = [{**row, "question": name, "q": value} for row in answers(["joy", "anger"])
+            for name, value in (("mood", row["q"]), ("topic", "xyz"[row["id"] % 3]))]  # fmt: skip
+    with pytest.raises(DataError, match=r"question holds mood, topic, each once .*pandas: pivot"):
+        read_export([table(tmp_path / "t.csv", long)])
+    twice = [*answers(["joy", "anger"]), *answers(["anger", "joy"])[:9]]
+    assert "9 x later annotations" in notes(read_export([table(tmp_path / "t.csv", twice)]))
+    again = [{**row, "round": n} for row in answers(["joy", "anger"]) for n in (1, 2)]
+    assert "36 x later annotations" in notes(read_export([table(tmp_path / "t.csv", again)]))
+
+
+def test_broken_books_and_archives_are_a_sentence(tmp_path):
+    pd.DataFrame(answers(["joy", "anger"])).to_excel(tmp_path / "t.xlsx", index=False)
+    for part, old, new in (("xl/worksheets/sheet1.xml", b"</sheetData>", b""),
+                           ("xl/styles.xml", b"<fill>", b"<full>")):  # fmt: skip
+        with (
+            zipfile.ZipFile(tmp_path / "t.xlsx") as book,
+            zipfile.ZipFile(tmp_path / "b.xlsx", "w") as broken,
+        ):
+            for name in book.namelist():
+                data = book.read(name)
+                broken.writestr(name, data.replace(old, new) if name == part else data)
+        with pytest.raises(
+            DataError, match=r"as Excel: .* Open it in Excel or LibreOffice, and save"
+        ):
+            read_export([str(tmp_path / "b.xlsx")])
+    with zipfile.ZipFile(tmp_path / "t.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(table(tmp_path / "t.csv", answers(["joy", "anger"])), "t.csv")
+    data = bytearray((tmp_path / "t.zip").read_bytes())
+    data[40:60] = b"\xff" * 20
+    (tmp_path / "t.zip").write_bytes(data)
+    with pytest.raises(DataError, match="cannot be read as zip"):
+        read_export([str(tmp_path / "t.zip")])
+    merged = [("Study 7", "", ""), ("id", "text", "q")]
+    pd.DataFrame(merged).to_excel(tmp_path / "m.xlsx", index=False, header=False)
+    with pytest.raises(DataError, match="take out titles above the names, and merged cells"):
+        read_export([str(tmp_path / "m.xlsx")])
+    (tmp_path / "q.csv").write_text('id;text;q\n1;"So" it is;joy\n2;"No" way;anger\n')
+    with pytest.raises(DataError, match="cannot be read as csv: line 2: ';' expected after"):
+        read_export([str(tmp_path / "q.csv")])
+
+
+def test_blank_boxes_beside_others_are_no_answers(tmp_path):
+    rows = [{"id": k, "text": t, "kind_a": ("0", "1", "")[k % 3], "kind_b": ("1", "", "0")[k % 3],
+             "kind_c": k % 2} for k, t in enumerate(TEXTS)]  # fmt: skip
+    rows[0] |= dict.fromkeys(("kind_a", "kind_b", "kind_c"), "")
+    read = read_export([table(tmp_path / "t.csv", rows)])
+    assert said(read, "kind_a", "kind_b", "kind_c")[0] == ("1", "", "true", None, "true")
+    assert "a question each, since some say no: 4 blank cells beside others are no answer" in notes(
+        read
+    )
+
+
+def test_what_is_no_yes_or_no_is_a_choice(tmp_path):
+    for values in (["F", "N"], ["T", "Y"]):
+        read = read_export([table(tmp_path / "t.csv", answers(values))])
+        assert asked_of(read) == {"q": ("choice", values)}
+    assert asked_of(read_export([table(tmp_path / "t.csv", answers(["Y", "N"]))]))["q"][0] == "noul"
+
+
+def test_texts_elsewhere_that_contradict_are_refused(tmp_path):
+    labels = [{k: v for k, v in row.items() if k != "text"} for row in answers(["joy", "anger"])]
+    texts = [{"id": k, "text": f"The parcel came {k} times."} for k in [*range(12), 3]]
+    files = [table(tmp_path / "l.csv", labels)], Options(items=table(tmp_path / "i.csv", texts))
+    assert len(read_export(*files).rows) == 36
+    texts[-1]["text"] = "Quite another text."
+    table(tmp_path / "i.csv", texts)
+    with pytest.raises(DataError, match=r"i\.csv has different texts of the items 3\."):
+        read_export(*files)
+
+
+def test_votes_without_their_number(tmp_path):
+    rows = [
+        {"id": k, "text": t, "votes_joy": k % 4, "votes_anger": (k + 1) % 3}
+        for k, t in enumerate(TEXTS)
+    ]
+    read = read_export([table(tmp_path / "t.csv", rows)])
+    assert asked_of(read) == {"votes": ("choice", ["anger", "joy"])}
+    assert len(read.rows) == sum(row["votes_joy"] + row["votes_anger"] for row in rows)
+    assert "no column has the number of annotators: the sum of their votes" in notes(read)
 
 
 # --- recipes and reports ---

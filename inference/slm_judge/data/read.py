@@ -19,7 +19,7 @@ from slm_judge.rubric import Dimension, Multi, Rubric
 from .applies import drop_unasked
 from .importers.opening import is_only_importable
 from .importers.read import FORMATS, as_rows, countable, read_export, tool_of
-from .importers.roles import Options
+from .importers.roles import Options, may_name_people
 from .item import ITEM_ID, Item, unnamed
 from .sets import columns_of, options_of, unfold
 from .tables import IMPORTER, Rows, names, read_table, require_columns
@@ -473,12 +473,7 @@ def likely_annotators(table: Rows, columns: Columns, rubric: Rubric) -> list[str
     likely = []
     for name in (c for c in table.columns if c not in known):
         values = [read_name(v) if is_name(v := row.get(name)) else "" for row in table.rows]
-        pairs = [pair for pair in zip(ids, values, strict=True) if pair[1]]
-        people = {value for _, value in pairs}
-        if not 0 < 3 * len(people) <= 2 * len(pairs) or 2 * len(pairs) < len(values):
-            continue
-        if (several and len(people) > 1 and len(set(pairs)) == len(pairs)) or (
-            not several and _CALLED_SO.search(name)
-        ):
+        fits = len({*values} - {""}) > 1 if several else _CALLED_SO.search(name)
+        if fits and may_name_people(ids, values):
             likely.append(name)
     return sorted(likely, key=lambda name: not _CALLED_SO.search(name))

@@ -227,6 +227,8 @@ class Rows:
     """Of an export, the column that names the annotator."""
     binary: list[str] = field(default_factory=list)
     """The columns that hold bytes."""
+    separator: str = ""
+    """What parts the fields of a CSV."""
 
     def where(self, index: int) -> str:
         """Names a row in a message: by its line in a text file, else by its number."""
@@ -268,10 +270,16 @@ def read_table(location: str, kind: str | None = None) -> Rows:
             columns |= dict.fromkeys(piece.table.column_names)
     for row in rows if not columns else ():
         columns |= dict.fromkeys(row)
+    if stream.separator and len(columns) > 1:  # what Excel leaves below a table
+        full = [k for k, row in enumerate(rows) if any(map(str.strip, row.values()))]
+        if blank := sorted(set(range(len(rows))) - set(full)):
+            first = f"the first is line {lines[blank[0]]}"
+            stream.notes.append(f"{location}: {len(blank)} blank rows are left out, {first}.")
+        rows, lines = ([of[k] for k in full] for of in (rows, lines))  # type: ignore[assignment]
     if not rows:
         raise DataError(f"{location} has no rows.")
     return Rows(location, list(columns), rows, lines or None, stream.notes, stream.wording,
-                binary=list(binary))  # fmt: skip
+                binary=list(binary), separator=stream.separator)  # fmt: skip
 
 
 @dataclass
@@ -312,6 +320,7 @@ class TableStream:
         """What was recognised in the file, for people to know."""
         self.wording: dict[str, str] = {}
         """Column -> the question behind it, where further headers of Qualtrics say so."""
+        self.separator = ""  # of a CSV, once it is read
         self._kind = kind or file_format(Path(location))
         filesystem, path = fsspec.url_to_fs(location)
         self._files = [location]
@@ -440,7 +449,7 @@ class TableStream:
         return None
 
     def _read_csv(self, n_rows: int) -> Iterator[Piece]:
-        separator = self._separator()
+        separator = self.separator = self._separator()
         with self._text("") as file:
             blank: list[int] = []
             records = islice(_records(file, separator, blank), bool(self._told), None)
@@ -469,30 +478,31 @@ class TableStream:
                 arrays = [pa.array(column, pa.string()) for column in cells]
                 table = pa.Table.from_arrays(arrays, names=header)
                 yield Piece(table, [line for line, _ in batch])
-        if blank and len(header) == 1:
-            self.notes.append(
-                f"{self.location}: {len(blank)} blank lines are left out, the first is line "
-                f'{blank[0]}; an empty cell of one column is written "".'
-            )
+        if blank:
+            one = '; an empty cell of one column is written ""' if len(header) == 1 else ""
+            what = f"{len(blank)} blank lines are left out, the first is line {blank[0]}{one}."
+            self.notes.append(f"{self.location}: {what}")
 
     def _separator(self) -> str:
         """The suffix's delimiter, or the one with which the first records are a table."""
         if self._told:
             self.notes.append(f"{self.location}: line 1 names the delimiter, sep={self._told}")
             return self._told
-        usual, widths = delimiter(Path(self.location)), {}
+        usual, widths, broken = delimiter(Path(self.location)), {}, ""
         for separator in (usual, *(mark for mark in _DELIMITERS if mark != usual)):
             with self._text("") as file:
                 try:
                     sizes = {len(row) for _, row in islice(_records(file, separator), _SAMPLE)}
                 except csv.Error:
+                    file.seek(0)
+                    broken = separator if separator in file.readline() else broken
                     continue
             if len(sizes) == 1 and sizes != {1}:
                 if separator == usual:
                     return usual
                 widths[separator] = sizes.pop()
         if not widths:
-            return usual
+            return broken or usual
         found = max(widths, key=widths.__getitem__)
         self.notes.append(f"{self.location}: its fields are parted by {_DELIMITERS[found]}.")
         return found
@@ -605,6 +615,7 @@ def check_header(location: str, header: list[str]) -> None:
     repeated = sorted(name for name, count in Counter(header).items() if count > 1)
     if not header or repeated:
         found = f"repeated columns {names(repeated)}" if repeated else "an empty file"
+        found += "; take out titles above the names, and merged cells" if "" in repeated else ""
         raise DataError(
             f"{location}: expected a header line with distinct column names, got {found}."
         )

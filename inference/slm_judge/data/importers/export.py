@@ -1,14 +1,16 @@
 """What a file holds, on its way to a table with a row an annotation."""
 
+import ast
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from slm_judge.data.item import ITEM_ID
-from slm_judge.data.text import is_name, read_name
+from slm_judge.data.text import is_name, read_json, read_name
 from slm_judge.errors import DataError
 from slm_judge.text import normalise
 
@@ -60,6 +62,8 @@ class Export:
     questions: dict[str, Question] = field(default_factory=dict)
     certain: set[str] = field(default_factory=set)
     """Columns that are answers, whatever stands in them."""
+    commas: bool = True
+    """Whether a comma in a cell may part answers: commas part the fields, or nothing does."""
     merged: bool = False
     """Whether an annotator's answers about an item stand in several rows."""
     n_read: int = 0
@@ -162,6 +166,17 @@ def parts(value: object) -> list[str]:
     """The plain answers in a cell: none, one, or those of a list."""
     found = value if isinstance(value, list | tuple) else [value]
     return [normalise(name) for name in map(read_name, filter(is_name, found)) if name]
+
+
+def written_list(value: object) -> object:
+    """A list of plain values that a text is, as JSON, Python or numpy write it; else as it is."""
+    text = value.strip() if isinstance(value, str) else ""
+    for read in (read_json, ast.literal_eval) if text[:1] == "[" and text[-1:] == "]" else ():
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            if isinstance(found := read(text), list) and all(map(is_name, found)):
+                return found
+        text = re.sub(r"(['\"])\s+(?=['\"])", r"\1, ", text)  # numpy's, which Python would join
+    return value
 
 
 def is_ticked(value: object, option: str = "") -> bool | None:

@@ -9,19 +9,26 @@ from typing import Literal
 
 from slm_judge.data.item import ITEM_ID
 from slm_judge.data.tables import names
-from slm_judge.data.text import is_blank, read_name, read_text, told
+from slm_judge.data.text import is_blank, is_name, is_nobody, read_name, read_text, told
 from slm_judge.errors import DataError
 from slm_judge.rubric import LARGEST, plain_forms
 
 from .export import ANNOTATOR_ID, LINE, Export, Question, Row, clean_name, is_ticked, parts
+from .roles import may_name_people
 
 Kind = Literal["score", "choice", "noul"]
 _NO_ANSWERS = "annotations without an answer"
 _MOST_OPTIONS = 60
 _MOST_LEVELS, _MOST_UNEVEN, _BINS = 21, 11, 10  # levels; those that are no halves; of a slider
 _SPLITS = (r"\s*[;|,]\s*", r"\s*[;|]\s*")
+_DECIMAL = re.compile(r"[-+]?\d+(,\d+)?")
 _NO_ANSWER = {"-9", "-66", "-77", "-88", "-99", "-999", "-9999", "99", "999"}
 _NOTHING = {"n/a", "n.a.", "na", "nan", "null", "missing", "no answer", "-", ".", "?"}
+_MISSING = re.compile(
+    r"missing|refus|no (answer|response)|not (app|ask|answ|stat)|do(n['’]?t| not) know"
+    r"|(unanswered|skipped|n/?a|n\.a\.|dk|k\. ?a\.)$|keine (angabe|antwort)|wei(ß|ss) (ich )?nicht"
+    r"|verweiger|trifft nicht zu|sans r[ée]ponse|ne sait pas|no sabe|no contesta", re.I
+)  # fmt: skip
 _WRITTEN = re.compile(r"item_id|annotator_id|outcome|.*_(confidence|probabilities|expected)")
 _SCALES = [scale.split("<") for scale in (
     "never<rarely<seldom<occasionally<sometimes<often<usually<very often<always",
@@ -136,7 +143,11 @@ def _who(export: Export, row: Row) -> str:
 
 
 def _usable(export: Export) -> None:
-    """Leave out rows without an item, a text or an answer."""
+    """Leave out rows without an item, a text or an answer; nobody is called NA."""
+    for row in export.rows:
+        if (who := _who(export, row)) and is_nobody(who):
+            export.left_out[f"{who} in {export.annotator}, read as nobody"] += 1
+            row[str(export.annotator)] = None
     texts, answers = export.texts or [], export.answers or []
     item = str(export.item)
     export.keep(lambda row: bool(read_name(row.get(item))), "rows without an item")
@@ -156,19 +167,41 @@ def _first_of_each(export: Export) -> None:
     """What an annotator says first about an item counts."""
     first: dict[tuple[str, str], Row] = {}
     kept: list[Row] = []
+    later, filled = 0, 0
     for row in export.rows:
         who = _who(export, row)
         earlier = first.setdefault((read_name(row.get(str(export.item))), who), row) if who else row
         if earlier is row:
             kept.append(row)
             continue
-        new = [name for name in (export.answers or ()) if export.merged
-               and not is_blank(row.get(name)) and is_blank(earlier.get(name))]  # fmt: skip
-        earlier |= {name: row[name] for name in new}
-        export.left_out[
-            "later annotations of the same item by the same annotator (the first counts)"
-        ] += not new
+        said = [name for name in (export.answers or ()) if not is_blank(row.get(name))]
+        new = {name: row[name] for name in said if is_blank(earlier.get(name))}
+        later += len(new) < len(said)
+        filled += bool(new)
+        earlier |= new
+    if later > len(first) / 2:
+        _refuse_names_of_questions(export)
+    if filled and not export.merged:
+        export.notes.append(f"{filled} later rows answer what the same annotator's first row about "
+                            "the item leaves open: taken together.")  # fmt: skip
+    what = "later annotations of the same item by the same annotator (the first counts)"
+    export.left_out[what] += later
     export.rows = kept
+
+
+def _refuse_names_of_questions(export: Export) -> None:
+    """Refuse rows that answer another question each, which a column names."""
+    asked = [f"{_who(export, row)} {read_name(row.get(str(export.item)))}" for row in export.rows]
+    found: dict[str, set[str]] = {}
+    for name in (name for name in export.columns if name != export.annotator):
+        cells = [read_name(cell) if is_name(cell := row.get(name)) else "" for row in export.rows]
+        if may_name_people(asked, cells) and not any(map(_DECIMAL.match, cells)):
+            found[name] = set(cells)
+    name = min(found, key=lambda name: len(found[name]), default="")
+    if len(found.get(name, ())) > 1:
+        raise DataError(f"{export.location}: {name} holds {', '.join(sorted(found[name])[:3])}, "
+            "each once an item and annotator. Are they questions? Make a column of each "
+            f"(pandas: pivot). Else leave out {name}, and first rows count.")  # fmt: skip
 
 
 def _respell(export: Export) -> None:
@@ -202,7 +235,12 @@ def _respell(export: Export) -> None:
 def _split_lists(export: Export) -> None:
     """Cells that hold several answers with a mark between them, as lists."""
     for name in export.answers or ():
-        cells = {row[name] for row in export.rows if isinstance(row.get(name), str)}
+        cells = {row[name].strip() for row in export.rows if isinstance(row.get(name), str)} - {""}
+        behind = {cell.partition(",")[2] for cell in cells if "," in cell}
+        is_list = export.commas and len(behind) > 1 and behind <= cells
+        if behind and all(map(_DECIMAL.fullmatch, cells)) and not is_list:
+            _decimals(export, name, cells)
+            continue
         pattern = next((p for p in _SPLITS if _is_list(cells, p)), None)
         if pattern is None:
             continue
@@ -210,6 +248,19 @@ def _split_lists(export: Export) -> None:
             if isinstance(row.get(name), str) and row[name].strip():
                 row[name] = [part for part in re.split(pattern, row[name].strip()) if part]
         export.question(name).several = True
+
+
+def _decimals(export: Export, name: str, cells: set[str]) -> None:
+    """Numbers with decimal commas, as numbers; refused where they may be several answers."""
+    one = min(cell for cell in cells if "," in cell)
+    if export.commas:
+        raise DataError(f"{export.location}: {name} holds {one!r}. A decimal comma?"
+                        " Write a point. Two answers? Write a semicolon between them. No question? "
+                        "Name the questions with --label.")  # fmt: skip
+    for row in export.rows:
+        row[name] = read_name(row.get(name)).replace(",", ".")
+    export.notes.append(f"{name}: commas are read as decimal commas.")
+    export.question(name).doubts.append("Are commas decimal commas, and not between two answers?")
 
 
 def _is_list(cells: set[str], pattern: str) -> bool:
@@ -221,8 +272,6 @@ def _is_list(cells: set[str], pattern: str) -> bool:
     words = max((len(part.split()) for part in found), default=0)
     if not several or words > 6 or len(found) > _MOST_OPTIONS:
         return False
-    if all(re.fullmatch(r"-?\d+,\d+", cell.strip()) for cell in cells):  # decimal commas
-        return False
     return {part for parts_ in several for part in parts_} <= alone or len(found) < len(cells)
 
 
@@ -231,6 +280,7 @@ def _asked(export: Export, column: str, taken: list[str], rows: list[Row]) -> li
     question = export.question(column)
     answers = [parts(row.get(column)) for row in export.rows]
     question.several |= any(len(found) > 1 for found in answers)
+    question.several |= any(answers) and [] in [row.get(column) for row in export.rows]
     if not question.several:
         single = _single(export, column, question, taken, rows)
         return [single] if single else []
@@ -291,10 +341,12 @@ def _single(
     answers = [next(iter(parts(row.get(column))), "") for row in export.rows]
     counts = Counter(value for value in answers if value)
     doubts = list(question.doubts)
-    codes = _codes_of_no_answer(counts, question)
-    for code in codes:
-        export.left_out[f"{code} in {column}, read as no answer"] += counts[code]
-        doubts.append(f"{code} ({counts[code]} times) was read as no answer. Was it one?")
+    labelled = question.options if question.named else {}
+    missing = [v for v, meaning in labelled.items() if v in counts and _is_missing(v, meaning)]
+    for code in dict.fromkeys([*missing, *_codes_of_no_answer(counts, question)]):
+        what = f"{code} ({question.options[code]})" if question.options.get(code) else code
+        export.left_out[f"{what} in {column}, read as no answer"] += counts[code]
+        doubts.append(f"{what} was read as no answer, {counts[code]} times. Was it one?")
         del counts[code]
     typed = _is_typed_in(len(counts), counts.total(), question) and not _is_slider(counts)
     if len(counts) < 2 or typed:
@@ -373,11 +425,12 @@ def _labelled(name: str, column: str, question: Question, counts: Counter[str]) 
 
 
 def _is_missing(value: str, meaning: str) -> bool:
-    return value in _NO_ANSWER or bool(re.match(r"(missing|refus|no answer|n/?a$)", meaning, re.I))
+    return value in _NO_ANSWER - {"-9", "99", "999"} or bool(_MISSING.match(meaning))
 
 
 def _guessed(name: str, column: str, question: Question, counts: Counter[str]) -> Asked:
-    if question.flag or {plain_forms(value)[-1] for value in counts} <= _TWO:
+    two = {plain_forms(value)[-1] for value in counts} <= _TWO
+    if question.flag or (two and len({*map(is_ticked, counts)}) > 1):
         doubt = [] if question.flag else _doubt_two(counts)
         return Asked(name, column, "noul", {}, counts, question.text, doubts=doubt)
     numbers = {value: number for value in counts

@@ -1,13 +1,16 @@
 """Files of any kind as rows: tables, JSON, Excel, Stata, SPSS, zips and folders of them."""
 
 import json
+import re
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from xml.etree.ElementTree import ParseError
 
 from slm_judge.data.tables import Rows, check_header, file_format, names, read_table
 from slm_judge.data.text import half_emoji, is_blank, read_json, read_name
@@ -27,6 +30,8 @@ _PARTS = (
     "**/*.csv",
 )
 """Files that count in a folder or a zip: those of the first pattern that there are."""
+_HIDDEN = re.compile(r"(^|/)(\.|__MACOSX/)")
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
 _IMPORT_ID = '{"ImportId"'
 _CODEBOOK = (
     {"variable", "column", "question", "name", "item"},
@@ -55,10 +60,22 @@ def open_export(locations: Sequence[str]) -> Export:
         _open(Path(location), location, export)
     columns = dict.fromkeys(key for row in export.rows for key in row)
     export.columns = [name for name in columns if name not in (SOURCE, LINE)]
+    _strip_names(export)
     export.n_read = len(export.rows)
     if not export.rows or not export.columns:
         raise DataError(f"{export.location} has no rows.")
     return export
+
+
+def _strip_names(export: Export) -> None:
+    """Columns by their names without spaces around, where these are distinct."""
+    new = {name: name.strip() or name for name in export.columns}
+    changed = {name: plain for name, plain in new.items() if plain != name}
+    if changed and len(set(new.values())) == len(new):
+        export.rows = [{new.get(key, key): v for key, v in row.items()} for row in export.rows]
+        export.questions = {new.get(name, name): said for name, said in export.questions.items()}
+        export.columns, export.aliases = list(new.values()), changed
+        export.notes.append(f"read without the spaces around their names: {names([*changed])}.")
 
 
 def _open(path: Path, location: str, export: Export) -> None:
@@ -70,7 +87,7 @@ def _open(path: Path, location: str, export: Export) -> None:
             try:
                 with zipfile.ZipFile(path) as archive:
                     archive.extractall(folder)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+            except (*_BROKEN, NotImplementedError, RuntimeError) as error:
                 raise DataError(f"{location} cannot be read as zip: {error}") from error
             _open_folder(Path(folder), location, export)
     elif suffix == ".json":
@@ -99,12 +116,18 @@ def _open_table(table: Rows, path: Path, export: Export) -> None:
     export.notes += [note.removeprefix(f"{table.location}: ") for note in table.notes]
     for name, wording in table.wording.items():
         export.question(name).text = wording
+    export.commas &= table.separator in ("", ",")
     export.rows += _marked(table.rows, path, table.lines)
 
 
 def _open_folder(folder: Path, location: str, export: Export) -> None:
     """The parts of an export, in a folder."""
-    found = next((files for part in _PARTS if (files := sorted(folder.glob(part)))), [])
+    files = [{*folder.glob(part)} for part in _PARTS]
+    hidden = {file for file in set().union(*files)
+              if _HIDDEN.search(file.relative_to(folder).as_posix())}  # fmt: skip
+    if hidden:
+        export.notes.append(f"{len(hidden)} hidden files are left out, as {min(hidden).name}.")
+    found = next((sorted(left) for some in files if (left := some - hidden)), [])
     if not found:
         raise DataError(f"{location} holds none of {', '.join(part[3:] for part in _PARTS)}.")
     export.notes.append(f"{len(found)} files read: {', '.join(file.name for file in found[:5])}"
@@ -175,8 +198,9 @@ def _excel(path: Path, location: str, export: Export) -> list[Row]:
             sheets[sheet.title], blank[sheet.title] = _columns(sheet, written)
         for book in books:
             book.close()
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{location} cannot be read as Excel: {error}") from error
+    except (*_BROKEN, ValueError, LookupError, TypeError, AttributeError, ParseError) as error:
+        raise DataError(f"{location} cannot be read as Excel: {error}. Open it in Excel or "
+                        "LibreOffice, and save it again.") from error  # fmt: skip
     main = max(sheets, key=lambda name: sum(map(len, sheets[name])), default=None)
     if main is None or not sheets[main]:
         return []
@@ -263,25 +287,31 @@ def _statistics(path: Path, location: str, export: Export) -> list[Row]:
     pyreadstat = require("pyreadstat", "import")
     try:
         read = getattr(pyreadstat, STATISTICS[path.suffix.casefold()])
-        table, meta = read(str(path), output_format="dict")
+        table, meta = read(str(path), output_format="dict", user_missing=True)
     except (pyreadstat.ReadstatError, OSError, ValueError) as error:
         raise DataError(f"{location} cannot be read as {path.suffix[1:]}: {error}") from error
     for name, wording in meta.column_names_to_labels.items():
         export.question(name).text = wording or ""
     for name, labels in meta.variable_value_labels.items():
         question = export.question(name)
-        question.options = {read_name(value): str(labels[value]) for value in sorted(labels)}
+        numbers = {value for value in labels if not isinstance(value, str)}  # .a of Stata is none
+        question.options = {read_name(v): str(labels[v]) for v in sorted(numbers or labels)}
         question.named = True
         measure = (meta.variable_measure or {}).get(name)
         question.ordered = True if measure == "ordinal" else None
-    if meta.missing_ranges:
-        export.notes.append(
-            "user-defined missing values are no answer: "
-            + ", ".join(sorted(meta.missing_ranges))
-            + "."
-        )
+    missing = {**meta.missing_ranges, **meta.missing_user_values}
+    for name, column in table.items():
+        gone = [_is_missing(value, missing.get(name, ())) for value in column]
+        table[name] = [None if no else value for value, no in zip(column, gone, strict=True)]
+        export.left_out[f"user-defined missing values of {name}, read as no answer"] += sum(gone)
     rows = [dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True)]
     return [{k: None if is_blank(v) else v for k, v in row.items()} for row in rows]
+
+
+def _is_missing(value: Any, missing: Iterable[Any]) -> bool:
+    """Whether a value is a letter of Stata's, or in a range of SPSS's."""
+    ranges = [one if isinstance(one, dict) else {"lo": one, "hi": one} for one in missing]
+    return any(type(one["lo"]) is type(value) and one["lo"] <= value <= one["hi"] for one in ranges)
 
 
 def _in_order(export: Export, name: str) -> None:

@@ -8,13 +8,14 @@ from slm_judge.data.item import ITEM_ID
 from slm_judge.data.tables import Rows
 from slm_judge.errors import DataError
 
+from .cells import read_cells
 from .export import ANNOTATOR_ID, LINE, Export, Row, counted
 from .long import Long, lengthen
 from .opening import open_export
 from .roles import Options, assign
 from .surveys import google_forms, is_preview, is_rejected, mturk, qualtrics
 from .tools import argilla, doccano, label_studio, potato, prodigy
-from .wide import unfold
+from .wide import PEOPLE, unfold
 
 _TIMES = {"timestamp", "zeitstempel", "horodateur", "marca temporal", "carimbo de data/hora",
           "informazioni cronologiche", "tijdstempel"}  # fmt: skip
@@ -50,7 +51,7 @@ def _holds(column: str, kind: type) -> Callable[[Export], bool]:
 def _is_doccano(export: Export) -> bool:
     columns = set(export.columns)
     labelled = any(_holds(key, list)(export) for key in ("label", "labels", "cats"))
-    labelled &= not any(name.startswith("annotators") for name in columns)
+    labelled &= not any(name.startswith("annotators") or PEOPLE.fullmatch(name) for name in columns)
     return bool(columns & {"text", "data"}) and (
         {"label", "Comments"} <= columns
         or ("id" in columns and labelled)
@@ -134,6 +135,8 @@ def read_export(locations: Sequence[str], options: Options | None = None) -> Lon
     export.notes.insert(0, f"{export.location}: read as {known.title} ({how}).")
     what, counts_not = known.left_out
     export.keep(lambda row: not counts_not(row), what)
+    if not known.nested:
+        read_cells(export, {*options.texts, options.item, options.annotator})
     try:
         known.read(export)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -144,6 +147,8 @@ def read_export(locations: Sequence[str], options: Options | None = None) -> Lon
     if not export.rows:
         raise DataError(f"{export.location}: no annotations; left out: {counted(export.left_out)}.")
     asked = options.within(export)
+    export.item, export.annotator = asked.item or export.item, asked.annotator or export.annotator
+    export.texts = list(asked.texts) or export.texts
     if not known.nested and not (asked.answers and set(asked.answers) <= set(export.columns)):
         unfold(export, options.columns, options.n_annotators)
     assign(export, asked)

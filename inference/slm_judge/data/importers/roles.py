@@ -1,7 +1,7 @@
 """Which column is the item, the annotator, a text, an answer; what is left is kept as it is."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,7 @@ from slm_judge.data.tables import names, read_table, require_columns
 from slm_judge.data.text import is_blank, is_name, read_name
 from slm_judge.errors import DataError
 
-from .export import Export, Row, parts
+from .export import SOURCE, Export, Row, is_ticked, parts
 
 _TEXTS = re.compile(
     r"(.*[_ ])?(text|comment|sentence|message|post|tweet|content|title|body|passage|document|"
@@ -30,11 +30,14 @@ _ITEMS = re.compile(
 )
 _PEOPLE = [re.compile(pattern, re.I) for pattern in (
     r"annot(ator)?([ _]?(id|name|nr|no))?",
+    r"(kodierer(in)?|annotat(eur|rice|or[ea])|codeur|codificador|anotador)([ _]?(id|nr|name))?",
     r"(worker|rater|coder|labell?er|judge|evaluator|reviewer|assessor|expert)([ _]?(id|name|nr))?",
     r"(prolific[ _]?(pid|id)|participant|respondent|subject|turker|pid)([ _]?(id|nr|number))?",
     r"(user|author of annotation|person)([ _]?(id|name))?|email( address)?|e-?mail",
 )]  # fmt: skip
+_NAME = re.compile(r"(sur|first|vor|full)?[ _]?name|nom|nombre|nome|who|wer|initials", re.I)
 _ABOUT = re.compile(
+    r"meta(data)?\..*|"
     r"(data)?set|source|split|fold|lang(uage)?|locale|platform|subreddit|url|link|file(name)?|"
     r"(.*[_ ])?(date|time|timestamp|created_at|updated_at|created_utc|duration|seconds|author|year)"
     r"|gender|sex|age|education|country|ethnicity|race|occupation|native.*",
@@ -45,6 +48,7 @@ _MOST_OPTIONS = 40
 _WORDS = 2.5  # of a text, on average
 _FILLED = 0.9  # of the rows, where a column is a text of the items
 _REPEATED = 0.2  # of the rows, from where on repeated texts are one item said several things about
+_CHANCE = 0.001  # that no two annotators of any item gave the same answer
 _SOME = 3  # items with several annotations that show what differs between them
 
 
@@ -118,12 +122,14 @@ def assign(export: Export, options: Options) -> None:
             "with --text, or the table that has the texts with --items."
         )
     _item(export, options)
+    _files_or_names(export)
     export.answers = list(options.answers) or export.answers or _answers(export)
     if not export.answers:
         raise DataError(
             f"{export.location}: no column holds answers of annotators; it has "
             f"{names(export.columns)}. Name them with --label."
         )
+    _hint_at_columns(export)
 
 
 def _join(export: Export, options: Options) -> None:
@@ -140,6 +146,8 @@ def _join(export: Export, options: Options) -> None:
         raise DataError(f"{options.items}: no column names the items; say which with --item-id.")
     columns = list(options.texts) or [c for c in table.columns if looks_like_text(known, c)]
     require_columns(table.columns, columns, known.location)
+    if twice := sorted(set().union(*(_differing(table.rows, theirs[0], name) for name in columns))):
+        raise DataError(f"{options.items} has different texts of the items {names(twice[:3])}.")
     texts = {read_name(row.get(theirs[0])): row for row in table.rows}
     export.keep(
         lambda row: read_name(row.get(ours)) in texts, f"rows of items not in {options.items}"
@@ -161,6 +169,48 @@ def find_annotator(export: Export) -> str | None:
             ):
                 return name
     return None
+
+
+def may_name_people(items: Sequence[str], values: Sequence[str]) -> bool:
+    """Whether values are few, and each stands at many items and at each at most once."""
+    pairs = [pair for pair in zip(items, values, strict=True) if pair[1]]
+    people = {value for _, value in pairs}
+    return (0 < 3 * len(people) <= 2 * len(pairs) and 2 * len(pairs) >= len(values)
+            and len(set(pairs)) == len(pairs))  # fmt: skip
+
+
+def _are_people(export: Export, name: str, chance: float = 1) -> bool:
+    """Whether a column may name people, and answers were like that with less than a chance."""
+    items = [read_name(row.get(str(export.item))) for row in export.rows]
+    values = [read_name(cell) if is_name(cell := row.get(name)) else "" for row in export.rows]
+    alike = sum((times / len(values)) ** 2 for times in Counter(values).values())
+    pairs = sum(n * (n - 1) / 2 for n in Counter(items).values())
+    return may_name_people(items, values) and len({*values}) > 1 and (1 - alike) ** pairs < chance
+
+
+def _files_or_names(export: Export) -> None:
+    """Annotators whom a file of their own names, or a column called name."""
+    if export.annotator:
+        return
+    for name in [SOURCE, *(name for name in export.columns if _NAME.fullmatch(name))]:
+        if name not in (export.item, *(export.texts or ())) and _are_people(export, name):
+            export.annotator = name
+            what = "each file is taken for what one annotator said; it" if name == SOURCE else name
+            export.notes.append(f"{what} names the annotator.")
+            return
+
+
+def _hint_at_columns(export: Export) -> None:
+    """Say what to do where columns without a common name may be annotators."""
+    found = {name: set(export.values(name)) for name in export.answers or ()}
+    most = max(found.values(), key=len)
+    same = [name for name, values in found.items() if len(most - values) < 2 <= len(values)
+            and values <= most and None in map(is_ticked, values)]  # fmt: skip
+    if not export.annotator and len(same) > 1:
+        start = same[0][: max(map(same[0].rfind, "._ -")) + 1]
+        pattern = f"{start if all(name.startswith(start) for name in same) else ''}{{annotator}}"
+        export.notes.append(f"{names(same)} hold the same answers. Where each of them is an "
+                            f"annotator, --columns {pattern!r} reads them so.")  # fmt: skip
 
 
 def _texts(export: Export, options: Options) -> list[str]:
@@ -235,6 +285,12 @@ def _answers(export: Export) -> list[str]:
     if sum(size > 1 for size in sizes.values()) < _SOME:
         return [name for name in found if name in export.certain or _SLIDERS.fullmatch(name)
                 or _looks_like_answers(export, name)]  # fmt: skip
+    likely = [] if export.annotator else [name for name in found if name not in export.certain
+                                           and _are_people(export, name, _CHANCE)]  # fmt: skip
+    for name in likely if len(likely) < len(found) else ():
+        found.remove(name)
+        export.notes.append(f"{name} has each value at most once an item, as names of people: no "
+            f"question. --annotator {name!r} takes it for names, --label as one.")  # fmt: skip
     varying = [name for name in found
                if name in export.certain or _differing(export.rows, item, name)]  # fmt: skip
     same = [name for name in found if name not in varying]
@@ -246,24 +302,32 @@ def _answers(export: Export) -> list[str]:
     return varying or found
 
 
+def may_answer(name: str) -> bool:
+    """Whether a column may hold answers, by its name: it is called like no text, item or person."""
+    called_so = any(named.fullmatch(name) for named in (_TEXTS, *_PEOPLE))
+    return not (called_so or is_named_otherwise(name))
+
+
 def looks_like_slider(export: Export, name: str) -> bool:
     """Whether a column may hold positions of a slider: many numbers up to 100, or down to -100."""
     different = set(export.values(name))
-    if not name or _is_named_otherwise(name) or not all(map(_is_number, different)):
+    if not name or is_named_otherwise(name) or not all(map(_is_number, different)):
         return False
     numbers = {abs(float(text.replace(",", "."))) for text in different}
     return len(different) > 10 and max(numbers) <= 100
 
 
-def _is_named_otherwise(name: str) -> bool:
-    return any(named.fullmatch(name) for named in (_ABOUT, _ITEMS, _REMARKS))
+def is_named_otherwise(name: str) -> bool:
+    """Whether a column is called as what is known about an item or a person, or as a remark."""
+    return any(named.fullmatch(one) for named in (_ABOUT, _ITEMS, _REMARKS)
+               for one in (name, name.rpartition(".")[2]))  # fmt: skip
 
 
 def _looks_like_answers(export: Export, name: str) -> bool:
     values = export.values(name)
     different = set(values)
     is_index = not name and len(different) == len(values)  # of pandas
-    if is_index or _is_named_otherwise(name):
+    if is_index or is_named_otherwise(name):
         return False
     if any(isinstance(row.get(name), dict) for row in export.rows):
         return False

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from slm_judge.data.text import is_blank, read_json, read_name
+from slm_judge.data.text import is_nobody, read_json, read_name
 
-from .export import Export, Question, Row, is_ticked, parts
+from .export import Export, Question, Row, is_ticked, parts, written_list
 from .roles import find_annotator, looks_like_slider, looks_like_text
 
 _QUALTRICS = {
@@ -26,7 +26,8 @@ _LONG = 4  # words of a header that is a text
 
 def is_rejected(row: Row) -> bool:
     """Whether an assignment of Mechanical Turk was rejected."""
-    return row.get("AssignmentStatus") == "Rejected" or not is_blank(row.get("Reject"))
+    why = " ".join(parts(row.get("Reject")))
+    return row.get("AssignmentStatus") == "Rejected" or not is_nobody(why)
 
 
 def is_preview(row: Row) -> bool:
@@ -55,7 +56,7 @@ def mturk(export: Export) -> None:
         new[name] = re.sub(r"\.(label|labels|on|value)$", "", new[name])
         if name.endswith(".labels"):
             export.question(new[name]).several = True
-    export.rows = [{new.get(key, key): _labels(value) if key in answers else value
+    export.rows = [{new.get(key, key): written_list(value) if key in answers else value
                     for key, value in row.items()} for row in export.rows]  # fmt: skip
     export.columns = list(dict.fromkeys(new.values()))
     export.aliases |= {name: ours for name, ours in new.items() if name != ours}
@@ -83,17 +84,6 @@ def _task_answers(row: Row) -> None:
     for name, value in (found[0] if isinstance(found, list) and found else {}).items():
         for key, part in value.items() if isinstance(value, dict) else [("", value)]:
             row[f"Answer.{name}.{key}" if key else f"Answer.{name}"] = part
-
-
-def _labels(value: object) -> object:
-    """The list in a cell of a question with several labels, which is JSON."""
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            found = read_json(value)
-        except ValueError:
-            return value
-        return found if isinstance(found, list) else value
-    return value
 
 
 def _numbered(export: Export) -> None:

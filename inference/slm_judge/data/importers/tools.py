@@ -11,7 +11,7 @@ from typing import Any
 from slm_judge.data.item import ITEM_ID
 from slm_judge.data.text import is_blank, read_json, read_name
 
-from .export import ANNOTATOR_ID, SOURCE, Export, Row, conversation, is_ticked, parts
+from .export import ANNOTATOR_ID, SOURCE, Export, Row, conversation, is_ticked, parts, written_list
 
 _SPANS = "marked spans or regions"
 _SKIPPED = "skipped (cancelled) annotations"
@@ -107,8 +107,12 @@ def doccano(export: Export) -> None:
     found: list[Row] = []
     for number, row in enumerate(export.rows, start=1):
         rest = {"text": row.get("text", row.get("data")), **(row.get("meta") or {})}
+        further = {key: value for key, value in row.items() if key not in _DOCCANO}
+        rest |= {key: v for key, v in further.items() if key[:1] != " " and v not in ("", None, [])}
+        for spans in (row.get("entities"), row.get("relations")):
+            export.left_out[_SPANS] += len(spans) if isinstance(spans, list) else 0
         item = row.get("id", number)
-        for who, labels in _doccano_labels(row, export):
+        for who, labels in _doccano_labels(row):
             if any(isinstance(label, list | dict) for label in labels):
                 export.left_out[_SPANS] += len(labels)
             elif not labels:
@@ -126,7 +130,11 @@ def doccano(export: Export) -> None:
     export.aliases |= {"id": ITEM_ID, "labels": "label", "data": "text"}
 
 
-def _doccano_labels(row: Row, export: Export) -> Iterator[tuple[str, list[Any]]]:
+_DOCCANO = {"id", "text", "data", "meta", "label", "labels", "cats", "annotations", "entities",
+            "relations", "annotation_approver"}  # fmt: skip
+
+
+def _doccano_labels(row: Row) -> Iterator[tuple[str, list[Any]]]:
     """Each annotator, "" for nobody, and the labels that they gave."""
     if isinstance(row.get("annotations"), list):  # before version 1.1: numbers of labels
         by: dict[str, list[Any]] = {}
@@ -136,7 +144,7 @@ def _doccano_labels(row: Row, export: Export) -> Iterator[tuple[str, list[Any]]]
         yield from by.items() if by else [("", [])]
         return
     value = next((row[key] for key in ("label", "labels", "cats") if key in row), None)
-    if isinstance(value, str) and export.location.casefold().endswith(".csv"):
+    if isinstance(value, str) and isinstance(row.get("id"), str):  # of CSV
         value = value.split("#")
     yield "", [part for part in (value if isinstance(value, list) else [value])
                if not is_blank(part)]  # fmt: skip
@@ -240,9 +248,11 @@ def _responses(record: Row) -> Iterator[tuple[str, str, Any, str | None]]:
                     answer.get("status"),
                 )
     for name in (key for key in record if key.endswith(".responses")):  # flattened
-        values = record[name] or []
-        users = record.get(f"{name}.users") or [""] * len(values)
-        states = record.get(f"{name}.status") or [None] * len(values)
+        values: Any = written_list(record[name]) or []  # a text in CSV
+        if not isinstance(values, list):
+            raise ValueError(f"{name} holds {values!r}, no list")
+        users: Any = written_list(record.get(f"{name}.users")) or [""] * len(values)
+        states: Any = written_list(record.get(f"{name}.status")) or [None] * len(values)
         for value, user, state in zip(values, users, states, strict=False):
             yield name.removesuffix(".responses"), read_name(user), value, state
     if record.get("annotation") is not None:  # version 1, text classification

@@ -7,26 +7,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from slm_judge.data.text import is_blank, read_name
 from slm_judge.errors import DataError
 
-from .export import ANNOTATOR_ID, Export, Question, Row, is_ticked, parts
-from .roles import find_annotator, looks_like_text
+from .export import ANNOTATOR_ID, Export, Question, Row, is_ticked, parts, written_list
+from .roles import find_annotator, is_named_otherwise, looks_like_text
 
 _PERSON = (
     r"(?:annotator|annot|anno|ann|rater|coder|judge|worker|labell?er|evaluator|expert|reviewer|"
-    r"assessor|participant|user)"
+    r"assessor|participant|user|kodierer|annotateur|codeur)"
 )
 _ONE = rf"(?:{_PERSON}[ _-]?\d+|{_PERSON}[ _-][A-Za-z])"
+_RATER = "(?:annotator|ann|rater|coder|labell?er|kodierer|annotateur|codeur)"
+_OF_A_PERSON = "(id|name|nr|no|num|age|gender|sex|country|confidence|comment|note|email|type)s?$"
 _PATTERNS = [
     re.compile(rf"(?P<annotator>{_ONE}|[arw]\d+)[ _.:-]+(?P<question>.+)", re.I),
     re.compile(rf"(?P<question>.+?)[ _.:-]+(?P<annotator>{_ONE}|[arw]\d+)", re.I),
     re.compile(r"(?P<question>label|rating|score|annotation|vote|class|category|judge?ment)"
                r"[ _-]?(?P<annotator>\d+)", re.I),
     re.compile(rf"(?P<annotator>{_ONE})", re.I),
+    re.compile(rf"(?P<annotator>{_RATER}[ _-](?!{_OF_A_PERSON})[^\W\d_]{{2,}})", re.I),
 ]  # fmt: skip
-_PEOPLE = re.compile(rf"{_PERSON}s?([ _]?ids?|[ _]?names?)?", re.I)
+PEOPLE = re.compile(rf"{_PERSON}s?([ _]?ids?|[ _]?names?)?", re.I)
 _MARKS = (":::", " - ", ".", "/", ":", "_", " ")
 _COUNT = re.compile(
     r"(n|num|number|count|total|votes)(_of)?(_?(annotators|annotations|votes|raters))?", re.I
 )
+_VOTES = re.compile(r"(^|[^a-z])(votes?|counts?)([^a-z]|$)", re.I)
 _CHANCE = 0.125  # a share fits n annotators by chance once in 4, where n is this by its rounding
 _MOST_ANNOTATORS = 50
 _ENOUGH = 5  # rows with the same sum that are no chance
@@ -69,8 +73,10 @@ def _lists(export: Export) -> bool:
             keys = dict.fromkeys(key for c in cells if isinstance(c, dict) for key in c)
             for row, cell in zip(export.rows, cells, strict=True):
                 row |= {f"{name}.{key}": cell.get(key) for key in keys if isinstance(cell, dict)}
-            export.replace([name], [f"{name}.{key}" for key in keys])
-    who = next((name for name in export.columns if _PEOPLE.fullmatch(name)), None)
+            export.replace([name], made := [f"{name}.{key}" for key in keys])
+            if str in {type(row.get(part)) for row in export.rows for part in made}:
+                export.certain -= set(made)
+    who = next((name for name in export.columns if PEOPLE.fullmatch(name)), None)
     if who is None:
         return False
     split = {name: [_entries(row.get(name)) for row in export.rows] for name in export.columns}
@@ -102,6 +108,7 @@ def _lists(export: Export) -> bool:
 
 def _entries(value: object) -> list[str]:
     """The entries of a list, or of a text with commas."""
+    value = written_list(value)
     found = value if isinstance(value, list) else ",".join(parts(value)).split(",")
     return [" ".join(parts(part)) for part in found]
 
@@ -116,10 +123,11 @@ def _annotators(export: Export, pattern: str) -> bool:
     for how in [_compiled(pattern)] if pattern else _PATTERNS:
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for name in _candidates(export):
-            if (match := how.fullmatch(name)) and not (pattern and looks_like_text(export, name)):
+            of_item = is_named_otherwise(name) or looks_like_text(export, name)
+            if (match := how.fullmatch(name)) and not (pattern and of_item):
                 said = match.groupdict()
                 found[said["annotator"]][said.get("question") or _LABEL] = name
-        found = _several(found) if pattern else found
+        found = _several(found) if "{question}" in pattern else found
         if len(found) > 1 and (pattern or _share_questions(export, found)):
             _melt(export, found)
             return True
@@ -134,7 +142,8 @@ def _annotators(export: Export, pattern: str) -> bool:
 def _compiled(pattern: str) -> re.Pattern[str]:
     if "{annotator}" not in pattern:
         raise DataError(f"--columns is e.g. '{{question}}_{{annotator}}', got {pattern!r}.")
-    escaped = re.escape(pattern).replace(r"\{annotator\}", "(?P<annotator>[^_. ]+)")
+    name = "[^_. ]+" if "{question}" in pattern else ".+"
+    escaped = re.escape(pattern).replace(r"\{annotator\}", f"(?P<annotator>{name})")
     return re.compile(escaped.replace(r"\{question\}", "(?P<question>.+)"))
 
 
@@ -151,7 +160,11 @@ def _share_questions(export: Export, found: Mapping[str, Mapping[str, str]]) -> 
     questions = Counter(name for columns in found.values() for name in columns)
     columns = [column for asked in found.values() for column in asked.values()]
     plain = any(not looks_like_text(export, column) for column in columns)
-    return plain and all(times > 1 for times in questions.values())
+    different = [set(export.values(column)) for column in columns]
+    most = max(different, key=len)
+    alike = all(values <= most and len(most - values) < 2 for values in different)
+    named = any(re.search(r"[^\W\d_]{2}$", who) for who in found)  # which may be anything else
+    return plain and all(times > 1 for times in questions.values()) and (alike or not named)
 
 
 def _melt(export: Export, found: Mapping[str, Mapping[str, str]]) -> None:
@@ -245,7 +258,11 @@ def _votes(
     whole = all(value.is_integer() for row in cells for value in row)
     totals = [[_number(row.get(name)) for row in export.rows] for name in counts]
     constant = min(sums) == max(sums) < 100 and len(sums) >= _ENOUGH
-    if whole and max(sums) > 1 and (sums in totals or constant):
+    known = sums in totals or constant
+    called = max(sums) <= _MOST_ANNOTATORS and all(map(_VOTES.search, columns.values()))
+    if whole and max(sums) > 1 and (known or called):
+        if not known:
+            export.notes.append("no column has the number of annotators: the sum of their votes.")
         return [[int(value) for value in row] for row in cells]
     rounding = 0.51 * 10.0 ** -_digits(export, columns.values())
     near = len(columns) * rounding
@@ -322,10 +339,22 @@ def _ticks(export: Export) -> None:
     for prefix, columns in _groups(boxes):
         if prefix not in _FLAGS and prefix not in export.columns:
             grouped |= set(columns.values())
-            _group(export, prefix, columns)
+            if not _are_apart(export, columns):
+                _group(export, prefix, columns)
     left = {name: name for name in boxes if name not in grouped and export.values(name)}
-    if len(left) > 2 and _is_one_choice(export, left):
+    if len(left) > 2 and _is_one_choice(export, left) and not _are_apart(export, left):
         _group(export, _LABEL, left)
+
+
+def _are_apart(export: Export, columns: Mapping[str, str]) -> bool:
+    """Whether single boxes are blank beside others that say no: each is a question by itself."""
+    rows = [[read_name(row.get(name)) for name in columns.values()] for row in export.rows]
+    blank = sum(row.count("") for row in rows if any(row))
+    apart = blank > 0 and any(cell and is_ticked(cell) is False for row in rows for cell in row)
+    if apart:
+        export.notes.append(f"{', '.join(columns.values())}: a question each, since some say no: "
+                            f"{blank} blank cells beside others are no answer.")  # fmt: skip
+    return apart
 
 
 def _is_box(export: Export, name: str) -> bool:
