@@ -188,6 +188,18 @@ def drawn_regression(rng: Random) -> Found:
     return Found(0.2, *_fitted(x, human, judged.astype(float), samples, False))
 
 
+def queued_regression(rng: Random) -> Found:
+    """A queue for review: the judge errs in half of its tenth, and in 5 % of the other items."""
+    email, low = (rng.random(2000) < 0.4).astype(float), np.arange(2000) % 10 == 0
+    truth = rng.random(2000) < 0.3 + 0.2 * email
+    judged = np.where(rng.random(2000) < np.where(low, 0.5, 0.05), ~truth, truth)
+    chances = np.where(low, 1.0, 0.03)
+    rows = np.flatnonzero(rng.random(2000) < chances)
+    x, human = np.stack([np.ones(2000), email], axis=1), truth[rows].astype(float)
+    samples = [Sample.drawn(2000, rows, chances[rows]), Sample.drawn(2000, rows)]
+    return Found(0.2, *_fitted(x, human, judged.astype(float), samples, False))
+
+
 def covariate(rng: Random) -> Found:
     """The label explains an outcome that is known of all items."""
     truth = rng.random(6000) < 0.3
@@ -244,6 +256,18 @@ def folds(rng: Random) -> Found:
     return Found(TRUE, share(truth[:200], judged, Sample.drawn(3000, range(200))))
 
 
+def unequal_folds(rng: Random) -> Found:
+    """Two judges, one much worse, on parts of 240 and 60 labels; naive: both count alike."""
+    truth, part = rng.random(5000) < 0.3, np.repeat([0, 1], [240, 60])
+    judges = np.stack([wrong(rng, truth, 0.1, alarms) for alarms in (0.25, 0.02)], axis=1)
+    sample, found = Sample.drawn(5000, range(300)), []
+    for shares in (sample.shares_of(part, 2), np.full((5000, 2), 0.5)):
+        judged = (judges * shares).sum(axis=1)
+        judged[:300] = judges[np.arange(300), part]
+        found.append(share(truth[:300], judged, sample))
+    return Found(0.3, *found)
+
+
 CORPORA: dict[str, Callable[[Random], Found]] = {
     "share .35, n 300, good judge": simple(0.35, 300, 0.1, 0.05),
     "share .35, n 300, coin for a judge": simple(0.35, 300, 0.5, 0.5),
@@ -262,10 +286,12 @@ CORPORA: dict[str, Callable[[Random], Found]] = {
     "regression, n 60": regression(n=60),
     "logistic regression": regression(logit=True),
     "regression, chances and groups (naive: none)": drawn_regression,
+    "regression, queue for review (naive: no chances)": queued_regression,
     "regression on a label": covariate,
     "learnt by heart (naive: same labels)": by_heart,
     "trained on (naive: same labels)": trained,
     "trained on, five folds": folds,
+    "trained on, unequal parts (naive: as if equal)": unequal_folds,
 }
 
 

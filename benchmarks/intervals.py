@@ -23,9 +23,17 @@ from slm_judge.agreement.alpha import (
     judge_confusions,
 )
 from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
-from slm_judge.agreement.scores import accuracy
+from slm_judge.agreement.compare import MARGIN, difference
+from slm_judge.agreement.scores import accuracy, macro_f1
 from slm_judge.agreement.two_way import TwoWay
-from slm_judge.evaluation.dimension import Groups, correct_probes, probe
+from slm_judge.data.predictions import Answers
+from slm_judge.evaluation.dimension import (
+    Groups,
+    Settings,
+    correct_probes,
+    evaluate_dimension,
+    probe,
+)
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -150,6 +158,74 @@ def annotator_coverage(annotators: int, reports: int) -> dict[str, float]:
         )  # fmt: skip
     names = ("judge, items", "annotators, items", "judge, both", "annotators, both")
     return dict(zip(names, np.mean(hits, axis=0).tolist(), strict=True))
+
+
+def edge_coverage(items: int, share: float, right: float, reports: int) -> dict[str, float]:
+    """Of 95 % intervals of a report where hardly a label is wrong; of recall, of the rare option.
+
+    And how often a percentile interval of alpha holds the truth, without what a report adds.
+    """
+    kind, hits = RUBRIC.dimensions[0], dict[str, list[bool]]()
+    rows = np.array([[1 - share, 0], [0, share]]) * right
+    rows += np.array([[0, 1 - share], [share, 0]]) * (1 - right)
+    true = {"alpha": float(alpha(rows + rows.T)), "accuracy": right, "recall": right,
+            "macro_f1": float(macro_f1(rows))}  # fmt: skip
+    for seed in range(reports):
+        rng = np.random.default_rng((7, seed))
+        truth = (rng.random(items) < share).astype(int)
+        judged = noisy(rng, truth, right, 2)
+        votes = [{"a": int(label)} for label in truth]
+        settings = Settings(resamples=400, seed=seed)
+        report = evaluate_dimension(kind, votes, {"judge": Answers(judged)}, settings=settings)
+        found = report["systems"]["judge"]
+        for name, value in true.items():
+            one = found["options"][1][name] if name == "recall" else found[name]
+            if np.isfinite(one["low"]):
+                hits.setdefault(name, []).append(one["low"] - 1e-9 <= value <= one["high"] + 1e-9)
+        confusions = judge_confusions(judged.tolist(), [[label] for label in truth], 2)
+        totals = Bootstrap(items, 400, seed).totals(confusions)
+        plain = holds(alpha(totals + totals.swapaxes(1, 2)), true["alpha"], items)
+        hits.setdefault("alpha by percentiles alone", []).append(plain)
+    return {name: float(np.mean(found)) for name, found in hits.items()}
+
+
+def wrongly_not_inferior(items: int, share: float, reports: int) -> tuple[float, float]:
+    """How often a system that loses the margin of alpha is called not inferior: 5 % at most.
+
+    Returns:
+        In a report, and by percentiles alone.
+    """
+    kind, said = RUBRIC.dimensions[0], np.zeros((reports, 2))
+    lost = _loss_of_margin(share)
+    for seed in range(reports):
+        rng = np.random.default_rng((8, seed))
+        truth = (rng.random(items) < share).astype(int)
+        first, other = truth, noisy(rng, truth, 1 - lost, 2)
+        votes = [{"a": int(label)} for label in truth]
+        systems = {"a": Answers(first), "b": Answers(other)}
+        report = evaluate_dimension(kind, votes, systems, settings=Settings(400, seed))
+        verdict = report["systems"]["b"]["against_reference"]["verdict"]
+        totals = [
+            Bootstrap(items, 400, seed).totals(
+                judge_confusions(labels.tolist(), [[label] for label in truth], 2)
+            )
+            for labels in (first, other)
+        ]
+        values = [alpha(one + one.swapaxes(1, 2)) for one in totals]
+        plain = difference(values[0], values[1], MARGIN, units=items).verdict
+        said[seed] = [one == "not inferior" for one in (verdict, plain)]
+    ours, percentiles = said.mean(axis=0).tolist()
+    return ours, percentiles
+
+
+def _loss_of_margin(share: float) -> float:
+    """Share of wrong labels with which alpha is the margin below 1."""
+    for wrong in np.linspace(0, 0.2, 20_001):
+        rows = np.array([[(1 - share) * (1 - wrong), (1 - share) * wrong],
+                         [share * wrong, share * (1 - wrong)]])  # fmt: skip
+        if alpha(rows + rows.T) <= 1 - MARGIN:
+            return float(wrong)
+    raise AssertionError("no share of wrong labels loses so much")
 
 
 # --- probes -------------------------------------------------------------------------------------
@@ -302,6 +378,26 @@ def lines(reports: int) -> Iterator[str]:
         found = annotator_coverage(annotators, reports)
         order = ("judge, items", "judge, both", "annotators, items", "annotators, both")
         yield f"| {annotators} | {' | '.join(f'{found[name]:.1%}' for name in order)} |"
+    yield (
+        "\nWhere hardly a label is wrong:\n\n"
+        "| items, share of the rare option, accuracy | alpha by percentiles alone | alpha "
+        "| accuracy | recall of the rare option | macro-F1 |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |"
+    )
+    for items, share, right in ((20, 0.5, 0.95), (50, 0.5, 0.98), (72, 0.3, 0.99),
+                                (100, 0.05, 0.9), (300, 0.02, 0.99), (100, 0.3, 0.9)):  # fmt: skip
+        found = edge_coverage(items, share, right, reports)
+        order = ("alpha by percentiles alone", "alpha", "accuracy", "recall", "macro_f1")
+        cells = " | ".join(f"{found[name]:.1%}" for name in order)
+        yield f"| {items}, {share}, {right} | {cells} |"
+    yield (
+        f"\nCalled not inferior, though alpha loses the margin of {MARGIN}:\n\n"
+        "| items, share of the rare option | by percentiles alone | in a report |\n"
+        "| --- | ---: | ---: |"
+    )
+    for items, share in ((15, 0.5), (30, 0.2), (60, 0.5), (100, 0.1)):
+        ours, plain = wrongly_not_inferior(items, share, reports)
+        yield f"| {items}, {share} | {plain:.1%} | {ours:.1%} |"
     yield "\n| reports | claim a bias | find a difference | p at most 0.05 |"
     yield "| --- | ---: | ---: | ---: |"
     for name, world in WORLDS.items():

@@ -116,6 +116,22 @@ def test_groups_within_a_conversation_are_permuted_within():
     assert np.mean(np.array(real) <= 0.05) >= 0.8
 
 
+def test_one_group_that_is_most_items_shows_no_difference_by_p_alone():
+    """Groups of very different sizes cannot be exchanged, so p alone is too low too often."""
+    claimed = by_p = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        owner = np.repeat(np.arange(26), [200] + [5] * 25)
+        names = np.where(owner < 5, "new", "old")
+        values = (rng.random(len(owner)) < np.repeat(rng.beta(6, 2, 26), [200] + [5] * 25)) * 1.0
+        (found,), _ = probed(values, names.tolist(), owner.tolist())
+        (found,) = adjusted([found])
+        by_p += found.p_adjusted < 0.05
+        claimed += found.shown
+    assert claimed <= 6
+    assert by_p > claimed
+
+
 def test_a_difference_is_that_within_conversations():
     """Long texts stand in good conversations, and are worse than the short ones beside them."""
     rng = np.random.default_rng(0)

@@ -114,6 +114,8 @@ def test_logistic_regression_is_that_of_statsmodels_and_ppi_py():
         "logistic regression",
         "regression, chances and groups (naive: none)",
         "regression on a label",
+        "regression, queue for review (naive: no chances)",
+        "trained on, unequal parts (naive: as if equal)",
     ],
 )
 def test_intervals_cover_the_truth(name):
@@ -185,6 +187,18 @@ def test_judges_that_each_leave_a_fold_out():
     found = simulated.measure(simulated.CORPORA["trained on, five folds"], 30)
     assert abs(found["ours"][0]) < 0.02
     assert found["ours"][1] >= 85
+
+
+def test_judges_of_unequal_parts_count_as_their_items_do():
+    found = simulated.measure(
+        simulated.CORPORA["trained on, unequal parts (naive: as if equal)"], 40
+    )
+    assert found["naive"][0] < -0.02
+    assert abs(found["ours"][0]) < 0.01
+    sample = Sample.drawn(8, [0, 1, 2, 4, 5], strata=[0, 0, 0, 0, 1, 1, 1, 1])
+    shares = sample.shares_of(np.array([0, 0, 1, 1, 1]), 2)
+    assert shares[3].tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert shares[7].tolist() == [0, 1]
 
 
 def test_strata_of_unequal_shares():

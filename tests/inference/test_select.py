@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,16 @@ def test_chances_sum_to_the_number_and_are_those_of_the_draw(even):
     assert {len(rows) for rows in drawn} == {20}
     shares = np.bincount(np.concatenate(drawn), minlength=60) / 3000
     assert np.abs(shares - chances).max() < 4.5 * 0.5 / 3000**0.5
+
+
+def test_the_first_row_is_drawn_as_often_as_the_others():
+    """Two of 20; the rows' order comes from the seed too."""
+    one = Choice(2, 1.0, "item_id", {}, "", [], 0)
+    times = np.zeros(20)
+    for seed in range(3000):
+        times[choose(np.arange(20), None, replace(one, seed=seed))[1]] += 1
+    assert times.sum() == 6000
+    assert np.abs(times / 3000 - 0.1).max() < 4 * (0.1 * 0.9 / 3000) ** 0.5
 
 
 def test_nothing_worth_anything_is_drawn_evenly_and_all_of_few_surely():

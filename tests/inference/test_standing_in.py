@@ -17,10 +17,11 @@ from slm_judge.agreement.bootstrap import Bootstrap
 from slm_judge.agreement.exact_test import _score, noninferiority_p
 from slm_judge.data.item import unnamed
 from slm_judge.data.predictions import Answers
-from slm_judge.evaluation.baselines import AGGREGATE, ANNOTATOR, _table
+from slm_judge.evaluation.baselines import AGGREGATE, ANNOTATOR, _table, score
 from slm_judge.evaluation.dimension import (
     Groups,
     Settings,
+    _confusion_statistics,
     correct_probes,
     evaluate_dimension,
 )
@@ -36,12 +37,13 @@ DIMENSIONS = {
             "dimensions": [
                 {"name": "kind", "type": "choice", "instructions": "?", "options": list("abcde")},
                 {"name": "grade", "type": "score", "instructions": "?", "options": [1, 2, 3, 4, 5]},
+                {"name": "two", "type": "noul", "instructions": "?"},
             ],
         },
         "test",
     ).dimensions
 }  # fmt: skip
-KIND, GRADE = DIMENSIONS["kind"], DIMENSIONS["grade"]
+KIND, GRADE, TWO = DIMENSIONS["kind"], DIMENSIONS["grade"], DIMENSIONS["two"]
 SKEWED = (0.58, 0.16, 0.12, 0.08, 0.06)
 FAST = Settings(resamples=400)
 
@@ -491,3 +493,59 @@ def test_nobody_without_a_name_stands_in_the_table():
     )
     assert "cannot be done here" in system["alternative_annotator_test"]["verdict"]
     assert any("perhaps of one person" in note for note in report["notes"])
+
+
+def binary(seed, n, share, right):
+    """Labels of people, and of a judge who errs."""
+    rng = np.random.default_rng(seed)
+    truth = (rng.random(n) < share).astype(int)
+    return truth, np.where(rng.random(n) < right, truth, 1 - truth)
+
+
+@pytest.mark.parametrize(("n", "share", "right"), [(20, 0.5, 0.95), (72, 0.3, 0.99)])
+def test_intervals_hold_the_truth_where_hardly_a_label_is_wrong(n, share, right):
+    """By percentiles alone about half of alpha's do, since resamples of no error have none."""
+    rows = np.array([[1 - share, 0], [0, share]]) * right
+    rows += np.array([[0, 1 - share], [share, 0]]) * (1 - right)
+    whole = _confusion_statistics(TWO)
+    true = {name: float(whole[name](rows)) for name in ("alpha", "accuracy", "macro_f1", "kappa")}
+    hits = {name: [] for name in (*true, "recall", "precision")}
+    for seed in range(60):
+        truth, judged = binary(seed, n, share, right)
+        votes = [{"a": int(label)} for label in truth]
+        report = evaluate_dimension(TWO, votes, {"j": Answers(judged)}, settings=FAST)
+        found = report["systems"]["j"]
+        for name, value in true.items():
+            hits[name].append(found[name]["low"] - 1e-9 <= value <= found[name]["high"] + 1e-9)
+        for name in ("recall", "precision"):
+            one = found["options"][1][name]
+            counted = rows[1].sum() if name == "recall" else rows[:, 1].sum()
+            assert one["low"] < one["high"]
+            hits[name].append(one["low"] <= rows[1, 1] / counted <= one["high"])
+    assert {name: np.mean(found) >= 0.9 for name, found in hits.items()} == dict.fromkeys(
+        hits, True
+    )
+
+
+def test_a_few_equal_labels_do_not_show_that_nothing_is_lost():
+    """As in `verify`; two systems that say the same of 15 items may differ in three of 100."""
+    truth, _ = binary(0, 15, 0.5, 1)
+    many, _ = binary(0, 300, 0.5, 1)
+    found = []
+    for labels in (truth, many):
+        votes, systems = (
+            [{"a": int(x)} for x in labels],
+            {"a": Answers(labels), "b": Answers(labels)},
+        )
+        report = evaluate_dimension(TWO, votes, systems, settings=FAST)
+        found.append(report["systems"]["b"]["against_reference"])
+    assert [one["verdict"] for one in found] == ["not decided", "not inferior"]
+    assert found[0]["low"] < -0.05 < found[1]["low"] < 0
+
+
+def test_baselines_are_not_sure_of_what_they_hardly_saw_either():
+    truth, _ = binary(0, 20, 0.5, 1)
+    found = score(truth.tolist(), [[label] for label in truth.tolist()], TWO, Bootstrap(20, 400))
+    assert found.alpha.estimate == found.accuracy.estimate == found.accuracy.high == 1
+    assert 0.3 < found.alpha.low < 0.8
+    assert 0.75 < found.accuracy.low < 0.9

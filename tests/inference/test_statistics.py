@@ -35,6 +35,7 @@ from slm_judge.agreement.scores import (
     per_option,
     rank_correlations,
 )
+from slm_judge.evaluation.annotators import notes
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +221,18 @@ def test_alt_test_by_hand():
     assert "it holds against 3 of 3 annotators" in found.told
 
 
+def test_a_tie_is_one_on_any_scale():
+    """Levels .1 to .5, which a computer cannot hold, or 1 to 5: the same test."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 5, 100)
+    said = np.clip(truth[:, None] + rng.integers(-1, 2, (100, 3)), 0, 4)
+    judged = np.clip(truth + rng.integers(-1, 2, 100), 0, 4).tolist()
+    levels, names = np.arange(1.0, 6), ["a", "b", "c"]
+    found = [alt_test(judged, said, names, by, 0.1, "neg_rmse")
+             for by in (levels, levels / 10, levels * 1000, levels / 3e5)]  # fmt: skip
+    assert all(one.comparisons == found[0].comparisons for one in found)
+
+
 def test_alt_test_of_a_bad_judge():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 4, 60)
@@ -328,6 +341,25 @@ def test_an_interval_never_leaves_out_its_own_estimate(seed):
             assert 0 < found.low < found.estimate < found.high < 1
     falling = np.array([0.98, *np.linspace(0.9, 0.97, 100)])
     assert percentile_interval(falling).high > 1 == percentile_interval(falling, bounds=(0, 1)).high
+
+
+def test_a_macro_f1_of_rare_options_is_said_to_be_hardly_known():
+    kind = Rubric.parse(
+        {
+            "name": "r",
+            "instructions": "?",
+            "fields": ["t"],
+            "dimensions": [
+                {"name": "k", "type": "choice", "instructions": "?", "options": list("abcdefghij")}
+            ],
+        },
+        "t",
+    )
+    dimension = kind.dimensions[0]
+    often = [{"p": i % 10} for i in range(100)]
+    assert len(notes(dimension, often, 100)) == 1  # that nobody annotated an item twice
+    seldom = [{"p": i % 7} for i in range(100)] + [{"p": 8}] * 9
+    assert "3 of 10 options were chosen in fewer than 10 items" in notes(dimension, seldom, 109)[1]
 
 
 def test_intervals_of_many_options_cover_better_than_plain_percentiles():

@@ -624,7 +624,10 @@ def test_systems_are_compared_on_common_items_with_the_first(tmp_path, rubric):
     assert "against_reference" not in kind["judge"]
     assert kind["worse"]["against_reference"]["verdict"] == "inferior"
     grade = report["dimensions"]["grade"]["systems"]["worse"]["against_reference"]
-    assert grade["verdict"] == "not inferior"
+    # The same of all 100 items, of which in others a few may differ; enough for a larger margin.
+    assert grade["estimate"] == 0
+    assert -0.1 < grade["low"] < -0.05
+    assert grade["verdict"] == "not decided"
 
 
 # --- metrics for `evaluate` ---

@@ -182,8 +182,10 @@ def represents(label: Ratings, others: Ratings, levels: Floats, score: Score) ->
         shares: Floats = equal.sum(axis=1) / known.sum(axis=1)
         return shares
     squares = np.where(known, np.square(levels[others] - levels[label][:, None]), 0.0)
-    roots: Floats = -np.sqrt(squares.sum(axis=1) / known.sum(axis=1))
-    return roots
+    roots = -np.sqrt(squares.sum(axis=1) / known.sum(axis=1))
+    digits = 9 - int(np.ceil(np.log10(np.ptp(levels) or 1)))  # a tie is one on any scale
+    found: Floats = roots.round(digits)
+    return found
 
 
 def exact_p(lead: Floats, epsilon: float, groups: Sequence[Hashable] | None = None) -> float:

@@ -50,9 +50,20 @@ class Probe:
     `closeness`."""
 
     @property
+    def shown(self) -> bool:
+        """Whether there is a difference, at the 5 % level.
+
+        Its interval must leave out 0 too: of groups of very different sizes, which cannot be
+        exchanged, p alone is below 0.05 more often than that.
+        """
+        return (
+            self.p_adjusted < SIGNIFICANT and not self.difference.low <= 0 <= self.difference.high
+        )
+
+    @property
     def verdict(self) -> Verdict:
-        """What may be said, at the 5 % level: a difference is a bias where it is of the judge."""
-        if not self.p_adjusted < SIGNIFICANT:
+        """What may be said: a difference is a bias where it is of the judge."""
+        if not self.shown:
             return ""
         return "bias" if self.of_judge else "difference"
 

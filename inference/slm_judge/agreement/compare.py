@@ -19,6 +19,8 @@ CONFIDENCE = 0.9
 UNSEEN = 1.5
 """Changed labels that a lower limit counts on beside those that were seen; with 1 more than 5 % of
 the limits were too high, with 2 few (`benchmarks/guarantees.py`)."""
+FEW = 5
+"""Wrong labels, with fewer of which resamples vary too little; `benchmarks/intervals.py`."""
 _MOST_ITEMS = 10**6  # nobody annotates more to decide about a file
 Verdict = Literal["not inferior", "inferior", "not decided", "not defined"]
 
@@ -91,6 +93,72 @@ def lower_limit(interval: Interval, values: Floats, change: float) -> Interval:
     return Interval(interval.estimate, min(low, interval.low), interval.high)
 
 
+def with_unseen(totals: Floats, items: float, symmetric: bool = False) -> Floats | None:
+    """Confusions in which labels are wrong that none at hand is, as many as `UNSEEN` on average.
+
+    Args:
+        totals: (1 + n_resamples) x V x V of `Bootstrap.totals`; the first stays what it is.
+        items: of which they are the sum.
+        symmetric: they are coincidences, of which either side may become another label.
+
+    Returns:
+        What becomes of them if, of a Poisson number of items like those at hand, the judge's label
+        becomes another one, any as likely. None where so many are wrong already (`FEW`) that
+        resamples vary as they should.
+    """
+    first, others = totals[0], max(totals.shape[-1] - 1, 1)
+    if not first.sum() or (1 - np.trace(first) / first.sum()) * items >= FEW:
+        return None
+    change = (first.sum(axis=-1, keepdims=True) - first * (others + 1)) / others / items
+    if symmetric:
+        change = (change + change.T) / 2
+    times = np.random.default_rng(0).poisson(UNSEEN, len(totals)) * (np.arange(len(totals)) > 0)
+    found: Floats = np.maximum(totals + times[:, None, None] * change, 0)
+    return found
+
+
+def careful_interval(
+    values: Floats, unseen: Floats | None, bounds: tuple[float, float], units: int
+) -> Interval:
+    """The percentile interval (95 %), as wide as that of `with_unseen` at least, if there is one.
+
+    Args:
+        values: 1 + n_resamples, a statistic of totals.
+        unseen: 1 + n_resamples, the same of `with_unseen`.
+        bounds: of the statistic.
+        units: see `percentile_interval`.
+    """
+    interval = percentile_interval(values, bounds=bounds, units=units)
+    if unseen is None:
+        return interval
+    defined = np.isfinite(values) & np.isfinite(unseen)
+    defined[0] = False
+    if not np.isfinite(interval.low) or not defined.any():
+        return interval
+    moved = values[0] - np.median(values[defined])
+    low, high = np.clip(np.quantile(unseen[defined], [0.025, 0.975]) + moved, *bounds).tolist()
+    return Interval(interval.estimate, min(low, interval.low), max(high, interval.high))
+
+
+def share_widened(
+    interval: Interval, values: Floats, groups: Sequence[Hashable] | None = None
+) -> Interval:
+    """A percentile interval of a share; where fewer than `FEW` items are no ones, or ones, as wide
+    as the exact one at least, which resamples of such items are not.
+
+    Args:
+        interval: 95 %.
+        values: N, from 0 to 1.
+        groups: see `share_of`.
+    """
+    few = min(values.sum(), (1 - values).sum()) < FEW
+    if not few or not np.isfinite(interval.low):
+        return interval
+    exact = share_of(values, groups, 0.95)
+    low, high = np.fmin(interval.low, exact.low), np.fmax(interval.high, exact.high)
+    return Interval(interval.estimate, float(low), float(high))
+
+
 def change_cost(judged: npt.NDArray[np.int64], votes: Votes, dimension: Dimension) -> float:
     """What alpha against the annotators loses on average if one label becomes another one.
 
@@ -148,15 +216,18 @@ def independent_items(values: Floats, groups: Sequence[Hashable]) -> float:
     return float(worth[0] * (t.isf(tail, n - 1) / t.isf(tail, units - 1)) ** 2)
 
 
-def share_of(values: Floats, groups: Sequence[Hashable] | None = None) -> Interval:
+def share_of(
+    values: Floats, groups: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE
+) -> Interval:
     """The share of ones with its interval, for as many items as those of groups are worth.
 
     Args:
-        values: N, 0 or 1.
+        values: N, 0 or 1, or what of each item is.
         groups: what each item belongs to, by default to itself.
+        confidence: of the interval.
     """
     worth = independent_items(values, range(len(values)) if groups is None else groups)
-    return share_interval(values.sum() / max(len(values), 1) * worth, worth)
+    return share_interval(values.sum() / max(len(values), 1) * worth, worth, confidence)
 
 
 def items_to_decide(interval: Interval, bound: float, n_items: int) -> int | None:

@@ -159,7 +159,9 @@ def corpus_coefficients(
 
     Any variable may be a label, outcome or not (Egami, Hinck, Stewart and Wei, 2024, "Using Large
     Language Model Annotations for the Social Sciences"; Kluger et al., 2025, arXiv 2501.18577).
-    Variances are of the sandwich kind; trust is the one that makes them least, taken together.
+    Variances are of the sandwich kind, and, as in `corpus_means`, those of a sample with two items
+    more, in which people and judge differ as two items at random do: few of the annotated items may
+    show an error. Trust is the one that makes variances least, taken together.
 
     Args:
         human: rows of the n annotated items, by people's labels.
@@ -196,8 +198,11 @@ def corpus_coefficients(
     trust = sample.best_trust(*moments, start[1].T)
     found = []
     for beta, inverse, influence in (solve(trust, start[0]), start):
-        errors = np.sqrt(((sample.sums(influence) @ inverse.T) ** 2).sum(axis=0))
-        half = sample.quantile(confidence, p) * errors
+        parts = influence @ inverse.T
+        variance = (sample.sums(parts) ** 2).sum(axis=0)
+        own = (sample.weights @ (human.moments(beta, link, n) @ inverse.T) ** 2) / n_items
+        variance += 4 * own / (sample.effective(parts) + 2) ** 2
+        half = sample.quantile(confidence, p) * np.sqrt(variance)
         found.append((beta, beta - half, beta + half, beta))
     try:
         judge = _newton(alone, start[0])[0]

@@ -102,6 +102,22 @@ class Sample:
         found: Floats = np.clip(items * ratio, groups, max(items, groups))
         return found
 
+    def shares_of(self, folds: Whole, n_folds: int) -> Floats:
+        """By how much each fold's judge counts on each item that nobody annotated, N x folds.
+
+        As its annotated items do in the item's stratum, since they are what its errors are known
+        by: where folds are of one size, as much as each other (Zrnic and Candes, "Cross-prediction-
+        powered inference", 2024).
+
+        Args:
+            folds: n, of the annotated items.
+            n_folds: how many there are.
+        """
+        sums = np.zeros((int(self.strata.max()) + 1, n_folds))
+        np.add.at(sums, (self.strata[self.rows], folds), self.weights)
+        found: Floats = (sums / sums.sum(axis=1, keepdims=True))[self.strata]
+        return found
+
     def influence(self, judge: Floats, people: Floats, trust: float) -> Floats:
         """What each item adds to the mean of the corrected moments, N x p.
 
@@ -209,5 +225,6 @@ def draw(chances: Floats, order: Whole, seed: int) -> Whole:
     It is systematic (Madow, "On the Theory of Systematic Sampling, II", 1949): at even steps of the
     summed chances, so that neighbours of `order` are seldom drawn together.
     """
-    reached = np.round(chances[order].cumsum(), 9) + np.random.default_rng(seed).random()
+    # Another stream than that by which rows of a chance may have been ordered.
+    reached = np.round(chances[order].cumsum(), 9) + np.random.default_rng((seed, 1)).random()
     return np.sort(order[np.diff(np.floor(reached), prepend=0) > 0])

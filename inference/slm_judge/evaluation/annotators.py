@@ -265,6 +265,15 @@ def _variety(dimension: Dimension, votes: Named) -> list[str]:
             "hangs on those few; its interval shows that, and more items of the other kind would "
             "be needed."
         ]
+    times = [sum(k in row.values() for row in votes) for k in range(len(dimension.options))]
+    rare = sum(number < RARE for number in times)
+    if rare >= max(3, len(times) / 4):
+        return [
+            f"{rare} of {len(times)} options were chosen in fewer than {RARE} items: macro-F1, in "
+            "which each counts as much as the others, is hardly known, and its interval holds the "
+            "truth less often than it says (in 76 to 79 % in place of 95 % of simulations with 28 "
+            "options and 100 to 300 items). Go by alpha, or annotate more items."
+        ]
     return []
 
 

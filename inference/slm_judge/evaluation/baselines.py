@@ -23,7 +23,8 @@ from slm_judge.agreement.alpha import (
     judge_coincidences,
     judge_confusions,
 )
-from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
+from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval
+from slm_judge.agreement.compare import careful_interval, with_unseen
 from slm_judge.agreement.parts import all_parts, parts
 from slm_judge.agreement.scores import BOUNDS, accuracy, macro_f1
 from slm_judge.agreement.sets import Pairs, annotator_pairs, judge_pairs
@@ -430,20 +431,29 @@ def _scores(
     coincidences: Shares, confusions: Shares, dimension: Dimension, bootstrap: Bootstrap
 ) -> Scores:
     values, level = dimension.values, dimension.level_of_measurement
-    totals = bootstrap.totals(confusions)
-    found = {
-        "alpha": alpha_of_coincidences(bootstrap.totals(coincidences), values, level),
-        "accuracy": accuracy(totals),
-        "macro_f1": macro_f1(totals),
-    }
-    return _intervals(found, bootstrap)
+    pairs, totals = bootstrap.totals(coincidences), bootstrap.totals(confusions)
+    items = int((confusions.sum(axis=(1, 2)) > 0).sum())
+
+    def statistics(pairs: Shares | None, totals: Shares | None) -> dict[str, Shares]:
+        if pairs is None or totals is None:
+            return {}
+        return {
+            "alpha": alpha_of_coincidences(pairs, values, level),
+            "accuracy": accuracy(totals),
+            "macro_f1": macro_f1(totals),
+        }
+
+    unseen = statistics(with_unseen(pairs, items, symmetric=True), with_unseen(totals, items))
+    return _intervals(statistics(pairs, totals), bootstrap, unseen)
 
 
-def _intervals(found: Mapping[str, Shares], bootstrap: Bootstrap) -> Scores:
-    units, names = bootstrap.units, ("alpha", "accuracy", "macro_f1")
+def _intervals(
+    found: Mapping[str, Shares], bootstrap: Bootstrap, unseen: Mapping[str, Shares] | None = None
+) -> Scores:
     return Scores(
-        **{name: percentile_interval(found[name], bounds=BOUNDS[name], units=units)
-           for name in names}
+        **{name: careful_interval(found[name], (unseen or {}).get(name), BOUNDS[name],
+                                  bootstrap.units)
+           for name in ("alpha", "accuracy", "macro_f1")}
     )  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def compare(run: Run, new: Source, tolerance: float = 0.0, show: bool = True) ->
     untold += [
         f"{found['told'][:-1]}: whether the judge moved, since people agree otherwise too."
         for one, found in zip(tried, findings, strict=True)
-        if one.own and not one.of_judge and one.probe.p_adjusted < bias.SIGNIFICANT
+        if one.own and not one.of_judge and one.probe.shown
     ]
     found: dict[str, Any] = finite(
         {
@@ -357,10 +357,7 @@ def _finding(one: _Tried, tolerance: float) -> dict[str, Any]:
         "effect": gap.estimate / one.deviation,
         "p": probe.p_value,
         "p_adjusted": probe.p_adjusted,
-        "moved": one.own
-        and one.of_judge
-        and probe.p_adjusted < bias.SIGNIFICANT
-        and abs(gap.estimate) >= tolerance,
+        "moved": one.own and one.of_judge and probe.shown and abs(gap.estimate) >= tolerance,
         "told": f"{said}.",
     }
 

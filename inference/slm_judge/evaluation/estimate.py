@@ -372,11 +372,13 @@ class Known:
             )
         rows = [place[i] for i in both]
         own = [self._own_fold(i) for i in both]
-        judge = self._judge_views(given, keys, ids, dict(zip(both, own, strict=True)))
+        sample = self._sample(ids, both, rows)
+        shares = sample.shares_of(np.array(own), len(given))
+        judge = self._judge_views(given, keys, ids, dict(zip(both, own, strict=True)), shares)
         people = _views(
             [(n, 1 / len(votes[i]), vote) for n, i in enumerate(both) for vote in votes[i]], keys
         )
-        return Labelled(ids, judge, people, self._sample(ids, both, rows))
+        return Labelled(ids, judge, people, sample)
 
     def _own_fold(self, item_id: str) -> int:
         if not self.drawing.folds:
@@ -389,12 +391,14 @@ class Known:
         keys: list[str],
         ids: list[str],
         own: dict[str, int],
+        shares: Floats,
     ) -> Views:
         """All judges on each item; on one that some were trained on, the one that was not."""
         rows = []
         for n, name in enumerate(ids):
-            judges = [given[own[name]]] if name in own else given
-            rows += [(n, 1 / len(judges), tuple(labels[name] for labels in one)) for one in judges]
+            judges = {own[name]: 1.0} if name in own else dict(enumerate(shares[n].tolist()))
+            rows += [(n, share, tuple(labels[name] for labels in given[judge]))
+                     for judge, share in judges.items() if share]  # fmt: skip
         return _views(rows, keys)
 
     def _sample(self, ids: list[str], both: list[str], rows: list[int]) -> Sample:
@@ -467,14 +471,15 @@ class Known:
         columns = [f"{prefix}{dimension.name}_confidence" for prefix in self.prefixes]
         if not set(columns) <= set(self.table.columns):
             return None
-        own = {labelled.ids[row] for row in labelled.sample.rows.tolist()}
-        found = np.empty(len(labelled.ids))
-        for n, name in enumerate(labelled.ids):
-            used = [columns[self._own_fold(name)]] if name in own else columns
-            try:
-                found[n] = np.mean([float(self.rows[name].get(c)) for c in used])  # type: ignore[arg-type]
-            except (TypeError, ValueError):
-                return None
+        rows = labelled.sample.rows.tolist()
+        own = np.array([self._own_fold(labelled.ids[row]) for row in rows])
+        shares = labelled.sample.shares_of(own, len(columns))
+        shares[rows] = np.eye(len(columns))[own]
+        try:
+            said = [[float(self.rows[i].get(c)) for c in columns] for i in labelled.ids]  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return None
+        found: Floats = (shares * said).sum(axis=1)
         return found if np.isfinite(found).all() else None
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap
+from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval
+from slm_judge.agreement.compare import share_widened
 from slm_judge.agreement.scores import agreeing_share
 from slm_judge.data.item import Item, votes_of
 from slm_judge.judge.answer import collected, leanings
@@ -60,13 +61,16 @@ def option_order(
         same = np.where(before < 0, np.nan, before == after)
         for name, per_item in (("consistency", same), ("agreement_change", changes)):
             rows = np.flatnonzero(np.isfinite(per_item))
-            known = Bootstrap(len(rows), resamples, seed, [groups[row] for row in rows])
-            found[dimension.name][name] = _mean(per_item[rows], known)
+            own = [groups[row] for row in rows]
+            mean = _mean(per_item[rows], Bootstrap(len(rows), resamples, seed, own))
+            if name == "consistency":
+                mean = share_widened(mean, per_item[rows], own)
+            found[dimension.name][name] = mean.as_dict()
     return found
 
 
-def _mean(per_item: Any, bootstrap: Bootstrap) -> Mapping[str, float]:
+def _mean(per_item: Any, bootstrap: Bootstrap) -> Interval:
     if not len(per_item):
-        return dict.fromkeys(("estimate", "low", "high"), float("nan"))
+        return Interval(*[float("nan")] * 3)
     sums = np.stack([np.asarray(per_item, dtype=float), np.ones(len(per_item))], axis=1)
-    return bootstrap.interval(sums, lambda totals: totals[..., 0] / totals[..., 1]).as_dict()
+    return bootstrap.interval(sums, lambda totals: totals[..., 0] / totals[..., 1])
