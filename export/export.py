@@ -14,7 +14,7 @@ from slm_judge.screen import say
 
 from .bnb import quantize_bnb
 from .cost import tell_cost
-from .gguf import contents, export_gguf
+from .gguf import contents, export_gguf, quantization_type
 from .gptq import Unrounded
 from .merge import merge
 
@@ -23,7 +23,8 @@ def export(run: Run, console: Console | None = None) -> None:
     """Write `merged/`, `bnb-4bit/` and `gguf/` of a trained run, and say what each loses.
 
     Raises:
-        JudgeError: the run has no adapter, a step failed, or another process is at work on it.
+        JudgeError: the run has no adapter, llama.cpp knows no such quantization, a step failed, or
+            another process is at work on it.
     """
     console, unrounded = console or Console(), Unrounded()
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
@@ -34,6 +35,8 @@ def export(run: Run, console: Console | None = None) -> None:
             lambda: export_gguf(run, console, unrounded),
         ),
     )
+    for name in run.recipe().export.gguf:
+        quantization_type(name)
     with run.alone(), memory_errors("Export on a machine with more of it, or without a GPU."):
         for number, (title, step) in enumerate(steps, start=1):
             started = time.monotonic()

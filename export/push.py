@@ -117,7 +117,7 @@ def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> 
     recipe, facts = run.recipe(), training_facts(run.adapter)
     facts["base_commit"] = Base.load(run.adapter).revision
     facts["adapter_beside"] = adapter_beside(run.bnb)
-    evaluation = json.loads((run.report / NUMBERS).read_text(encoding="utf-8"))
+    evaluation = read_report(run, NUMBERS)
     rubric = run.rubric()
     pictures = {f"{FIGURES}/{path.name}": path for path in (run.report / FIGURES).glob("*")}
     figures = {name: pictures[name] for name in sorted(pictures) if re.fullmatch(_DRAWN, name)}

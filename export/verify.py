@@ -218,13 +218,13 @@ def undecided(report: Mapping[str, Any], thresholds: VerifyConfig) -> list[str]:
     return in_words(check for check in checked if check.verdict == "not decided")
 
 
-def read_report(run: Run) -> dict[str, Any]:
-    """The report of the last verification.
+def read_report(run: Run, name: str = REPORT) -> dict[str, Any]:
+    """The report of the last verification, or another file of it.
 
     Raises:
         JudgeError: there is none, or it is damaged.
     """
-    path = run.require(run.report / REPORT, f"verify {run.folder}")
+    path = run.require(run.report / name, f"verify {run.folder}")
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return dict(report)

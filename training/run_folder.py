@@ -14,7 +14,7 @@ from slm_judge.artefact.base import Base
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.item import Item, load_split, save_splits
 from slm_judge.errors import JudgeError
-from slm_judge.files import atomic_folder, write_json, write_text
+from slm_judge.files import atomic_folder, remove, write_json, write_text
 from slm_judge.offline.smollm2 import REPOSITORY
 from slm_judge.recipe import Recipe, public_settings
 from slm_judge.rubric import RUBRIC_FILE, Rubric
@@ -81,8 +81,8 @@ def give_back(run: Run) -> None:
     """Put the earlier run back where its successor was killed before its first checkpoint."""
     earlier = _earlier(run)
     if earlier.exists() and last_checkpoint(run.checkpoints) is None and not run.adapter.exists():
-        shutil.rmtree(run.folder, ignore_errors=True)
-        earlier.rename(run.folder)
+        shutil.rmtree(run.folder.resolve(), ignore_errors=True)
+        earlier.rename(run.folder.resolve())
 
 
 _BOUGHT = "openai-*.jsonl"
@@ -91,7 +91,8 @@ _BOUGHT = "openai-*.jsonl"
 
 def _earlier(run: Run) -> Path:
     """Where the run that is being overwritten waits for its successor's first checkpoint."""
-    return run.folder.with_name(f".{run.folder.name}-earlier")
+    folder = run.folder.resolve()  # which a link may lead to
+    return folder.with_name(f".{folder.name}-earlier")
 
 
 @contextmanager
@@ -104,8 +105,9 @@ def claimed(run: Run, overwrite: bool) -> Iterator[None]:
     earlier = _earlier(run)
     fresh = overwrite or not run.recipe_file.exists()
     if overwrite and run.recipe_file.exists():
-        shutil.rmtree(earlier, ignore_errors=True)
-        run.folder.rename(earlier)
+        remove(earlier)
+        run.folder.resolve().rename(earlier)
+        run.folder.resolve().mkdir()
         for answers in Run(earlier).report.glob(_BOUGHT):
             run.report.mkdir(parents=True, exist_ok=True)
             shutil.copy2(answers, run.report)
@@ -134,9 +136,9 @@ _CHECKPOINT = {"trainer_state.json", "adapter_model.safetensors", "optimizer.pt"
 
 def last_checkpoint(folder: Path, notes: list[str] | None = None) -> str | None:
     """The newest checkpoint that is whole; `notes` gets a line for each that is passed over."""
-    checkpoints = sorted(
-        folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True
-    )
+    found = {path: path.name.partition("-")[2] for path in folder.glob("checkpoint-*")}
+    own = [path for path, step in found.items() if step.isdecimal() and path.is_dir()]
+    checkpoints = sorted(own, key=lambda path: int(found[path]), reverse=True)
     for checkpoint in checkpoints:
         if not (damage := _damage(checkpoint)):
             return str(checkpoint)

@@ -172,7 +172,12 @@ def _copy(source: Run, target: Run, facts: Mapping[str, Any] | None = None) -> N
 
 
 def _facts(adapter: Path) -> dict[str, Any]:
-    return json.loads((adapter / "training.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    path = adapter / "training.json"
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise JudgeError(f"{path} is damaged; train again with --overwrite: {error}") from error
+    return facts
 
 
 def table(report: Mapping[str, Any]) -> Sheet:

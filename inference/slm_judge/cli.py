@@ -695,6 +695,8 @@ def annotate(
         pool = RayEngine(model, {**settings, "n_threads": threads or 1}, workers, gpus)
         settings["compile"] = False  # here nothing is computed
     with Judge.from_pretrained(model, **settings) as judge:
+        if pool:
+            pool.check(judge)
         summary = annotate_table(judge, data, output, options, overwrite, engine=pool)
     console = Console()
     say(console, summary.notes)
@@ -801,6 +803,9 @@ def app_(
     export: Annotated[
         Path | None, typer.Option(help="Write the store's answers as a table, and end.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file of --export.")
+    ] = False,
 ) -> None:
     """A page to try a judge, annotate, settle disagreements, and see where you stand."""
     from .app import app as page
@@ -814,7 +819,7 @@ def app_(
         revision=revision, options={"quantization": quantization, "n_threads": threads},
     )  # fmt: skip
     if export:
-        say(Console(), [page.write_answers(settings, export)], "")
+        say(Console(), [page.write_answers(settings, export, overwrite)], "")
     else:
         page.serve(settings)
 

@@ -51,11 +51,19 @@ class Run:
             JudgeError: another process is at work on it.
         """
         with locked(self.folder.resolve()):
-            for folder in (self.adapter, self.merged, self.bnb):
-                sweep(folder)
-            for left in list(self.folder.rglob(f"{TEMPORARY}*")):
-                remove(left)
+            if self.recipe_file.is_file():  # elsewhere nothing is ours
+                self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Not what others, who may be at work, have half-written beside what is the run's own."""
+        for place in (self.adapter, self.merged, self.bnb, self.recipe_file,
+                      self.folder / RUBRIC_FILE):  # fmt: skip
+            sweep(place)
+        for folder in (self.adapter, self.merged, self.bnb, self.gguf, self.lora, self.data,
+                       self.checkpoints, self.report, self.seeds):  # fmt: skip
+            for left in list(folder.rglob(f"{TEMPORARY}*")):
+                remove(left)
 
     def check_recipe(self, recipe: Recipe) -> None:
         """Refuse a recipe with which training would have been another.

@@ -120,15 +120,20 @@ async def json_body(request: Any, largest: int) -> dict[str, Any]:
     Raises:
         BodyError: it is none, or longer.
     """
+    from starlette.requests import ClientDisconnect
+
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise BodyError("A request is of the type application/json.", 415)
     content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > largest:
-            size = f"{largest // 2**20} MiB" if largest >= 2**20 else f"{largest} bytes"
-            raise BodyError(f"This is longer than {size}. Shorten it.", 413)
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > largest:
+                size = f"{largest // 2**20} MiB" if largest >= 2**20 else f"{largest} bytes"
+                raise BodyError(f"This is longer than {size}. Shorten it.", 413)
+    except ClientDisconnect:
+        raise BodyError("Nobody waits for this.", 499) from None
     try:
         found = read_json(content.decode())
     except (ValueError, RecursionError):

@@ -345,6 +345,16 @@ def test_answers_as_a_table_from_the_command_line(make_store, tmp_path, monkeypa
     (row,) = map(json.loads, output.read_text().splitlines())
     assert {name: row[name] for name in ALL} == ALL
     assert (row["annotator_id"], row["seconds"], row["judge_shown"]) == ("Ada", 4.5, Task().shown)
+    for more, said in ((["--items", output], "is --items and --export"), ([], "exists. Name")):
+        monkeypatch.setattr("sys.argv", list(map(str, [*command, *more])))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err.replace("\n", " ")
+    monkeypatch.setattr("sys.argv", list(map(str, [*command, "--overwrite"])))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None)
 
 
 def luminance(colour):

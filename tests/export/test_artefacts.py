@@ -26,6 +26,7 @@ from slm_judge.backends.gguf import GgufBackend
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.data.item import load_split
 from slm_judge.errors import JudgeError, ModelError
+from slm_judge.files import TEMPORARY
 from slm_judge.judge.answer import gap, softmax
 from slm_judge.recipe import ExportConfig
 from slm_judge.run import Run
@@ -446,6 +447,31 @@ def test_stages_out_of_order(tmp_path):
 
     with pytest.raises(JudgeError, match="is not a run"):
         export(Run(tmp_path))
+
+
+def test_a_misspelt_quantization_is_said_before_an_hour_of_rounding(tmp_path):
+    from slm_judge.export.export import export
+
+    recipe = small_recipe(tmp_path, export=ExportConfig(gguf=["Q8_0", "Q4_K"]))
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    with pytest.raises(JudgeError, match="knows no quantization 'Q4_K'"):
+        export(Run(tmp_path))
+
+
+def test_what_others_are_writing_outlives_a_command_on_the_folder(tmp_path):
+    """In a folder that is no run, and beside what is a run's own."""
+    others = [tmp_path / "demo" / f"{TEMPORARY}0-out.csv", tmp_path / f"{TEMPORARY}0-out.csv"]
+    others[0].parent.mkdir()
+    own = tmp_path / "gguf" / f"{TEMPORARY}0-demo.gguf"
+    own.parent.mkdir()
+    for path in (*others, own):
+        path.touch()
+    with Run(tmp_path).alone():
+        assert own.exists()
+    (tmp_path / "recipe.json").write_text(small_recipe(tmp_path).model_dump_json())
+    with Run(tmp_path).alone():
+        assert not own.exists()
+        assert all(path.exists() for path in others)
 
 
 def test_gold_is_read_against_the_rubric(run, items, tmp_path):

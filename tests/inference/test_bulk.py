@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from llama_cpp import llama_model_size
 
 from slm_judge import Judge
 from slm_judge.annotate.job import annotate_table, here
@@ -19,7 +20,7 @@ from slm_judge.annotate.rows import AnnotateOptions, PieceAnnotator, truncate
 from slm_judge.annotate.store import ShardStore, digest_of
 from slm_judge.data.tables import Overview, TableStream, read_table
 from slm_judge.data.write import write_tables
-from slm_judge.errors import DataError
+from slm_judge.errors import DataError, ModelError
 from tests.conftest import LIMIT, ROOT, kill_until_done
 
 
@@ -307,6 +308,47 @@ def test_an_interrupted_job_goes_on(judge, tmp_path, monkeypatch):
     assert summary.rows == 100
     assert summary.computed < len(set(messages(100)))
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_a_job_goes_on_with_as_much_room_for_a_row_alone(run, tmp_path, monkeypatch):
+    """Rows that are too long for less memory would stand beside longer ones."""
+    source = write(tmp_path / "in.csv", {"id": range(3), "text": messages(3)})
+    options, output = AnnotateOptions(rows_per_piece=1), tmp_path / "out.csv"
+
+    def job(memory):
+        with Judge.from_pretrained(run.gguf, max_memory=memory) as one:
+            return annotate_table(one, source, output, options, show_progress=False)
+
+    keep = ShardStore.write
+
+    def breaking(self, index, table, digest):
+        if index == 1:
+            raise KeyboardInterrupt
+        keep(self, index, table, digest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardStore, "write", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            job(None)
+    with Judge.from_pretrained(run.gguf) as one:
+        engine, weights = one.backend, llama_model_size(one.backend._model)
+        less = (weights + (engine.max_tokens - 10) * engine._cell_size) / 2**30
+    with pytest.raises(DataError, match=r"another room for a row \(--max-memory\)"):
+        job(less)
+    assert job(4.0).rows == 3  # room for as long a row
+    for memory in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ModelError, match="max_memory is a number of GiB above 0"):
+            job(memory)
+
+
+def test_what_json_cannot_hold_is_null_and_said(judge, tmp_path):
+    source, output = tmp_path / "in.parquet", tmp_path / "out.jsonl"
+    numbers = [float("nan"), float("inf"), 1.5]
+    pq.write_table(pa.table({"text": messages(3), "score": numbers}), source)
+    summary = annotate_table(judge, str(source), output, show_progress=False)
+    assert any("no finite number in score is written as null" in note for note in summary.notes)
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in output.open()]
+    assert [row["score"] for row in rows] == [None, None, 1.5]
 
 
 def test_overwrite_starts_over(judge, tmp_path):

@@ -4,13 +4,15 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from typer.main import get_command
 
 from slm_judge import Judge
 from slm_judge.annotate.job import annotate_table
 from slm_judge.annotate.ray import RayEngine
 from slm_judge.annotate.rows import AnnotateOptions
+from slm_judge.cli import app
 from slm_judge.data.tables import read_table
-from slm_judge.errors import DataError
+from slm_judge.errors import DataError, ModelError
 from tests.inference.test_bulk import messages, write
 
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
@@ -75,6 +77,19 @@ def test_what_a_worker_refuses_is_said(run, tmp_path):
             judge, source, tmp_path / "o.csv", options, show_progress=False, engine=pool(run)
         )
     assert not (tmp_path / "o.csv").exists()
+
+
+def test_what_every_worker_would_refuse_is_refused_before_one_starts(run, tmp_path):
+    source = write(tmp_path / "in.csv", {"text": ["fine", "too"]})
+    arguments = [str(source), "--output", str(tmp_path / "o.csv"), "--engine", "ray", "--compile"]
+    for judge, said in (
+        (run.gguf, "--compile is for transformers"),
+        (run.adapter, r"Give each worker one \(--gpus 1\)"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            get_command(app).main(["annotate", *arguments, "--model", str(judge)],
+                                  standalone_mode=False)  # fmt: skip
+    assert not [*tmp_path.glob("o.csv*")]
 
 
 def test_a_worker_that_dies_ends_in_a_sentence(run, tmp_path):

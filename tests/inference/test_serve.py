@@ -289,6 +289,19 @@ def test_what_fails_fails_for_those_who_asked_alone(judges, capsys):  # noqa: F8
     assert "secret" in capsys.readouterr().err
 
 
+def test_who_leaves_while_sending_is_no_failure(judges, capsys):  # noqa: F811
+    with serving(load(judges, RUBRICS[0], "judge.gguf")) as url:
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range(3):
+            with socket.create_connection((host, int(port)), LIMIT) as line:
+                line.sendall(f"POST /v1/annotate HTTP/1.1\r\nHost: {host}:{port}\r\n"
+                             "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+                             .encode())  # fmt: skip
+        until(lambda: 'status="499"} 3' in call(f"{url}/metrics")[1])
+        assert 'status="500"' not in call(f"{url}/metrics")[1]
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_a_row_that_fails_leaves_its_neighbours_alone(judges):  # noqa: F811
     judge = Slow(load(judges, RUBRICS[0], "judge.gguf"))
     whole = judge.decide

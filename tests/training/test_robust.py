@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from slm_judge.run import Run
 from tests.conftest import LIMIT, kill_until_done, small_recipe
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -101,6 +102,9 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
 
     assert last_checkpoint(tmp_path) is None
     whole = checkpoint(tmp_path, 9)
+    for copy in ("checkpoint-99 (copy)", "checkpoint-tmp"):
+        shutil.copytree(whole, tmp_path / copy)
+    (tmp_path / "checkpoint-9.tar.gz").touch()
     assert last_checkpoint(tmp_path) == str(whole)
     damages = {
         "missing": lambda path: path.unlink(),
@@ -123,6 +127,25 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
     middle = changed.read_bytes().rindex(torch.ones(3).numpy().tobytes())
     changed.write_bytes(changed.read_bytes()[:middle] + b"\1" + changed.read_bytes()[middle + 1 :])
     assert last_checkpoint(tmp_path) == str(whole)
+
+
+def test_a_run_behind_a_link_is_overwritten_where_it_lies(tmp_path):
+    from slm_judge.training.run_folder import claimed
+
+    run, real = Run(tmp_path / "runs"), tmp_path / "large" / "demo"
+    real.mkdir(parents=True)
+    run.folder.symlink_to(real)
+    for number in range(2):
+        run.recipe_file.write_text(str(number))
+        with pytest.raises(KeyboardInterrupt), claimed(run, overwrite=True):
+            raise KeyboardInterrupt
+        assert run.recipe_file.read_text() == str(number)  # given back
+        with claimed(run, overwrite=True):
+            assert not run.recipe_file.exists()
+            run.adapter.mkdir()
+    assert run.folder.is_symlink()
+    assert [path.name for path in real.parent.iterdir()] == ["demo"]
+    assert sorted(path.name for path in real.iterdir()) == ["adapter"]
 
 
 def test_two_processes_train_as_one(recipe_file):

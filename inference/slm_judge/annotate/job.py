@@ -237,8 +237,11 @@ def as_parquet(output: str) -> bool:
 
 
 def notes_on(overview: Overview, output: str) -> list[str]:
-    """What Parquet cannot hold as it is in rows of JSON."""
+    """What the output cannot hold as it is in the input."""
     if not as_parquet(output):
+        floats = [one.name for one in overview.schema or () if pa.types.is_floating(one.type)]
+        if floats and file_format(Path(output)) == "json":
+            return [f"{output}: what is no finite number in {names(floats)} is written as null."]
         return []
     mixed = [name for name, kinds in overview.kinds.items() if plain_type(kinds) is None]
     if not mixed:
@@ -351,5 +354,6 @@ def job_of(judge: Judge, options: AnnotateOptions) -> dict[str, Any]:
         "model": "-".join(map(content_hash, judge.backend.files)),
         "rubric": json.loads(judge.rubric.to_json()),
         "exact": judge.exact,
+        "room for a row (--max-memory)": judge.backend.max_tokens,
         "settings": settings,
     }

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from slm_judge.data.tables import Overview, Piece, TableStream
-from slm_judge.errors import DataError, JudgeError, require
+from slm_judge.errors import DataError, JudgeError, ModelError, require
 from slm_judge.judge.judge import Judge
 
 from .job import Finished, job_of, pieces_of, summarise
@@ -35,6 +35,21 @@ class RayEngine:
     """Actors, a judge each."""
     gpus: float = 0.0
     """Share of a GPU for each worker."""
+
+    def check(self, judge: Judge) -> None:
+        """Refuse what every worker would refuse, before one is started.
+
+        Raises:
+            ModelError: compiled layers are asked for where there are none, or no GPU.
+        """
+        if self.settings.get("compile"):
+            if judge.backend.name != "transformers":
+                raise ModelError("--compile is for transformers. Leave it out.")
+            if not self.gpus:
+                raise ModelError(
+                    "--compile gains nothing but on a CUDA GPU. Give each worker one (--gpus 1), "
+                    "or leave it out."
+                )
 
     def __call__(
         self, stream: TableStream, annotator: PieceAnnotator, store: ShardStore

@@ -1,5 +1,6 @@
 """`slm-judge app`: the page on which people try a judge, annotate, and settle disagreements."""
 
+import threading
 import webbrowser
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from slm_judge.errors import DataError, JudgeError, require_extra
-from slm_judge.files import content_hash
+from slm_judge.files import check_places, content_hash
 from slm_judge.judge.judge import Judge, LoadOptions
 from slm_judge.progress import progress_bar
 from slm_judge.rubric import Rubric
@@ -78,20 +79,23 @@ def serve(settings: Settings, console: Console | None = None) -> None:
     say(console, [*notes, *([f"Answers are kept in {store.path}."] if store else [])])
     say(console, [f"The page: {address} (Ctrl-C ends it)"], "")
     if settings.browser and not settings.public:
-        webbrowser.open(address)
+        # A browser of the terminal is waited for, and would wait for the page.
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     page = Page(rubric, judges, store, settings.review_below, notes)
     run(application(page, hosts_of(settings.host), settings.password), listening, grace=5)
 
 
-def write_answers(settings: Settings, output: Path) -> str:
+def write_answers(settings: Settings, output: Path, overwrite: bool = False) -> str:
     """Write the answers of a store as a table, a row an item and annotator; a line about it.
 
     Raises:
-        JudgeError: there is no rubric, no store, or no answer.
+        JudgeError: there is no rubric, no store, or no answer; or the file is there already.
     """
     path = settings.store or STORE
     if settings.rubric is None or not path.is_file():
         raise JudgeError("--export needs --rubric, and the --store that the page wrote.")
+    read = {"--rubric": settings.rubric, "--store": path, "--items": settings.items}
+    check_places(read, {"--export": output}, overwrite)
     store = Store(path, Rubric.from_file(settings.rubric), settings.task)
     say(Console(), _about_stale(store))
     return f"{export(store, output):,} rows: {output}"

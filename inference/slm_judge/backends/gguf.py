@@ -143,7 +143,8 @@ class GgufBackend:
         self.reader = self.reader_of(self.contract.rubric)
         self._prefix: list[int] = self.reader.prefix
         self._cell_size = self._bytes_of_a_cell()
-        free = (max_memory or math.inf) * 2**30 - llama.llama_model_size(self._model)
+        most = math.inf if max_memory is None else max_memory
+        free = most * 2**30 - llama.llama_model_size(self._model)
         self._room = 2**31 - 1 if max_memory is None else int(free // self._cell_size)
         readable, needed = llama.llama_model_n_ctx_train(self._model), len(self._prefix)
         if readable < needed + _SMALLEST_ROW:

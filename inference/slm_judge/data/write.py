@@ -14,7 +14,7 @@ from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
 from slm_judge.errors import DataError
-from slm_judge.files import atomic_file
+from slm_judge.files import atomic_file, finite
 
 from .tables import RAW, Overview, Piece, delimiter, file_format, is_raw, typed, values_of
 
@@ -143,7 +143,7 @@ def _write_json(tables: Iterator[pa.Table], file: Any, overview: Overview, mark:
     for table in tables:
         rows += table.num_rows
         if not is_raw(table):
-            file.writelines(f"{_json(row)}\n" for row in Piece(table).rows())
+            file.writelines(f"{_json(finite(row))}\n" for row in Piece(table).rows())
             continue
         added = table.drop_columns([RAW]).to_pylist()
         for text, row in zip(table[RAW].to_pylist(), added, strict=True):

@@ -1,5 +1,6 @@
 """The judge: a rubric, a model that answers it, and an engine."""
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,8 @@ class Judge:
             from slm_judge.backends.probe import check_gguf
 
             threads, memory = options.get("n_threads"), options.get("max_memory")
+            if memory is not None and not 0 < memory < math.inf:
+                raise ModelError(f"max_memory is a number of GiB above 0, not {memory}.")
             if not options.get("trust"):
                 check_gguf(path, memory, threads, adapter)
             return cls(GgufBackend(path, memory, n_threads=threads, adapter=adapter), exact)
