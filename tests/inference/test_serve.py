@@ -293,7 +293,7 @@ def test_who_leaves_while_sending_is_no_failure(judges, capsys):  # noqa: F811
     with serving(load(judges, RUBRICS[0], "judge.gguf")) as url:
         host, port = url.removeprefix("http://").split(":")
         for _ in range(3):
-            with socket.create_connection((host, int(port)), LIMIT) as line:
+            with socket.create_connection((host, int(port)), timeout=LIMIT) as line:
                 line.sendall(f"POST /v1/annotate HTTP/1.1\r\nHost: {host}:{port}\r\n"
                              "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
                              .encode())  # fmt: skip

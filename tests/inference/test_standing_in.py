@@ -527,6 +527,17 @@ def test_intervals_hold_the_truth_where_hardly_a_label_is_wrong(n, share, right)
     )
 
 
+def test_conversations_that_are_right_throughout_count_as_few_items():
+    truth, _ = binary(0, 200, 0.5, 1)
+    votes, talk = [{"a": int(x)} for x in truth], [str(k // 20) for k in range(200)]
+    lows = []
+    for clusters in (None, talk):
+        found = evaluate_dimension(TWO, votes, {"a": Answers(truth)}, Groups(clusters), FAST)
+        lows.append(found["systems"]["a"]["accuracy"]["low"])
+    assert 0.97 < lows[0] < 0.99
+    assert lows[1] < 0.75  # ten conversations
+
+
 def test_a_few_equal_labels_do_not_show_that_nothing_is_lost():
     """As in `verify`; two systems that say the same of 15 items may differ in three of 100."""
     truth, _ = binary(0, 15, 0.5, 1)

@@ -93,22 +93,30 @@ def lower_limit(interval: Interval, values: Floats, change: float) -> Interval:
     return Interval(interval.estimate, min(low, interval.low), interval.high)
 
 
-def with_unseen(totals: Floats, items: float, symmetric: bool = False) -> Floats | None:
+def with_unseen(
+    totals: Floats,
+    agreeing: Floats,
+    groups: Sequence[Hashable] | npt.NDArray[np.int64],
+    symmetric: bool = False,
+) -> Floats | None:
     """Confusions in which labels are wrong that none at hand is, as many as `UNSEEN` on average.
 
     Args:
         totals: (1 + n_resamples) x V x V of `Bootstrap.totals`; the first stays what it is.
-        items: of which they are the sum.
+        agreeing: N, the share of an item's pairs that agree; nan of items without any.
+        groups: N, what each item belongs to.
         symmetric: they are coincidences, of which either side may become another label.
 
     Returns:
         What becomes of them if, of a Poisson number of items like those at hand, the judge's label
-        becomes another one, any as likely. None where so many are wrong already (`FEW`) that
-        resamples vary as they should.
+        becomes another one, any as likely; of groups, for as many items as theirs are worth. None
+        where so many are wrong already (`FEW`) that resamples vary as they should.
     """
-    first, others = totals[0], max(totals.shape[-1] - 1, 1)
-    if not first.sum() or (1 - np.trace(first) / first.sum()) * items >= FEW:
+    known = np.isfinite(agreeing)
+    if not known.any() or (1 - agreeing[known]).sum() >= FEW:
         return None
+    first, others = totals[0], max(totals.shape[-1] - 1, 1)
+    items = independent_items(agreeing[known], np.asarray(groups)[known].tolist())
     change = (first.sum(axis=-1, keepdims=True) - first * (others + 1)) / others / items
     if symmetric:
         change = (change + change.T) / 2

@@ -54,6 +54,11 @@ def accuracy(confusion: Floats) -> Floats:
         return np.asarray(np.trace(confusion, axis1=-2, axis2=-1) / total)
 
 
+def agreeing_of(per_item: Floats) -> Floats:
+    """Share of each item's pairs that agree, N from N x V x V; nan without pairs."""
+    return _ratio(np.trace(per_item, axis1=-2, axis2=-1), per_item.sum(axis=(-2, -1)))
+
+
 @dataclass(frozen=True)
 class PerOption:
     """How each of V options is found, ... x V; nan where it is not defined."""

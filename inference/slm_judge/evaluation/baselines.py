@@ -26,7 +26,7 @@ from slm_judge.agreement.alpha import (
 from slm_judge.agreement.bootstrap import RESAMPLES, Bootstrap, Interval
 from slm_judge.agreement.compare import careful_interval, with_unseen
 from slm_judge.agreement.parts import all_parts, parts
-from slm_judge.agreement.scores import BOUNDS, accuracy, macro_f1
+from slm_judge.agreement.scores import BOUNDS, accuracy, agreeing_of, macro_f1
 from slm_judge.agreement.sets import Pairs, annotator_pairs, judge_pairs
 from slm_judge.data.applies import UNKNOWN, without_unasked
 from slm_judge.data.item import Item, load_split, votes_of
@@ -432,7 +432,6 @@ def _scores(
 ) -> Scores:
     values, level = dimension.values, dimension.level_of_measurement
     pairs, totals = bootstrap.totals(coincidences), bootstrap.totals(confusions)
-    items = int((confusions.sum(axis=(1, 2)) > 0).sum())
 
     def statistics(pairs: Shares | None, totals: Shares | None) -> dict[str, Shares]:
         if pairs is None or totals is None:
@@ -443,7 +442,8 @@ def _scores(
             "macro_f1": macro_f1(totals),
         }
 
-    unseen = statistics(with_unseen(pairs, items, symmetric=True), with_unseen(totals, items))
+    each = agreeing_of(confusions), bootstrap.unit
+    unseen = statistics(with_unseen(pairs, *each, symmetric=True), with_unseen(totals, *each))
     return _intervals(statistics(pairs, totals), bootstrap, unseen)
 
 

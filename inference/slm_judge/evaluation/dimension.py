@@ -278,7 +278,8 @@ def _humans(
         return None
     n_options, bootstrap = len(dimension.options), draws.bootstrap
     statistics = _confusion_statistics(dimension, symmetric=True)
-    found = _intervals(among, statistics, draws.units, several, symmetric=True)
+    seen = scores.agreeing_of(annotator_coincidences(votes, n_options)), bootstrap.unit
+    found = _intervals(among, statistics, draws.units, seen, symmetric=True)
     parts = {"gwet_ac": scores.gwet_parts(votes, n_options)}
     alone = {"gwet_ac": lambda sums: scores.gwet_ac(sums, _weights(dimension))}
     if dimension.level_of_measurement != "nominal":
@@ -332,15 +333,15 @@ def _intervals(
     totals: Floats,
     statistics: Mapping[str, Callable[[Floats], Floats]],
     units: int,
-    items: int = 0,
+    seen: tuple[Floats, npt.NDArray[np.int64]] | None = None,
     symmetric: bool = False,
 ) -> dict[str, Any]:
     """Statistics of `Bootstrap.totals` of so many units.
 
-    Where they are confusions of so many `items` (or coincidences), of which hardly one is wrong,
-    intervals count on more that are.
+    Where they are confusions (or coincidences) of items of which hardly one is wrong, intervals
+    count on more that are; `seen` is how each item's labels agree, and what it belongs to.
     """
-    unseen = with_unseen(totals, items, symmetric) if items else None
+    unseen = with_unseen(totals, *seen, symmetric) if seen else None
     return {
         name: careful_interval(
             statistic(totals),
@@ -365,15 +366,17 @@ def _system(
     labels = answers.labels.tolist()
     bootstrap, statistics = draws.bootstrap, _confusion_statistics(dimension)
     totals = draws.judge(labels, plain, n_options)
-    report = _intervals(totals, statistics, draws.units, len(votes))
+    said = scores.agreeing_of(judge_confusions(labels, plain, n_options))
+    report = _intervals(totals, statistics, draws.units, (said, bootstrap.unit))
     shared = given.shared
+    together, alone = ((said[rows], bootstrap.unit[rows]) for rows in (shared, ~shared))
     on_shared = totals if shared.all() else draws.on(shared).judge(labels, plain, n_options)
     alphas = statistics["alpha"](on_shared)
-    compared = _intervals(on_shared, statistics, draws.units, int(shared.sum()))
+    compared = _intervals(on_shared, statistics, draws.units, together)
     report["compared"] = {"items": int(shared.sum()), **compared}
     report["apart"] = None
     if not shared.all():
-        rest = _intervals(totals - on_shared, statistics, draws.units, int((~shared).sum()))
+        rest = _intervals(totals - on_shared, statistics, draws.units, alone)
         report["apart"] = {"items": int((~shared).sum()), **rest}
     report["minus_annotators"] = annotators.minus_annotators(alphas, given)
     whole = aggregate(plain, dimension)
@@ -381,8 +384,9 @@ def _system(
     # A lower median lies below the mean, so nothing is said about a shift from it.
     of_aggregate = {name: one for name, one in statistics.items() if name != "mean_shift"}
     report["against_aggregate"] = _intervals(
-        bootstrap.totals(against), of_aggregate, bootstrap.units, len(votes)
-    )
+        bootstrap.totals(against), of_aggregate, bootstrap.units,
+        (scores.agreeing_of(against), bootstrap.unit),
+    )  # fmt: skip
     with_judge = annotator_coincidences(
         [[*row, label] if both else [] for row, label, both in zip(
             plain, labels, shared, strict=True)], n_options)  # fmt: skip
