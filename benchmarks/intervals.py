@@ -160,14 +160,20 @@ def annotator_coverage(annotators: int, reports: int) -> dict[str, float]:
     return dict(zip(names, np.mean(hits, axis=0).tolist(), strict=True))
 
 
+def of_many_items(share: float, right: float) -> Floats:
+    """Confusions of a million items, of which a share is true, and of a judge who errs alike."""
+    rows = np.array([[1 - share, 0], [0, share]]) * right
+    rows += np.array([[0, 1 - share], [share, 0]]) * (1 - right)
+    return rows * 1e6
+
+
 def edge_coverage(items: int, share: float, right: float, reports: int) -> dict[str, float]:
     """Of 95 % intervals of a report where hardly a label is wrong; of recall, of the rare option.
 
     And how often a percentile interval of alpha holds the truth, without what a report adds.
     """
     kind, hits = RUBRIC.dimensions[0], dict[str, list[bool]]()
-    rows = np.array([[1 - share, 0], [0, share]]) * right
-    rows += np.array([[0, 1 - share], [share, 0]]) * (1 - right)
+    rows = of_many_items(share, right)
     true = {"alpha": float(alpha(rows + rows.T)), "accuracy": right, "recall": right,
             "macro_f1": float(macro_f1(rows))}  # fmt: skip
     for seed in range(reports):
@@ -221,8 +227,7 @@ def wrongly_not_inferior(items: int, share: float, reports: int) -> tuple[float,
 def _loss_of_margin(share: float) -> float:
     """Share of wrong labels with which alpha is the margin below 1."""
     for wrong in np.linspace(0, 0.2, 20_001):
-        rows = np.array([[(1 - share) * (1 - wrong), (1 - share) * wrong],
-                         [share * wrong, share * (1 - wrong)]])  # fmt: skip
+        rows = of_many_items(share, 1 - wrong)
         if alpha(rows + rows.T) <= 1 - MARGIN:
             return float(wrong)
     raise AssertionError("no share of wrong labels loses so much")

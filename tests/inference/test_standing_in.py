@@ -8,6 +8,7 @@ from scipy import stats
 from slm_judge.model_card.card import _results
 from slm_judge.model_card.page import interval, render
 
+from benchmarks.intervals import of_many_items
 from slm_judge import Rubric
 from slm_judge.agreement.aggregate import aggregate, aggregate_of_others
 from slm_judge.agreement.alpha import annotators_alpha, judge_alpha
@@ -505,8 +506,7 @@ def binary(seed, n, share, right):
 @pytest.mark.parametrize(("n", "share", "right"), [(20, 0.5, 0.95), (72, 0.3, 0.99)])
 def test_intervals_hold_the_truth_where_hardly_a_label_is_wrong(n, share, right):
     """By percentiles alone about half of alpha's do, since resamples of no error have none."""
-    rows = np.array([[1 - share, 0], [0, share]]) * right
-    rows += np.array([[0, 1 - share], [share, 0]]) * (1 - right)
+    rows = of_many_items(share, right)
     whole = _confusion_statistics(TWO)
     true = {name: float(whole[name](rows)) for name in ("alpha", "accuracy", "macro_f1", "kappa")}
     hits = {name: [] for name in (*true, "recall", "precision")}
