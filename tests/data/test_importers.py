@@ -3,6 +3,7 @@
 import csv
 import json
 import zipfile
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -15,7 +16,7 @@ import pytest
 
 from slm_judge import Rubric
 from slm_judge.cli import main
-from slm_judge.data.importers.long import Long
+from slm_judge.data.importers.long import Long, _missing
 from slm_judge.data.importers.read import FORMATS, read_export, summary
 from slm_judge.data.importers.roles import Options
 from slm_judge.data.importing import import_annotations
@@ -1420,3 +1421,51 @@ def test_convabuse_as_published(tmp_path):
         units = table_.assign(v=values).pivot(index="annotator_id", columns="item_id", values="v")
         found = krippendorff.alpha(units.to_numpy(), level_of_measurement=level)
         assert round(found, 3) == pytest.approx(alpha, abs=0.0011), name
+
+
+@pytest.mark.parametrize(
+    ("labels", "gone"),
+    [
+        ({"1": "trifft nicht zu", "2": "eher nicht", "3": "trifft zu"}, []),
+        ({"1": "Missing context", "2": "Not appropriate", "3": "fine"}, []),
+        ({"1": "comply", "2": "refused", "3": "partly"}, []),  # between the others: an answer
+        ({"1": "bad", "2": "good", "9": "refused", "0": "n/a", "8": "Don't know"}, ["9", "0", "8"]),
+        ({"9": "keine Angabe"}, ["9"]),
+    ],
+)
+def test_codes_of_no_answer_lie_beyond_the_answers(labels, gone):
+    assert _missing(labels, Counter([*labels, "1", "2"])) == gone
+
+
+def test_questions_that_raters_are_asked_are_no_raters(tmp_path):
+    rows = [{"id": k, "text": f"The parcel came {k} times.", "annotator_id": who,
+             "rater_valence": 1 + (k + j) % 5, "rater_arousal": 1 + (2 * k + j) % 5}
+            for k in range(20) for j, who in enumerate(PEOPLE)]  # fmt: skip
+    read = read_export([table(tmp_path / "t.csv", rows)])
+    assert {*asked_of(read)} == {"rater_valence", "rater_arousal"}
+    assert len(read.rows) == 20 * len(PEOPLE)
+
+
+def test_an_answer_that_was_revised_fills_nothing(tmp_path):
+    rows = answers(["none", "hate"], target=None)
+    rows = [row | {"target": "women" if k % 2 else "men"} if row["q"] == "hate" else row
+            for k, row in enumerate(rows)]  # fmt: skip
+    first = next(row for row in rows if row["q"] == "none")
+    read = read_export(
+        [table(tmp_path / "t.csv", [*rows, first | {"q": "hate", "target": "women"}])]
+    )
+    (kept,) = (row for row in read.rows if row["item_id"] == str(first["id"])
+               and row["annotator_id"] == first["annotator"])  # fmt: skip
+    assert (kept["q"], kept["target"]) == ("none", "")
+    assert "taken together" not in notes(read)
+
+
+def test_a_text_in_two_files_makes_no_annotators_of_them(tmp_path):
+    rows = [{"text": f"The parcel came {k} times.", "label": "ab"[k % 2]} for k in range(40)]
+    files = [table(tmp_path / "train.csv", rows[:30]), table(tmp_path / "test.csv", rows[29:])]
+    assert "names the annotator" not in notes(read_export(files))
+
+
+def test_codes_with_commas_are_several_answers_where_they_stand_alone_too(tmp_path):
+    read = read_export([table(tmp_path / "t.csv", answers(["1", "2", "1,2", "1,3", "2"]))])
+    assert {*asked_of(read)} == {"q_1", "q_2", "q_3"}

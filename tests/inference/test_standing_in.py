@@ -538,6 +538,17 @@ def test_conversations_that_are_right_throughout_count_as_few_items():
     assert lows[1] < 0.75  # ten conversations
 
 
+def test_what_a_judge_is_not_asked_is_no_miss():
+    truth = np.ones(50, dtype=int)
+    truth[:10] = 0
+    judged = np.where(np.arange(50) < 30, truth, -1)
+    votes = [{"a": int(x)} for x in truth]
+    found = evaluate_dimension(TWO, votes, {"a": Answers(judged)}, settings=FAST)
+    recall = found["systems"]["a"]["options"][1]["recall"]
+    assert recall["estimate"] == recall["high"] == 1
+    assert 0.8 < recall["low"] < 0.85  # of 20 items
+
+
 def test_a_few_equal_labels_do_not_show_that_nothing_is_lost():
     """As in `verify`; two systems that say the same of 15 items may differ in three of 100."""
     truth, _ = binary(0, 15, 0.5, 1)

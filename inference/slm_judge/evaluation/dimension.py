@@ -426,7 +426,7 @@ def _options(
             percentile_interval(values[:, k], bounds=(0.0, 1.0), units=units)
             for values in (found.precision, found.recall, found.f1)
         )
-        right, asked = labels == k, said[:, k] > 0
+        right, asked = labels == k, (said[:, k] > 0) & (labels >= 0)
         sure = share_widened(precision, agreeing[right, k], owner[right].tolist())
         whole = share_widened(recall, right[asked] * 1.0, owner[asked].tolist())
         if (sure, whole) != (precision, recall):

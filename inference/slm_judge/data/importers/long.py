@@ -3,8 +3,9 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Literal
 
 from slm_judge.data.item import ITEM_ID
@@ -25,10 +26,13 @@ _DECIMAL = re.compile(r"[-+]?\d+(,\d+)?")
 _NO_ANSWER = {"-9", "-66", "-77", "-88", "-99", "-999", "-9999", "99", "999"}
 _NOTHING = {"n/a", "n.a.", "na", "nan", "null", "missing", "no answer", "-", ".", "?"}
 _MISSING = re.compile(
-    r"missing|refus|no (answer|response)|not (app|ask|answ|stat)|do(n['’]?t| not) know"
-    r"|(unanswered|skipped|n/?a|n\.a\.|dk|k\. ?a\.)$|keine (angabe|antwort)|wei(ß|ss) (ich )?nicht"
-    r"|verweiger|trifft nicht zu|sans r[ée]ponse|ne sait pas|no sabe|no contesta", re.I
+    r"missing( (value|answer|response))?s?|refused( to answer)?|no (answer|response)|unanswered"
+    r"|not (applicable|asked|answered|stated)|(i )?do(n['’]?t| not) know|skipped|n/?a|n\.a\.|dk"
+    r"|k\. ?a\.|keine (angabe|antwort)|wei(ß|ss) (ich )?nicht|(antwort )?verweigert"
+    r"|sans r[ée]ponse|ne sait pas|no sabe|no contesta", re.I
 )  # fmt: skip
+_SAID = re.compile(r"missing.*|refus.*|not (answered|stated)|unanswered|no .*|skipped", re.I)
+"""What may also be said of a text: an answer, unless its code lies beyond the others."""
 _WRITTEN = re.compile(r"item_id|annotator_id|outcome|.*_(confidence|probabilities|expected)")
 _SCALES = [scale.split("<") for scale in (
     "never<rarely<seldom<occasionally<sometimes<often<usually<very often<always",
@@ -175,7 +179,10 @@ def _first_of_each(export: Export) -> None:
             kept.append(row)
             continue
         said = [name for name in (export.answers or ()) if not is_blank(row.get(name))]
-        new = {name: row[name] for name in said if is_blank(earlier.get(name))}
+        open_ = [name for name in said if is_blank(earlier.get(name))]
+        both = [(parts(earlier[name]), parts(row[name])) for name in said if name not in open_]
+        differs = any(before != now for before, now in both)
+        new = {name: row[name] for name in open_ if export.merged or not differs}
         later += len(new) < len(said)
         filled += bool(new)
         earlier |= new
@@ -237,7 +244,7 @@ def _split_lists(export: Export) -> None:
     for name in export.answers or ():
         cells = {row[name].strip() for row in export.rows if isinstance(row.get(name), str)} - {""}
         behind = {cell.partition(",")[2] for cell in cells if "," in cell}
-        is_list = export.commas and len(behind) > 1 and behind <= cells
+        is_list = export.commas and len(behind) > 1 and 2 * len(behind & cells) >= len(behind)
         if behind and all(map(_DECIMAL.fullmatch, cells)) and not is_list:
             _decimals(export, name, cells)
             continue
@@ -342,7 +349,7 @@ def _single(
     counts = Counter(value for value in answers if value)
     doubts = list(question.doubts)
     labelled = question.options if question.named else {}
-    missing = [v for v, meaning in labelled.items() if v in counts and _is_missing(v, meaning)]
+    missing = _missing(labelled, counts)
     for code in dict.fromkeys([*missing, *_codes_of_no_answer(counts, question)]):
         what = f"{code} ({question.options[code]})" if question.options.get(code) else code
         export.left_out[f"{what} in {column}, read as no answer"] += counts[code]
@@ -425,7 +432,22 @@ def _labelled(name: str, column: str, question: Question, counts: Counter[str]) 
 
 
 def _is_missing(value: str, meaning: str) -> bool:
-    return value in _NO_ANSWER - {"-9", "99", "999"} or bool(_MISSING.match(meaning))
+    return value in _NO_ANSWER - {"-9", "99", "999"} or bool(_MISSING.fullmatch(meaning.strip()))
+
+
+def _missing(labelled: Mapping[str, str], counts: Counter[str]) -> list[str]:
+    """Codes that were chosen and are called no answer; see `_SAID`."""
+    found = [value for value, meaning in labelled.items() if _is_missing(value, meaning)]
+    others = {*labelled, *counts} - {*found}
+    levels = [number for value in others if (number := _number(value)) is not None]
+    low, high = min(levels, default=inf), max(levels, default=-inf)
+    beyond = {value for value in found if (number := _number(value)) is not None
+              and not low <= number <= high}  # fmt: skip
+    return [
+        value
+        for value in found
+        if value in counts and (value in beyond or not _SAID.fullmatch(labelled[value].strip()))
+    ]
 
 
 def _guessed(name: str, column: str, question: Question, counts: Counter[str]) -> Asked:

@@ -188,12 +188,20 @@ def _are_people(export: Export, name: str, chance: float = 1) -> bool:
     return may_name_people(items, values) and len({*values}) > 1 and (1 - alike) ** pairs < chance
 
 
+def _share_items(export: Export) -> bool:
+    """Whether a good part of the rows are of items with several, as where all annotate the same."""
+    times = Counter(read_name(row.get(str(export.item))) for row in export.rows)
+    several = [n for n in times.values() if n > 1]
+    return len(several) >= _SOME and sum(several) >= _REPEATED * len(export.rows)
+
+
 def _files_or_names(export: Export) -> None:
     """Annotators whom a file of their own names, or a column called name."""
     if export.annotator:
         return
     for name in [SOURCE, *(name for name in export.columns if _NAME.fullmatch(name))]:
-        if name not in (export.item, *(export.texts or ())) and _are_people(export, name):
+        known = (export.item, *(export.texts or ()))
+        if name not in known and _share_items(export) and _are_people(export, name):
             export.annotator = name
             what = "each file is taken for what one annotator said; it" if name == SOURCE else name
             export.notes.append(f"{what} names the annotator.")

@@ -128,6 +128,10 @@ def _annotators(export: Export, pattern: str) -> bool:
                 said = match.groupdict()
                 found[said["annotator"]][said.get("question") or _LABEL] = name
         found = _several(found) if "{question}" in pattern else found
+        if how is _PATTERNS[-1] and (who := export.annotator or find_annotator(export)):
+            people = export.values(who)
+            if 2 * len({*people}) <= len(people):  # so these are what raters are asked
+                continue
         if len(found) > 1 and (pattern or _share_questions(export, found)):
             _melt(export, found)
             return True
