@@ -167,6 +167,13 @@ def of_many_items(share: float, right: float) -> Floats:
     return rows * 1e6
 
 
+def resampled_alpha(judged: Ints, truth: Ints, seed: int) -> Floats:
+    """Of a judge and one annotator: of all items, then of resamples."""
+    confusions = judge_confusions(judged.tolist(), truth[:, None].tolist(), 2)
+    totals = Bootstrap(len(truth), 400, seed).totals(confusions)
+    return alpha(totals + totals.swapaxes(1, 2))
+
+
 def edge_coverage(items: int, share: float, right: float, reports: int) -> dict[str, float]:
     """Of 95 % intervals of a report where hardly a label is wrong; of recall, of the rare option.
 
@@ -188,9 +195,7 @@ def edge_coverage(items: int, share: float, right: float, reports: int) -> dict[
             one = found["options"][1][name] if name == "recall" else found[name]
             if np.isfinite(one["low"]):
                 hits.setdefault(name, []).append(one["low"] - 1e-9 <= value <= one["high"] + 1e-9)
-        confusions = judge_confusions(judged.tolist(), [[label] for label in truth], 2)
-        totals = Bootstrap(items, 400, seed).totals(confusions)
-        plain = holds(alpha(totals + totals.swapaxes(1, 2)), true["alpha"], items)
+        plain = holds(resampled_alpha(judged, truth, seed), true["alpha"], items)
         hits.setdefault("alpha by percentiles alone", []).append(plain)
     return {name: float(np.mean(found)) for name, found in hits.items()}
 
@@ -211,14 +216,8 @@ def wrongly_not_inferior(items: int, share: float, reports: int) -> tuple[float,
         systems = {"a": Answers(first), "b": Answers(other)}
         report = evaluate_dimension(kind, votes, systems, settings=Settings(400, seed))
         verdict = report["systems"]["b"]["against_reference"]["verdict"]
-        totals = [
-            Bootstrap(items, 400, seed).totals(
-                judge_confusions(labels.tolist(), [[label] for label in truth], 2)
-            )
-            for labels in (first, other)
-        ]
-        values = [alpha(one + one.swapaxes(1, 2)) for one in totals]
-        plain = difference(values[0], values[1], MARGIN, units=items).verdict
+        values = (resampled_alpha(labels, truth, seed) for labels in (first, other))
+        plain = difference(*values, MARGIN, units=items).verdict
         said[seed] = [one == "not inferior" for one in (verdict, plain)]
     ours, percentiles = said.mean(axis=0).tolist()
     return ours, percentiles

@@ -42,9 +42,10 @@ def pair_accuracy(judged: Sequence[int], votes: Votes) -> float:
 def agreeing_share(
     judged: Sequence[int] | npt.NDArray[np.int64], votes: Votes, n_options: int
 ) -> Floats:
-    """Share of each item's annotators who agree with the judge, N; nan where nobody answered."""
-    counts = vote_counts(votes, n_options).astype(float)
-    return _ratio(counts[np.arange(len(votes)), judged], counts.sum(axis=1))
+    """Share of each item's annotators who agree with the judge, N; nan where either is silent."""
+    labels = np.asarray(judged, dtype=int)
+    counts = vote_counts(votes, n_options) * (labels >= 0)[:, None]
+    return _ratio(counts[np.arange(len(votes)), labels], counts.sum(axis=1))
 
 
 def accuracy(confusion: Floats) -> Floats:

@@ -275,7 +275,7 @@ def read_table(location: str, kind: str | None = None) -> Rows:
         if blank := sorted(set(range(len(rows))) - set(full)):
             first = f"the first is line {lines[blank[0]]}"
             stream.notes.append(f"{location}: {len(blank)} blank rows are left out, {first}.")
-        rows, lines = ([of[k] for k in full] for of in (rows, lines))  # type: ignore[assignment]
+            rows, lines = ([of[k] for k in full] for of in (rows, lines))  # type: ignore[assignment]
     if not rows:
         raise DataError(f"{location} has no rows.")
     return Rows(location, list(columns), rows, lines or None, stream.notes, stream.wording,

@@ -366,7 +366,7 @@ def _system(
     labels = answers.labels.tolist()
     bootstrap, statistics = draws.bootstrap, _confusion_statistics(dimension)
     totals = draws.judge(labels, plain, n_options)
-    said = scores.agreeing_of(judge_confusions(labels, plain, n_options))
+    said = scores.agreeing_share(labels, plain, n_options)
     report = _intervals(totals, statistics, draws.units, (said, bootstrap.unit))
     shared = given.shared
     together, alone = ((said[rows], bootstrap.unit[rows]) for rows in (shared, ~shared))

@@ -197,11 +197,11 @@ def _share_items(export: Export) -> bool:
 
 def _files_or_names(export: Export) -> None:
     """Annotators whom a file of their own names, or a column called name."""
-    if export.annotator:
+    if export.annotator or not _share_items(export):
         return
     for name in [SOURCE, *(name for name in export.columns if _NAME.fullmatch(name))]:
         known = (export.item, *(export.texts or ()))
-        if name not in known and _share_items(export) and _are_people(export, name):
+        if name not in known and _are_people(export, name):
             export.annotator = name
             what = "each file is taken for what one annotator said; it" if name == SOURCE else name
             export.notes.append(f"{what} names the annotator.")

@@ -52,13 +52,14 @@ def unfold(export: Export, pattern: str = "", n_annotators: int = 0) -> None:
         DataError: no column is named like the pattern, or no number of annotators makes the shares.
     """
     lists = _lists(export)
-    if not _annotators(export, pattern) and not lists and (n_annotators or not _is_long(export)):
+    if not _annotators(export, pattern) and not lists and (n_annotators or not _annotator(export)):
         _shares(export, n_annotators)
     _ticks(export)
 
 
-def _is_long(export: Export) -> bool:
-    return (export.annotator or find_annotator(export)) is not None
+def _annotator(export: Export) -> str | None:
+    """The column that names who annotated, of a table with a row an annotation."""
+    return export.annotator or find_annotator(export)
 
 
 def _lists(export: Export) -> bool:
@@ -128,7 +129,7 @@ def _annotators(export: Export, pattern: str) -> bool:
                 said = match.groupdict()
                 found[said["annotator"]][said.get("question") or _LABEL] = name
         found = _several(found) if "{question}" in pattern else found
-        if how is _PATTERNS[-1] and (who := export.annotator or find_annotator(export)):
+        if how is _PATTERNS[-1] and (who := _annotator(export)):
             people = export.values(who)
             if 2 * len({*people}) <= len(people):  # so these are what raters are asked
                 continue
