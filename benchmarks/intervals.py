@@ -25,6 +25,7 @@ from slm_judge.agreement.alpha import (
 from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
 from slm_judge.agreement.compare import MARGIN, difference
 from slm_judge.agreement.scores import accuracy, macro_f1
+from slm_judge.agreement.sets import Chosen, annotator_pairs, judge_pairs
 from slm_judge.agreement.two_way import TwoWay
 from slm_judge.data.predictions import Answers
 from slm_judge.evaluation.dimension import (
@@ -34,6 +35,7 @@ from slm_judge.evaluation.dimension import (
     evaluate_dimension,
     probe,
 )
+from slm_judge.evaluation.sets import set_figures
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -197,6 +199,41 @@ def edge_coverage(items: int, share: float, right: float, reports: int) -> dict[
                 hits.setdefault(name, []).append(one["low"] - 1e-9 <= value <= one["high"] + 1e-9)
         plain = holds(resampled_alpha(judged, truth, seed), true["alpha"], items)
         hits.setdefault("alpha by percentiles alone", []).append(plain)
+    return {name: float(np.mean(found)) for name, found in hits.items()}
+
+
+SETS = tuple(map(frozenset, ([], [0], [1], [1, 2], [0, 3])))
+SHARES_OF_SETS = (0.5, 0.2, 0.15, 0.1, 0.05)
+
+
+def said_sets(
+    rng: np.random.Generator, items: int, right: float
+) -> tuple[list[Chosen], list[list[Chosen]]]:
+    """Sets of a judge and of 2 annotators, who are as good."""
+    truth = rng.choice(len(SETS), items, p=SHARES_OF_SETS)
+    said = noisy(rng, np.tile(truth[:, None], 3), right, len(SETS))
+    first, *others = [[SETS[k] for k in column] for column in said.T]
+    return first, list(map(list, zip(*others, strict=True)))
+
+
+def set_coverage(items: int, right: float, reports: int) -> dict[str, float]:
+    """Of 95 % intervals of the alpha of sets, the judge's and the annotators'."""
+    judged, votes = said_sets(np.random.default_rng(9), 20_000, right)
+    of = {"judge": judge_pairs(judged, votes, 4, "masi"),
+          "annotators": annotator_pairs(votes, 4, "masi")}  # fmt: skip
+    true = {who: float(pairs.alpha(pairs.per_item.sum(axis=0))) for who, pairs in of.items()}
+    hits = dict[str, list[bool]]()
+    for seed in range(reports):
+        judged, votes = said_sets(np.random.default_rng((9, seed)), items, right)
+        bootstrap = Bootstrap(items, 400, seed)
+        of = {"judge": judge_pairs(judged, votes, 4, "masi"),
+              "annotators": annotator_pairs(votes, 4, "masi")}  # fmt: skip
+        for who, pairs in of.items():
+            found, values = set_figures(pairs, bootstrap)
+            plain = holds(values, true[who], items)
+            hits.setdefault(f"{who}, by percentiles alone", []).append(plain)
+            held = found["alpha"]["low"] <= true[who] <= found["alpha"]["high"]
+            hits.setdefault(who, []).append(held)
     return {name: float(np.mean(found)) for name, found in hits.items()}
 
 
@@ -394,6 +431,15 @@ def lines(reports: int) -> Iterator[str]:
         order = ("alpha by percentiles alone", "alpha", "accuracy", "recall", "macro_f1")
         cells = " | ".join(f"{found[name]:.1%}" for name in order)
         yield f"| {items}, {share}, {right} | {cells} |"
+    yield (
+        "\nThe alpha of sets (`type: multi`):\n\n"
+        "| items, share of right sets | judge, by percentiles alone | judge "
+        "| annotators, by percentiles alone | annotators |\n"
+        "| --- | ---: | ---: | ---: | ---: |"
+    )
+    for items, right in ((20, 0.99), (60, 0.99), (60, 0.97), (200, 0.9)):
+        shares = set_coverage(items, right, reports).values()
+        yield f"| {items}, {right} | {' | '.join(f'{x:.1%}' for x in shares)} |"
     yield (
         f"\nCalled not inferior, though alpha loses the margin of {MARGIN}:\n\n"
         "| items, share of the rare option | by percentiles alone | in a report |\n"

@@ -4,9 +4,7 @@ from pathlib import Path, PurePath
 
 from slm_judge.artefact.base import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE
 from slm_judge.artefact.judge_files import ADAPTER_FOLDER, FILES, QUESTIONS, adapter_beside
-from slm_judge.run import Run
-
-from .settings import FACTS
+from slm_judge.run import FACTS, Run
 
 ADAPTER = "adapter"
 # Weights, configuration, tokenizer and contract, by the names that libraries and slm-judge write.

@@ -30,13 +30,12 @@ from slm_judge.errors import JudgeError, VerificationError
 from slm_judge.files import content_hash
 from slm_judge.hub import hub_errors, repeated
 from slm_judge.recipe import VerifyConfig, public_settings
-from slm_judge.run import Run
+from slm_judge.run import FACTS, Run
 from slm_judge.screen import Sheet, say
 
 from .artefacts import BESIDE, artefacts, is_part, parts
 from .dataset import SPLITS, annotated_items
 from .gguf import contents
-from .settings import FACTS, training_facts
 from .space import space_files
 from .verify import REPORT, read_report
 
@@ -114,7 +113,7 @@ def left_out(run: Run) -> list[Path]:
 
 def plan(run: Run, user: str, report: Mapping[str, Any], data: bool = False) -> list[Repository]:
     """The four repositories of a verified run, and before them that of its `data` if asked for."""
-    recipe, facts = run.recipe(), training_facts(run.adapter)
+    recipe, facts = run.recipe(), run.facts()
     facts["base_commit"] = Base.load(run.adapter).revision
     facts["adapter_beside"] = adapter_beside(run.bnb)
     evaluation = read_report(run, NUMBERS)

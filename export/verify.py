@@ -1,6 +1,5 @@
 """`slm-judge verify`: the exported files, run on held-out items, against adapter and annotators."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -25,11 +24,11 @@ from slm_judge.data.predictions import (
 )
 from slm_judge.data.read import Annotations
 from slm_judge.data.sets import whole_sets
-from slm_judge.errors import DataError, JudgeError
+from slm_judge.errors import DataError
 from slm_judge.evaluation.annotators import of_shared
 from slm_judge.evaluation.evaluate import PROBES, Evaluation, evaluate, systems_of
 from slm_judge.evaluation.probes import PROBED_ITEMS, option_order
-from slm_judge.files import content_hash, finite, write_json
+from slm_judge.files import content_hash, finite, read_back, write_json
 from slm_judge.judge.judge import Judge
 from slm_judge.recipe import VerifyConfig
 from slm_judge.rubric import Preference, Rubric
@@ -225,13 +224,7 @@ def read_report(run: Run, name: str = REPORT) -> dict[str, Any]:
         JudgeError: there is none, or it is damaged.
     """
     path = run.require(run.report / name, f"verify {run.folder}")
-    try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return dict(report)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise JudgeError(
-            f"{path} is damaged; run `slm-judge verify {run.folder}` again: {error}"
-        ) from error
+    return read_back(path, f"run `slm-judge verify {run.folder}` again")
 
 
 def agreement_table(report: Mapping[str, Any]) -> Sheet:

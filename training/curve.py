@@ -35,7 +35,7 @@ from slm_judge.data.split import load_splits, nested
 from slm_judge.errors import JudgeError
 from slm_judge.evaluation.annotators import of_shared
 from slm_judge.evaluation.baselines import fit_systems
-from slm_judge.files import finite, locked, remove, write_json
+from slm_judge.files import finite, locked, read_back, remove, write_json
 from slm_judge.recipe import Recipe, TrainingConfig, public_settings
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.screen import Sheet, say
@@ -80,7 +80,7 @@ class _Curve:
         path = self.path(size, seed)
         if not path.exists():
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = read_back(path, "remove it, and it is computed again")
         if found["job"] != self.job:
             raise JudgeError(
                 f"{path} was computed with another recipe, rubric or other data. Name another "

@@ -18,7 +18,7 @@ from slm_judge.files import atomic_folder, remove, write_json, write_text
 from slm_judge.offline.smollm2 import REPOSITORY
 from slm_judge.recipe import Recipe, public_settings
 from slm_judge.rubric import RUBRIC_FILE, Rubric
-from slm_judge.run import Run
+from slm_judge.run import FACTS, Run
 
 Splits = dict[str, list[Item]]
 
@@ -187,4 +187,4 @@ def save_adapter(
         tokenizer.save_pretrained(work)
         contract.save(work)
         base.save(work)
-        write_json(work / "training.json", facts)
+        write_json(work / FACTS, facts)

@@ -5,7 +5,6 @@ split is that of the recipe's own seed. The first is trained in the run itself, 
 `--seeds`, the others in `seeds/<seed>/`, where the adapter and the predictions of each one stay.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from slm_judge.judge.answer import answers_from_logits, collected
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.rubric import Rubric
-from slm_judge.run import Run
+from slm_judge.run import FACTS, Run
 from slm_judge.screen import Sheet, say
 
 from .model import Learner
@@ -75,7 +74,7 @@ def train_seeds(
     if not (run.adapter.exists() or run.of_seed(seeds[0]).adapter.exists()):
         train(learner, console)
     if process.is_main_process and run.adapter.exists():
-        own = run.of_seed(_facts(run.adapter)["recipe"]["training"]["seed"])
+        own = run.of_seed(run.facts()["recipe"]["training"]["seed"])
         if not own.adapter.exists():
             _copy(run, own)
     process.wait_for_everyone()
@@ -101,8 +100,8 @@ def _conclude(learner: Learner, seeds: Sequence[int], console: Console) -> None:
     scores = report["validation"][OVERALL]["by_seed"]
     best = max(range(len(seeds)), key=lambda k: scores[k] if isfinite(scores[k]) else -inf)
     report = finite(report | {"kept": seeds[best]})
-    own, before = run.of_seed(seeds[best]), run.adapter.exists() and _facts(run.adapter)
-    facts = _facts(own.adapter) | {"seeds": report}
+    own, before = run.of_seed(seeds[best]), run.adapter.exists() and run.facts()
+    facts = own.facts() | {"seeds": report}
     if facts != before:
         _copy(own, run, facts)
         if run.merged.exists():
@@ -168,16 +167,7 @@ def _copy(source: Run, target: Run, facts: Mapping[str, Any] | None = None) -> N
     with atomic_folder(target.adapter) as work:
         shutil.copytree(source.adapter, work, dirs_exist_ok=True)
         if facts:
-            write_json(work / "training.json", facts)
-
-
-def _facts(adapter: Path) -> dict[str, Any]:
-    path = adapter / "training.json"
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise JudgeError(f"{path} is damaged; train again with --overwrite: {error}") from error
-    return facts
+            write_json(work / FACTS, facts)
 
 
 def table(report: Mapping[str, Any]) -> Sheet:

@@ -139,6 +139,18 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, f"{text}\n")
 
 
+def read_back(path: Path, remedy: str) -> dict[str, Any]:
+    """An object that `write_json` wrote.
+
+    Raises:
+        JudgeError: it is damaged; `remedy` says how to get another.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise JudgeError(f"{path} is damaged; {remedy}: {error}") from error
+
+
 def check_places(
     read: Mapping[str, object], written: Mapping[str, Path | str | None], overwrite: bool
 ) -> None:

@@ -4,15 +4,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
 
 from .errors import JudgeError
-from .files import TEMPORARY, locked, remove, sweep, write_text
+from .files import TEMPORARY, locked, read_back, remove, sweep, write_text
 from .recipe import Recipe, public_settings
 from .rubric import RUBRIC_FILE, Rubric, explain
 from .screen import say
+
+FACTS = "training.json"
+"""What training writes beside the adapter: versions, hashes, metrics and time."""
 
 # Sections of the recipe that training does not use.
 _AFTER_TRAINING = {"export", "verify", "card"}
@@ -187,6 +191,14 @@ class Run:
         """
         path = self.require(self.adapter / RUBRIC_FILE, f"train {self.recipe_file}")
         return Rubric.from_json(path.read_bytes(), str(path))
+
+    def facts(self) -> dict[str, Any]:
+        """What training wrote beside the adapter.
+
+        Raises:
+            JudgeError: it is damaged.
+        """
+        return read_back(self.adapter / FACTS, "train again with --overwrite")
 
     def require(self, path: Path, command: str) -> Path:
         """`path`, or an error naming the command that makes it.

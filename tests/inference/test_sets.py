@@ -27,7 +27,7 @@ from slm_judge.errors import DataError, RubricError
 from slm_judge.evaluation.baselines import ANNOTATOR, _set_table
 from slm_judge.evaluation.dimension import Settings
 from slm_judge.evaluation.evaluate import evaluate, of_files
-from slm_judge.evaluation.sets import evaluate_set
+from slm_judge.evaluation.sets import evaluate_set, set_figures
 from tests.conftest import ROOT, annotation_from_logits
 
 ABUSIVE = {"name": "abusive", "type": "noul", "instructions": "Is it?"}
@@ -237,6 +237,48 @@ def test_alpha_is_that_of_nltk(distance):
     task = agreement.AnnotationTask(data, getattr(metrics, f"{distance}_distance"))
     pairs = judge_pairs([*judged, None], [*(row[1:] for row in votes), [frozenset()]], 4, distance)
     assert pairs.alpha(pairs.per_item.sum(axis=0)) == pytest.approx(task.alpha())
+
+
+def moved(pairs_of, said, sets):
+    """What totals gain if one set is another, computed by saying it: mean over items and sets."""
+    before, found = pairs_of(said), []
+    for item, row in enumerate(said):
+        for place, own in enumerate(row):
+            for other in sets - {own}:
+                changed = [list(one) for one in said]
+                changed[item][place] = other
+                pairs = pairs_of(changed)
+                found.append(pairs.per_item.sum(axis=0) / len(row) / (len(sets) - 1))
+    return sum(found) - len(said) * before.per_item.sum(axis=0)
+
+
+def test_errors_that_were_not_seen_are_those_of_sets_said_otherwise():
+    """Items without pairs come first, in which each set occurs, so that totals have one order."""
+    rng, sets = np.random.default_rng(3), [frozenset(s) for s in ((), (0,), (1, 2), (0, 3))]
+    votes = [[sets[k] for k in rng.integers(0, 4, m)] for m in (2, 3, 1, 2, 3)]
+    judged = [[sets[k]] for k in rng.integers(0, 4, len(votes))]
+
+    def of_judge(said):
+        return judge_pairs([None, *(row[0] for row in said)], [sets, *votes], 4, "masi")
+
+    def of_annotators(said):
+        return annotator_pairs([*([one] for one in sets), *said], 4, "masi")
+
+    assert of_judge(judged).change == pytest.approx(moved(of_judge, judged, {*sets}))
+    several = [row for row in votes if len(row) > 1]
+    assert of_annotators(several).change == pytest.approx(moved(of_annotators, several, {*sets}))
+
+
+def test_an_interval_of_sets_without_an_error_has_a_width():
+    votes = [[frozenset([i % 3])] * 2 for i in range(30)]
+    judged = [row[0] for row in votes]
+    for pairs in (judge_pairs(judged, votes, 3, "masi"), annotator_pairs(votes, 3, "masi")):
+        found, _ = set_figures(pairs, Bootstrap(30, 400, 0))
+        for name in ("alpha", "subset_accuracy", "micro_f1", "macro_f1"):
+            assert (found[name]["estimate"], found[name]["high"]) == (1, 1)
+            assert 0.7 < found[name]["low"] < 0.97, name
+    alone = judge_pairs(judged[:1] * 30, votes[:1] * 30, 3, "masi")  # one set occurs
+    assert set_figures(alone, Bootstrap(30, 400, 0))[0]["subset_accuracy"]["low"] < 0.97
 
 
 def test_f1_and_equal_sets_are_those_of_scikit_learn():

@@ -112,16 +112,27 @@ def with_unseen(
         becomes another one, any as likely; of groups, for as many items as theirs are worth. None
         where so many are wrong already (`FEW`) that resamples vary as they should.
     """
+    first, others = totals[0], max(totals.shape[-1] - 1, 1)
+    change = (first.sum(axis=-1, keepdims=True) - first * (others + 1)) / others
+    if symmetric:
+        change = (change + change.T) / 2
+    return with_changes(totals, change, agreeing, groups)
+
+
+def with_changes(
+    totals: Floats,
+    change: Floats,
+    agreeing: Floats,
+    groups: Sequence[Hashable] | npt.NDArray[np.int64],
+) -> Floats | None:
+    """`with_unseen` of totals of any shape; `change` is what they gain if all labels are wrong."""
     known = np.isfinite(agreeing)
     if not known.any() or (1 - agreeing[known]).sum() >= FEW:
         return None
-    first, others = totals[0], max(totals.shape[-1] - 1, 1)
     items = independent_items(agreeing[known], np.asarray(groups)[known].tolist())
-    change = (first.sum(axis=-1, keepdims=True) - first * (others + 1)) / others / items
-    if symmetric:
-        change = (change + change.T) / 2
     times = np.random.default_rng(0).poisson(UNSEEN, len(totals)) * (np.arange(len(totals)) > 0)
-    found: Floats = np.maximum(totals + times[:, None, None] * change, 0)
+    wrong = times.reshape(-1, *[1] * change.ndim)
+    found: Floats = np.maximum(totals + wrong * (change / items), 0)
     return found
 
 

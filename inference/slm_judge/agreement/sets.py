@@ -8,13 +8,14 @@ Two empty sets are equal.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from .alpha import Floats
+from .compare import with_changes
 
 Chosen = frozenset[int]
 """Options."""
@@ -47,6 +48,15 @@ class Pairs:
     per_item: Floats
     """N x (1 + V + 2 + 3 K): disagreement; how often each set stands in a pair; pairs that are
     equal, and all; and of each option how often both chose it, the judge alone, the other alone."""
+    change: Floats
+    """Of their sum, if each item's set were another one, any as likely (of annotators, one's)."""
+
+    def unseen(
+        self, totals: Floats, groups: Sequence[Hashable] | npt.NDArray[np.int64]
+    ) -> Floats | None:
+        """Totals with errors that were not seen: see `with_unseen`."""
+        equal, pairs = self.per_item[:, len(self.distances) + 1 :][:, :2].T
+        return with_changes(totals, self.change, _ratio(equal, pairs), groups)
 
     def alpha(self, totals: Floats) -> Floats:
         """Of totals; nan where there is no pair, 1 where one set alone occurs."""
@@ -124,8 +134,12 @@ def _pairs(
     """
     known = {one: k for k, one in enumerate(dict.fromkeys(
         one for own, others, _ in rows for one in (*own, *others)))}  # fmt: skip
+    if len(known) == 1:  # the one that might have been another
+        known[next(iter(known)) ^ {0}] = 1
     found = np.zeros((len(rows), 3 + len(known) + 3 * n_options))
     distances = set_distances(list(known), distance)
+    options = np.stack([_chosen([one], n_options) for one in known]) if known else np.zeros((0, 0))
+    change = np.zeros(found.shape[1])
     for item, (own, others, weight) in zip(found, rows, strict=True):
         if not own or not others or not weight:
             continue
@@ -141,7 +155,32 @@ def _pairs(
         item[len(known) + 1 :] = (
             np.array([a @ b - same * len(own), pairs, *counts.ravel()]) / weight
         )
-    return Pairs(distances, found)
+        for k in np.flatnonzero(a):
+            rest = b - same * (np.arange(len(b)) == k)
+            moved = _moved(k, rest, distances, options, same)
+            change += moved * a[k] / len(own) / weight
+    return Pairs(distances, found, change)
+
+
+def _moved(k: int, others: Floats, distances: Floats, options: Floats, same: bool) -> Floats:
+    """What an item's sums gain if one of its sets, the k-th of V, is another one.
+
+    Args:
+        k: the set.
+        others: V, how often each set stands against it.
+        distances: V x V.
+        options: V x K, which of them each set holds.
+        same: the others are also compared with it.
+    """
+    step, number = np.full(len(others), 1 / (len(others) - 1)), others.sum()
+    step[k] = -1.0
+    both = (step @ options) * (others @ options)
+    single = np.stack([both, number * (step @ options) - both, -both], axis=1)
+    if same:
+        single += single[:, [0, 2, 1]]
+    equal = (1 + same) * step @ others
+    disagreement = 2 * step @ distances @ others
+    return np.concatenate([[disagreement], step * number, [equal, 0], single.ravel()])
 
 
 def _counts(sets: Sequence[Chosen], known: Mapping[Chosen, int]) -> Floats:

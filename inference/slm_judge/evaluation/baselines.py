@@ -478,8 +478,13 @@ def _set_table(
 
 
 def _set_scores(pairs: Pairs, bootstrap: Bootstrap) -> Scores:
-    found = pairs.statistics(bootstrap.totals(pairs.per_item))
-    return _intervals(found | {"accuracy": found["subset_accuracy"]}, bootstrap)
+    def statistics(totals: Shares | None) -> dict[str, Shares]:
+        found = {} if totals is None else pairs.statistics(totals)
+        return found | {"accuracy": found["subset_accuracy"]} if found else found
+
+    totals = bootstrap.totals(pairs.per_item)
+    unseen = statistics(pairs.unseen(totals, bootstrap.unit))
+    return _intervals(statistics(totals), bootstrap, unseen)
 
 
 def results_table(dimension: Dimension | Multi, rows: Mapping[str, Scores], n_items: int) -> Sheet:

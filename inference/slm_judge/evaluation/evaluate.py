@@ -1,6 +1,5 @@
 """`slm-judge evaluate`: may this judge stand in for annotators? One page, figures and numbers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -26,7 +25,7 @@ from slm_judge.data.read import (
 from slm_judge.data.sets import whole_sets
 from slm_judge.data.tables import require_columns
 from slm_judge.errors import DataError, JudgeError
-from slm_judge.files import finite
+from slm_judge.files import finite, read_back
 from slm_judge.recipe import Recipe
 from slm_judge.rubric import Rubric
 from slm_judge.run import Run
@@ -77,7 +76,10 @@ def of_run(run: Run, groups: Sequence[str] = (), settings: Settings | None = Non
         JudgeError: the run is not verified.
     """
     recipe, rubric, items = run.recipe(), run.rubric(), load_split(run.data, "test")
-    probes = json.loads(run.require(run.report / PROBES, f"verify {run.folder}").read_text("utf-8"))
+    command = f"verify {run.folder}"
+    probes = read_back(
+        run.require(run.report / PROBES, command), f"run `slm-judge {command}` again"
+    )
     systems: Systems = {}
     kept: list[int] = []
     for name in systems_of(run):

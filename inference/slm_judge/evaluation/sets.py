@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from slm_judge.agreement.bootstrap import Bootstrap, percentile_interval
+from slm_judge.agreement.compare import careful_interval
 from slm_judge.agreement.sets import Chosen, Pairs, annotator_pairs, best_constants, judge_pairs
 from slm_judge.data.item import Item
 from slm_judge.data.predictions import Answers
@@ -77,18 +78,18 @@ def evaluate_set(
     several = [row if len(row) > 1 else [] for row in said]
     among = None
     if any(several):
-        found, among = _figures(annotator_pairs(several, k, one.distance), bootstrap)
+        found, among = set_figures(annotator_pairs(several, k, one.distance), bootstrap)
         report["humans"] = {"items": sum(map(bool, several)), **found}
     compared = several if any(several) else said
     best = best_constants(compared, k, one.distance)
-    report["constant"] = {name: _figures(of, bootstrap)[0][name] for name, of in best.items()}
+    report["constant"] = {name: set_figures(of, bootstrap)[0][name] for name, of in best.items()}
     if among is not None:
         constant = best["alpha"].alpha(bootstrap.totals(best["alpha"].per_item))
         minus = percentile_interval(constant - among, units=bootstrap.units)
         report["constant"]["minus_annotators"] = minus.as_dict()
     for name, own in judged.items():
         chosen = [own[i] for i in rows]
-        found, alphas = _figures(judge_pairs(chosen, compared, k, one.distance), bootstrap)
+        found, alphas = set_figures(judge_pairs(chosen, compared, k, one.distance), bootstrap)
         if among is not None:
             minus = percentile_interval(alphas - among, units=bootstrap.units)
             found["minus_annotators"] = minus.as_dict()
@@ -106,12 +107,15 @@ def evaluate_set(
     return report
 
 
-def _figures(pairs: Pairs, bootstrap: Bootstrap) -> tuple[dict[str, Any], Any]:
+def set_figures(pairs: Pairs, bootstrap: Bootstrap) -> tuple[dict[str, Any], Any]:
     """All statistics with their intervals; and alpha, followed by that of the resamples."""
-    found = pairs.statistics(bootstrap.totals(pairs.per_item))
+    totals = bootstrap.totals(pairs.per_item)
+    unseen = pairs.unseen(totals, bootstrap.unit)
+    found = pairs.statistics(totals)
+    more = {} if unseen is None else pairs.statistics(unseen)
     intervals = {
-        name: percentile_interval(
-            values, bounds=BOUNDS.get(name, (0.0, 1.0)), units=bootstrap.units
+        name: careful_interval(
+            values, more.get(name), BOUNDS.get(name, (0.0, 1.0)), bootstrap.units
         ).as_dict()
         for name, values in found.items()
     }
