@@ -70,8 +70,9 @@ def _systems(rows: Rows) -> str:
 
 
 def _about(rows: Rows) -> str:
-    result = rows[0][1]
-    items = ", ".join(f"{n} {name}" for name, n in result["items"].items())
+    parts = rows[0][1]["items"]
+    of = {name: {result["items"][name]: None for _, result in rows} for name in parts}
+    items = ", ".join(f"{' or '.join(map(str, numbers))} {name}" for name, numbers in of.items())
     seconds = spread([result["seconds"] for _, result in rows], 0)
     return f"Seeds: {len(rows)}; items: {items}; {seconds} s of training.\n"
 

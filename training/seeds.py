@@ -105,7 +105,9 @@ def _conclude(learner: Learner, seeds: Sequence[int], console: Console) -> None:
     if facts != before:
         _copy(own, run, facts)
         if run.merged.exists():
-            say(console, [f"{run.adapter} is written anew: export and verify again."])
+            remove(run.predictions)  # what others said, by which nobody is to judge this one
+            say(console, [f"{run.adapter} is written anew, and the predictions of the one before "
+                          "are removed: export and verify again."])  # fmt: skip
     write_json(run.report / "seeds.json", report)
     others = [run.of_seed(seed) for seed in seeds if seed != seeds[best]]
     for other in [*others, *([run] if best else [])]:

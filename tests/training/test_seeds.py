@@ -101,8 +101,11 @@ def test_a_plain_run_is_one_of_the_seeds_and_takes_more(seeded, tmp_path):
     assert not same(run, seeded.of_seed(0))
     assert not run.seeds.exists()
     assert [path.name for path in run.report.iterdir()] == ["validation.jsonl"]
+    for path in (run.merged, run.predictions):  # of the adapter that is now one of several
+        path.mkdir()
     Watch.started.clear()
     train(recipe, resume=True, splits=splits, seeds=2)
+    assert not run.predictions.exists()
     assert same(run.of_seed(1), seeded.of_seed(1))  # trained alone and after another
     other = 3 - facts(run)["seeds"]["kept"]
     items, rubric = splits["validation"], run.rubric()

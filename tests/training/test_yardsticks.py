@@ -19,7 +19,7 @@ from slm_judge.artefact.judge_files import Contract
 from slm_judge.data.item import Item, load_split
 from slm_judge.errors import JudgeError, ModelError
 from slm_judge.evaluation import openai
-from slm_judge.evaluation.baselines import baselines, fit_systems
+from slm_judge.evaluation.baselines import _names_of, baselines, fit_systems
 from slm_judge.evaluation.encoder import embed
 from slm_judge.evaluation.openai import Server, ask_server, read_answer
 from slm_judge.evaluation.zero_shot import zero_shot
@@ -60,6 +60,12 @@ def test_a_base_is_asked_untrained_and_too_long_items_are_cut(support):
     assert all(len(found[d.name]) == 2 for d in support.dimensions)
     with pytest.raises(ModelError, match="no file or folder"):
         zero_shot("no/such/folder", support, items, QUIET)
+
+
+def test_two_folders_of_one_name_are_two_systems(support):
+    names = _names_of(["/a/x/merged", "tiny", "/a/y/merged", "/a/merge"])
+    assert len({*names}) == 4
+    assert names[0] != names[2] == f"{names[0]} (2)"
 
 
 # --- an encoder ---------------------------------------------------------------------------------
@@ -297,6 +303,82 @@ def test_a_server_that_refuses_all_ends_it_and_nothing_is_kept(chat, support, tm
     assert [line for p in tmp_path.glob("openai-*.jsonl") for line in p.open()] == []
 
 
+MANY = [Item(f"{k}", {"text": f"message {k:03}"}, {}, f"{k}") for k in range(20)]
+
+
+def test_a_limit_of_requests_is_waited_for_as_long_as_it_lets_some_through(
+    chat, support, tmp_path, monkeypatch
+):
+    """One request in four is taken: more are refused than any one of them would be tried."""
+    chat.script = [refused(429, "slow down"), refused(429, "slow down"), refused(429, "slow down"),
+                   {}] * 20  # fmt: skip
+    _, notes = ask(chat, support, tmp_path, MANY, concurrency=8)
+    assert "20 answers, 20 of them asked now" in notes[0]
+    monkeypatch.setattr(openai, "PATIENCE", 0.2)
+    chat.script = [refused(429, "none left")] * 100
+    with pytest.raises(JudgeError, match=r"429: none left\. What was answered is kept"):
+        ask(chat, support, tmp_path, ITEMS)
+    assert 80 < len(chat.script) < 98  # asked again, but not for ever
+
+
+def test_a_server_that_refuses_all_of_a_sudden_is_no_judge_of_items(chat, support, tmp_path):
+    chat.script = [{}] * 3 + [refused(400, "Billing hard limit has been reached")] * 40
+    with pytest.raises(JudgeError, match="does not answer any more: 400: Billing hard limit"):
+        ask(chat, support, tmp_path, MANY)
+    chat.script.clear()
+    chat.asked.clear()
+    found, _ = ask(chat, support, tmp_path, MANY)
+    assert found["m/1 (server)"]["topic"] == [1] * 20
+    assert len(chat.asked) == 17
+    # And if it does so at the last items, too few in a row to wonder before.
+    (tmp_path / "openai-m-1.jsonl").unlink()
+    chat.script = [{}] * 18 + [refused(403, "The key was revoked")] * 10
+    with pytest.raises(JudgeError, match="does not answer any more: 403: The key was revoked"):
+        ask(chat, support, tmp_path, MANY)
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        (refused(500, "cannot"), openai.TRIES),
+        ({"raw": "[" * 100_000}, openai.TRIES),
+        ({"stall": 3}, openai._SLOW_TRIES),
+        (refused(403, "flagged by moderation"), 1),
+    ],
+)
+@pytest.mark.parametrize("item", [0, 5])
+def test_one_item_that_breaks_the_server_costs_itself_alone(
+    chat, support, tmp_path, step, number, item
+):
+    if item == 0 and step.get("status") == 403:
+        pytest.skip("of the very first request, it is the key that is refused")
+
+    def broken(body):
+        return step if f"message {item:03}" in body["messages"][1]["content"] else {}
+
+    chat.script = [broken] * 100
+    found, notes = ask(chat, support, tmp_path, MANY[:8], timeout=0.5)
+    assert found["m/1 (server)"]["topic"] == [None if k == item else 1 for k in range(8)]
+    assert re.search("(refused|failed on) 1 requests, e.g. .*; the same command asks", notes[-1])
+    assert 0 <= len(chat.asked) - (7 + number) <= 1  # one that was answered is asked once more
+    chat.asked.clear()
+    again, _ = ask(chat, support, tmp_path, MANY[:8], timeout=0.5)
+    wishes = 3 if "status" in step and step["status"] == 403 else 1  # it might mind one of these
+    assert (again, len(chat.asked)) == (found, number * wishes + 1)
+    chat.script.clear()
+    found, notes = ask(chat, support, tmp_path, MANY[:8])
+    assert (found["m/1 (server)"]["topic"], len(notes)) == ([1] * 8, 1)
+
+
+@pytest.mark.parametrize("count", ['"n/a"', "NaN", "-5", "1e300", "[]"])
+def test_what_a_server_miscounts_is_not_counted(chat, support, tmp_path, count):
+    answer = {"choices": [{"message": {"content": chat.right}}], "usage": {"prompt_tokens": "?"}}
+    chat.script = [{"raw": json.dumps(answer).replace('"?"', count)}] * 2
+    found, notes = ask(chat, support, tmp_path, ITEMS[:2])
+    assert found["m/1 (server)"]["topic"] == [1, 1]
+    assert "0 prompt and 0 completion tokens" in notes[0]
+
+
 GOOD = {"urgency": 1, "topic": "billing", "refund": True}
 
 
@@ -333,10 +415,13 @@ def test_unreadable_answers_count_as_wrong_and_runs_have_a_spread(run, chat, cap
 
 
 def test_what_is_no_server_is_refused(chat, support, tmp_path, monkeypatch):
-    for url in ("127.0.0.1:80", "ftp://a/v1", "http://user:sk-1@a/v1", "http://a b", "http://"):
+    for url in ("127.0.0.1:80", "ftp://a/v1", "http://user:sk-1@a/v1", "http://a b", "http://",
+                "http://localhost..:8000/v1", "http://127.0.0.1:99999/v1"):  # fmt: skip
         with pytest.raises(JudgeError, match="--openai is the address") as caught:
             Server(url, "m")
         assert "sk-1" not in str(caught.value)
+    with pytest.raises(JudgeError, match="--timeout is in seconds"):
+        Server(chat.url, "m", timeout=float("inf"))
     with pytest.raises(JudgeError, match="needs --model"):
         Server(chat.url, " ")
     monkeypatch.setenv(openai.KEY, "sk-1\nx")

@@ -155,7 +155,7 @@ def _pairs(
         item[len(known) + 1 :] = (
             np.array([a @ b - same * len(own), pairs, *counts.ravel()]) / weight
         )
-        for k in np.flatnonzero(a):
+        for k in np.flatnonzero(a).tolist():
             rest = b - same * (np.arange(len(b)) == k)
             moved = _moved(k, rest, distances, options, same)
             change += moved * a[k] / len(own) / weight

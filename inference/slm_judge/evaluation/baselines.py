@@ -116,10 +116,9 @@ def baselines(
         notes += spent
     fitted, left_out = fit_systems(train, test, rubric, encoder, console)
     judged, partial_ones = judge_predictions(run, test, rubric)
-    untrained = {
-        f"zero-shot {public_settings({'model': m})['model']}": zero_shot(m, rubric, test, console)
-        for m in zero_shots
-    }
+    untrained: dict[str, Mapping[str, Sequence[int | None]]] = {}
+    for model, name in zip(zero_shots, _names_of(zero_shots), strict=True):
+        untrained[name] = zero_shot(model, rubric, test, console)
     systems |= {**fitted, **judged, **untrained, **answered}
     notes = [*left_out, *partial_ones, *notes]
     groups = [item.group for item in test]
@@ -150,6 +149,13 @@ def baselines(
     say(console, notes)
     write_json(run.report / REPORT, as_json(results))
     return results
+
+
+def _names_of(models: Sequence[str]) -> list[str]:
+    """Of the systems; two folders of one name are told apart by their number."""
+    names = [f"zero-shot {public_settings({'model': model})['model']}" for model in models]
+    which = [names[: k + 1].count(name) for k, name in enumerate(names)]
+    return [f"{name} ({n})" if n > 1 else name for name, n in zip(names, which, strict=True)]
 
 
 # --- the systems --------------------------------------------------------------------------------

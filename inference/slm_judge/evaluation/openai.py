@@ -1,7 +1,7 @@
 """A model behind an OpenAI-compatible address (OpenAI, vLLM, Ollama, llama-server), asked a rubric.
 
 One request an item, with all dimensions. Each answer is kept in a file as it comes, so that the
-same command goes on where it stopped, and asks nothing twice.
+same command goes on where it stopped, and asks nothing twice but what got no answer.
 """
 
 import hashlib
@@ -10,15 +10,15 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
+from typing import Any, Literal
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -35,18 +35,40 @@ KEY = "OPENAI_API_KEY"
 """The environment variable with the key, which goes to the server and nowhere else."""
 TRIES, FIRST_WAIT, LONGEST_WAIT = 6, 1.0, 120.0
 """Of a request, and the seconds before the second one and at most before any."""
-_REFUSALS = 5  # in a row, after which a server that never answered is given up
+PATIENCE = 600.0
+"""Seconds without an answer after which a server that limits its requests is given up."""
+_SLOW_TRIES = 2  # of a request that is not answered in time
+_LONGEST_TIMEOUT = 86400.0
+_REFUSALS, _FAILURES = 5, 2  # after which a server that never answered is given up
+_GROWTH = 5  # answers for each request at a time, after which one more goes at a time
 _LARGEST = 16 << 20  # bytes of an answer
 _AGAIN = "What was answered is kept; the same command asks only the rest."
+_LOST = ("refused", "failed on")
+"""What a server did with a request that it did not answer."""
 _Job = tuple[str, int]  # hash of the prompt, and number of the run
+
+
+Fault = Literal["limit", "server", "request"]
+"""Whether too many requests came, the server is at fault, or perhaps this request is."""
 
 
 class _RefusedError(Exception):
     """The server does not take this request; another one it may take."""
 
 
+@dataclass
 class _PassingError(Exception):
-    """A fault that may pass; its second argument is what `Retry-After` says."""
+    """A fault that may pass."""
+
+    reason: str
+    told: float | None = None
+    """Seconds, as `Retry-After` says."""
+    tries: int = TRIES
+    kind: Fault = "server"
+
+
+class _FailedError(Exception):
+    """The faults of a request did not pass; those of another may."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +90,18 @@ class Server:
 
     def __post_init__(self) -> None:
         """Refuse, with a JudgeError, what no request can be made of."""
-        if not re.fullmatch(
-            r"https?://([\w.-]+|\[[0-9a-f:]+\])(:\d{1,5})?(/[!-~]*)?", self.url
-        ) or (set("?#") & set(self.url)):
+        address = re.fullmatch(
+            r"https?://([\w-]+(?:\.[\w-]+)*\.?|\[[0-9a-f:]+\])(?::(\d{1,5}))?(/[!-~]*)?", self.url
+        )
+        if not address or int(address[2] or 1) > 65535 or (set("?#") & set(self.url)):
             raise JudgeError(
                 "--openai is the address before /chat/completions, without a key in it, e.g. "
                 f"http://127.0.0.1:8000/v1, not {re.sub('//.*@|[?#].*', '//', self.url)!r}."
             )
         if not self.model.strip():
             raise JudgeError("--openai needs --model, the model's name on the server.")
+        if not 0 < self.timeout <= _LONGEST_TIMEOUT:
+            raise JudgeError(f"--timeout is in seconds, at most {_LONGEST_TIMEOUT:.0f} (a day).")
 
 
 def ask_server(
@@ -100,9 +125,11 @@ def ask_server(
             for run in range(server.runs)]  # fmt: skip
     with locked(path):
         kept = _kept(path)
-        if missing := [job for job in jobs if job not in kept]:
-            answered = any("refused" not in one for one in kept.values())
-            _Asking(server, rubric, path, console).ask(missing, asked, answered)
+        if missing := [job for job in jobs if job not in kept or _lost(kept[job])]:
+            answered = [key for (key, _), one in kept.items() if not _lost(one)]
+            known = next((asked[key] for key in answered if key in asked), None)
+            asking = _Asking(server, rubric, path, console, known)
+            asking.ask(missing, asked, answered=bool(answered))
             kept = _kept(path)
     runs = {}
     for run in range(server.runs):
@@ -116,9 +143,12 @@ def ask_server(
                 f"{server.model}: {count} of {len(items) * server.runs} answers do not name "
                 f"exactly one option of {dimension.name}: they count as the one that agrees least."
             )
-    refused = [said for job in jobs if (said := kept[job].get("refused"))]
-    if refused:
-        notes.append(f"{server.model} refused {len(refused)} requests, e.g. {refused[0]}.")
+    for kind in _LOST:
+        if lost := [one[kind] for job in jobs if kind in (one := kept[job])]:
+            notes.append(
+                f"{server.model} {kind} {len(lost)} requests, e.g. {lost[0]}; the same "
+                "command asks them again."
+            )
     return runs, notes
 
 
@@ -173,11 +203,16 @@ def _kept(path: Path) -> dict[_Job, dict[str, Any]]:
     return found
 
 
+def _lost(answer: Mapping[str, Any]) -> bool:
+    """Whether a request got no answer, which costs nothing and may have changed since."""
+    return any(kind in answer for kind in _LOST)
+
+
 def _spent(server: Server, answers: Sequence[Mapping[str, Any]], now: int) -> str:
     """What the answers cost, as the server counts."""
     usages = [usage for one in answers if isinstance(usage := one.get("usage"), dict)]
     read, written = (
-        sum(int(usage.get(f"{kind}_tokens") or 0) for usage in usages)
+        sum(_number(usage.get(f"{kind}_tokens")) for usage in usages)
         for kind in ("prompt", "completion")
     )
     said = f"{server.model}: {len(answers)} answers, {now} of them asked now; {read:,} prompt and "
@@ -186,6 +221,11 @@ def _spent(server: Server, answers: Sequence[Mapping[str, Any]], now: int) -> st
         said += f" (the server does not count them for {unsaid})"
     money = (read * server.prices[0] + written * server.prices[1]) / 1e6
     return f"{said}, which cost {money:.4f}." if money else f"{said}."
+
+
+def _number(said: object) -> int:
+    """Tokens; 0 for what is no number."""
+    return int(said) if isinstance(said, int | float) and 0 <= said < 2**53 else 0
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -198,8 +238,17 @@ class _NoRedirects(HTTPRedirectHandler):
 class _Asking:
     """Asks many requests at a time, and keeps each answer as it comes."""
 
-    def __init__(self, server: Server, rubric: Rubric, path: Path, console: Console) -> None:
+    def __init__(
+        self,
+        server: Server,
+        rubric: Rubric,
+        path: Path,
+        console: Console,
+        known: list[dict[str, str]] | None = None,
+    ) -> None:
         self._server, self._path, self._console = server, path, console
+        self._known = known
+        """A chat that the server answered before."""
         self._key = os.environ.get(KEY, "").strip()
         if not re.fullmatch("[!-~]*", self._key):
             raise JudgeError(f"{KEY} holds what no key has: spaces, line breaks or accents.")
@@ -217,7 +266,11 @@ class _Asking:
             "temperature": server.temperature,
         }
         self._opener = build_opener(_NoRedirects())
-        self._lock, self._stop, self._resume_at = threading.Lock(), threading.Event(), 0.0
+        self._lock, self._gate = threading.Lock(), threading.Condition()
+        self._stopped, self._resume_at, self._answered_at = False, 0.0, time.monotonic()
+        self._busy, self._allowed, self._streak, self._waits = 0, server.concurrency, 0, 0
+        self._lost: list[tuple[_Job, dict[str, Any]]] = []
+        self._in_a_row, self._bound, self._doubted = 0, _REFUSALS, 0
 
     def ask(
         self, jobs: Sequence[_Job], asked: Mapping[str, list[dict[str, str]]], answered: bool
@@ -240,34 +293,46 @@ class _Asking:
                 ):
                     done.result()
                     bar.advance(task)
+                self._check()
+            except KeyboardInterrupt:
+                said = f"Waiting for {self._busy} requests on their way, which are kept."
+                say(self._console, [said])
+                raise
             finally:  # those on their way are paid for: they are waited for, and kept
-                self._stop.set()
+                with self._gate:
+                    self._stopped = True
+                    self._gate.notify_all()
                 pool.shutdown(cancel_futures=True)
+        for job, lost in self._lost:
+            self._write(job, lost)
 
     def _settle(
         self, jobs: Sequence[_Job], asked: Mapping[str, list[dict[str, str]]], answered: bool
     ) -> int:
         """Ask until one is answered, to see what the server takes; how many that were.
 
-        Requests that are refused before are written down only then: they may be too long, or of
-        forbidden content, but not all of them.
+        Some may be refused before: they may be too long, or of forbidden content, but not all.
         """
-        refused: list[tuple[_Job, str]] = []
-        for job in jobs:
+        refused, failed = list[str](), list[str]()
+        for number, job in enumerate(jobs, start=1):
             try:
                 self._write(job, self._take(asked[job[0]]))
-                answered = True
-                break
+                self._known = asked[job[0]]
+                return number
             except _RefusedError as error:
-                refused.append((job, str(error)))
-                if len(refused) == _REFUSALS:
-                    break
+                refused.append(str(error))
+                self._lost.append((job, {"content": None, "refused": str(error)}))
+            except _FailedError as error:
+                failed.append(str(error))
+                self._lost.append((job, {"content": None, "failed on": str(error)}))
+            if len(refused) == _REFUSALS or len(failed) == _FAILURES:
+                break
+        if failed and not self._known:
+            raise JudgeError(f"{self._server.url}: {failed[-1]}. {_AGAIN}")
         if not answered:
-            said = refused[-1][1]
-            raise JudgeError(f"{self._server.url} refuses what it is asked: {said}")
-        for job, said in refused:
-            self._write(job, {"content": None, "refused": said})
-        return max(len(refused), jobs.index(job) + 1)
+            raise JudgeError(f"{self._server.url} refuses what it is asked: {refused[-1]}")
+        self._check()
+        return number
 
     def _take(self, asked: list[dict[str, str]]) -> dict[str, Any]:
         """The answer, without what the server does not take where that is what it minds."""
@@ -290,8 +355,39 @@ class _Asking:
     def _keep(self, job: _Job, asked: list[dict[str, str]]) -> None:
         try:
             self._write(job, self._answer(asked, self._wishes))
+            self._known, self._in_a_row = asked, 0
+            return
         except _RefusedError as error:  # e.g. too long, or of forbidden content
-            self._write(job, {"content": None, "refused": str(error)})
+            kind, said = "refused", str(error)
+        except _FailedError as error:
+            kind, said = "failed on", str(error)
+        with self._lock:
+            self._lost.append((job, {"content": None, kind: said}))
+            self._in_a_row += 1
+            doubt = self._in_a_row >= self._bound
+            if doubt:
+                self._in_a_row, self._bound = 0, 2 * self._bound
+        if doubt:
+            self._check()
+
+    def _check(self) -> None:
+        """Whether it is the items that got no answer, or the server, which answers none any more.
+
+        What was answered is asked again, for which a paid server is paid once more.
+
+        Raises:
+            JudgeError: it is the server.
+        """
+        lost = len(self._lost)
+        if lost == self._doubted or not self._known:
+            return
+        try:
+            self._answer(self._known, self._wishes)
+        except (_RefusedError, _FailedError) as error:
+            raise JudgeError(
+                f"{self._server.url} does not answer any more: {error}. {_AGAIN}"
+            ) from None
+        self._doubted = lost
 
     def _write(self, job: _Job, answer: Mapping[str, Any]) -> None:
         line = json.dumps({"key": job[0], "run": job[1], **answer})
@@ -303,32 +399,81 @@ class _Asking:
     def _answer(self, asked: list[dict[str, str]], wishes: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one request, asked again after faults that may pass."""
         body = {"model": self._server.model, "messages": asked, **wishes}
-        for attempt in range(1, TRIES + 1):
-            while (wait := self._resume_at - time.monotonic()) > 0 and not self._stop.wait(wait):
-                pass
-            if self._stop.is_set():
-                raise JudgeError(f"Stopped. {_AGAIN}")
+        tried = 0
+        while True:
             try:
-                return self._read(self._post(json.dumps(body).encode()))
-            except _PassingError as error:
-                reason, told = error.args
-                wait = FIRST_WAIT * 2 ** (attempt - 1) if told is None else told
-                if attempt == TRIES or wait > LONGEST_WAIT:
-                    asks = f", and asks to wait {told:.0f} s" if told else ""
-                    raise JudgeError(f"{self._server.url}: {reason}{asks}. {_AGAIN}") from None
-                if wait > 3:
-                    say(self._console, [f"{self._server.url}: {reason}; again in {wait:.0f} s."])
-                self._resume_at = max(self._resume_at, time.monotonic() + wait)
-        raise AssertionError
+                with self._turn():
+                    answer = self._read(self._post(json.dumps(body).encode()))
+                self._answered()
+                return answer
+            except _PassingError as fault:
+                tried += fault.kind != "limit"
+                if tried >= fault.tries:
+                    raise _FailedError(fault.reason) from None
+                self._pause(fault, tried)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until the server is asked again, and for one of the requests at a time."""
+        with self._gate:
+            while not self._stopped:
+                wait = self._resume_at - time.monotonic()
+                if wait <= 0 and self._busy < self._allowed:
+                    break
+                self._gate.wait(wait if wait > 0 else None)
+            if self._stopped:
+                raise JudgeError(f"Stopped. {_AGAIN}")
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._busy -= 1
+                self._gate.notify_all()
+
+    def _answered(self) -> None:
+        with self._gate:
+            self._answered_at, self._waits, self._streak = time.monotonic(), 0, self._streak + 1
+            if self._streak >= _GROWTH * self._allowed < _GROWTH * self._server.concurrency:
+                self._allowed, self._streak = self._allowed + 1, 0
+
+    def _pause(self, fault: _PassingError, tried: int) -> None:
+        """Wait before a request is made again; after other faults than its own, all wait.
+
+        Where the server limits its requests, half as many go at a time from then on.
+
+        Raises:
+            JudgeError: the server asks to wait long, or has limited all requests for long.
+        """
+        with self._gate:
+            now, limited = time.monotonic(), fault.kind == "limit"
+            if limited and now >= self._resume_at:  # else it answers one that went before
+                self._waits, self._streak = self._waits + 1, 0
+                self._allowed = max(1, self._allowed // 2)
+            wait = min(FIRST_WAIT * 2 ** ((self._waits if limited else tried) - 1), 60.0)
+            wait = wait if fault.told is None else fault.told
+            too_long = limited and now + wait > self._answered_at + PATIENCE
+            if wait > LONGEST_WAIT or too_long:
+                asks = f", and asks to wait {wait:.0f} s" if fault.told else ""
+                raise JudgeError(f"{self._server.url}: {fault.reason}{asks}. {_AGAIN}")
+            if fault.kind == "request":
+                until = now + wait
+                while not self._stopped and (rest := until - time.monotonic()) > 0:
+                    self._gate.wait(rest)
+                return
+            if wait > 3 and now >= self._resume_at:
+                said = f"{self._server.url}: {fault.reason}; again in {wait:.0f} s."
+                say(self._console, [said])
+            self._resume_at = max(self._resume_at, now + wait)
 
     def _read(self, content: bytes) -> dict[str, Any]:
         try:
             answer = json.loads(content)
             text = answer["choices"][0]["message"].get("content")
             return {"content": text, "usage": answer.get("usage")}
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             reason = f"the answer is not that of a chat server ({self._shown(content)})"
-            raise _PassingError(reason, None) from None
+            raise _PassingError(reason) from None
 
     def _post(self, body: bytes) -> bytes:
         """The body of the answer, within the time that one may take."""
@@ -347,18 +492,22 @@ class _Asking:
             with error, suppress(OSError, HTTPException):
                 parts.append(error.read(4096))
             raise self._fault(error, self._shown(b"".join(parts))) from None
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, UnicodeError) as error:
             reason = self._shown(str(error).strip("<>").encode() or type(error).__name__.encode())
-            raise _PassingError(f"no answer ({reason})", None) from None
+            cause = error.reason if isinstance(error, URLError) else error
+            tries = _SLOW_TRIES if isinstance(cause, TimeoutError) else TRIES
+            raise _PassingError(f"no answer ({reason})", tries=tries) from None
         return b"".join(parts)
 
     def _fault(self, error: HTTPError, said: str) -> Exception:
         """What a status means."""
         status = error.code
-        if status in (400, 413, 422, 501):
+        if status in (400, 413, 422, 501) or (status == 403 and self._known):  # of what is asked
             return _RefusedError(f"{status}: {said}")
         if status in (408, 409, 425, 429) or status >= 500:
-            return _PassingError(f"{status}: {said}", _seconds(error.headers["Retry-After"] or ""))
+            told = _seconds(error.headers["Retry-After"] or "")
+            kind: Fault = "limit" if status == 429 else "request" if status == 500 else "server"
+            return _PassingError(f"{status}: {said}", told, TRIES, kind)
         to = urlsplit(error.headers["Location"] or "").netloc or "elsewhere"
         means = {
             3: f"sends on to {to}, where nothing is sent; give the final address",
@@ -371,7 +520,7 @@ class _Asking:
     def _shown(self, content: bytes) -> str:
         """What a server says, in a line, without the key, which it may repeat."""
         text = content[:4096].decode("utf-8", "replace")
-        with suppress(ValueError, LookupError, TypeError):
+        with suppress(ValueError, LookupError, TypeError, RecursionError):
             text = str(json.loads(text)["error"]["message"])
         text = text.replace(self._key, f"({KEY})") if self._key else text
         return " ".join(text.split())[:300]

@@ -61,6 +61,8 @@ def smollm2_base() -> Path:
         MissingExtraError: gguf is not installed.
     """
     folder = cache_folder() / f"smollm2-{_RELEASE}-{_VERSION}"
+    if folder.exists():  # which is whole then, and its parent may be read-only
+        return folder
     with FileLock(folder.with_name(f".{folder.name}.lock")):  # others wait, and fetch nothing
         if not folder.exists():
             sweep(folder)
