@@ -244,17 +244,12 @@ def determinism(given: argparse.Namespace, left: Clock) -> Figures:
 
 def training_speed(given: argparse.Namespace, left: Clock) -> Figures:
     """Ours beside SFTTrainer's, by default and at its best."""
-    packing = f"{training.THEIRS}, kept, packing"
-    methods = {
-        "nf4": (training.THEIRS, f"{training.THEIRS}, kept, padding_free", packing),
-        "none": (packing,),
-    }
     small = [(DATA[1], "nf4", "slm-judge", tokens) for tokens in (512, 1024)]  # within 8 GiB?
     plan = small + [
         (data, quantization, method, None)
         for data in DATA[::-1]
-        for quantization, theirs in methods.items()
-        for method in ("slm-judge", *theirs)
+        for quantization in ("nf4", "none")
+        for method in training.METHODS
     ]
     for size in given.models:
         for data, quantization, method, tokens in plan:

@@ -117,7 +117,9 @@ def theirs(
         )
         rows.append({"prompt": prompt, "completion": completion})
     arguments = training_arguments(recipe, run, base, evaluate=False)
-    arguments.dataset_kwargs, arguments.gradient_checkpointing = None, method == THEIRS
+    arguments.dataset_kwargs = None
+    # The first is what the trainer reads; TRL asks for the older name.
+    arguments.activation_checkpointing = arguments.gradient_checkpointing = method == THEIRS
     arguments.padding_free = method.endswith("padding_free")
     if method.endswith("packing"):
         arguments.packing, arguments.max_length = True, 1024
@@ -165,6 +167,8 @@ def measure(arguments: argparse.Namespace, method: str, data: str) -> dict[str, 
         times = StepTimes()
         trainer.add_callback(times)
         trainer.train()
+        recomputes = trainer.accelerator.unwrap_model(trainer.model).is_activation_checkpointing
+        assert recomputes == (method == THEIRS or arguments.gradient_checkpointing), method
     step = statistics.median(times.seconds[1:])
     on_gpu = torch.cuda.is_available()
     peak = (

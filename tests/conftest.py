@@ -224,7 +224,7 @@ def kill_until_done(
     return kills
 
 
-def small_trainer(folder: Path, items: int | None = None, r: int = 8):
+def small_trainer(folder: Path, items: int | None = None, r: int = 8, **training: object):
     """The trainer of `small_recipe` with an unquantized base, and so many training items."""
     from accelerate import PartialState
     from slm_judge.training.train import _prepare
@@ -234,7 +234,8 @@ def small_trainer(folder: Path, items: int | None = None, r: int = 8):
     from slm_judge.rubric import Rubric
     from slm_judge.run import Run
 
-    recipe = small_recipe(folder, lora=LoraConfig(r=r, dropout=0.0), quantization="none")
+    lora = LoraConfig(r=r, dropout=0.0)
+    recipe = small_recipe(folder, lora=lora, quantization="none", training=training)
     rubric = Rubric.from_file(recipe.rubric)
     splits = load_splits(recipe.data, rubric, 0)
     splits["train"] = splits["train"][:items]

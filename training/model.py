@@ -66,7 +66,7 @@ class Learner:
             soft = soft.with_exchanged(rubric)
             known = [*known, *(one.exchanged for one in known if one.exchanged)]
         self.validation = make_dataset(known, soft, self.label_ids)
-        budget = config.tokens_per_pack or pack_budget(self.base.device, shape)
+        budget = config.tokens_per_pack or pack_budget("cpu", shape)
         self.eval_collator = SlotCollator(soft, budget)
         self.collator = TrainingCollator(
             self.splits["train"],
@@ -128,9 +128,12 @@ class Learner:
     def trainer(self, evaluate: bool = True) -> SlotTrainer:
         """The trainer, ready to train; benchmarks do without evaluation and checkpoints."""
         rubric, config = self.contract.rubric, self.recipe.training
-        label_ids, weights = self.label_ids, self.weights
+        label_ids, weights, model = self.label_ids, self.weights, self.model()
+        if not config.tokens_per_pack:  # by the memory that the base leaves
+            budget = pack_budget(model.device, model.config.get_text_config())
+            self.collator.budget = self.eval_collator.budget = budget
         trainer = SlotTrainer(
-            model=self.model(),
+            model=model,
             args=training_arguments(self.recipe, self.run, self.base, evaluate),
             train_dataset=self.train,
             eval_dataset=self.validation,

@@ -66,6 +66,9 @@ class SlotTrainer(SFTTrainer):
             collator.masks = not self._by_rows or self.args.device.type != "cuda"
         # The targets are no shifted next tokens: Trainer must count every label of a batch.
         self._loss_shifts_labels = False
+        self._head = None
+        if self._dtype() != torch.float32:
+            self._head = _Head(self.model.get_output_embeddings(), plain_loss.label_ids)
         # TRL rounds the adapter of a quantized base to bfloat16, in which small updates vanish.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -107,8 +110,9 @@ class SlotTrainer(SFTTrainer):
                 self.accelerator.backward(loss)
             total += loss.detach()
         if not torch.isfinite(total):
+            in_16 = "Set training.dtype: float32. Or lower " if self.args.fp16 else "Lower "
             raise JudgeError(
-                f"The loss is {total.item()} at step {self.state.global_step + 1}. Lower "
+                f"The loss is {total.item()} at step {self.state.global_step + 1}. {in_16}"
                 f"training.learning_rate (now {self.args.learning_rate:g}) or "
                 f"training.max_grad_norm (now {self.args.max_grad_norm:g}), raise "
                 "training.warmup_share, and train again with --overwrite."
@@ -142,6 +146,8 @@ class SlotTrainer(SFTTrainer):
             inputs["attention_mask"] = as_scores(inputs["attention_mask"], self._dtype())
         with full_width(self.args.device):
             logits: torch.Tensor = model(**inputs, use_cache=False).logits[0]
+        if self._head:
+            logits = self._head.with_exact_labels(logits)
         return logits.unflatten(0, pack["targets"].shape[:2])
 
     def _dtype(self) -> Any:
@@ -169,6 +175,42 @@ class SlotTrainer(SFTTrainer):
                 ids = self._plain_loss.label_ids
                 rows.append(option_logits(logits.float(), ids, pack["positions"]))
         return total, torch.cat(rows), inputs["labels"]
+
+
+class _Head:
+    """The labels' logits in float32, of a model that computes in 16 bits.
+
+    Above 16, logits of bfloat16 are multiples of 0.125: too coarse to tell a judge's two best
+    labels apart, and to fit a calibration to.
+    """
+
+    def __init__(self, layer: torch.nn.Module, label_ids: torch.Tensor) -> None:
+        self._layer, self._ids = layer, label_ids
+        self._hidden, self._said = torch.empty(0), torch.empty(0)
+        self._right: bool | None = None if type(layer) is torch.nn.Linear else False
+        layer.register_forward_hook(self._note)
+
+    def _note(self, _: Any, given: tuple[torch.Tensor], said: torch.Tensor) -> None:
+        self._hidden, self._said = given[0], said
+
+    def with_exact_labels(self, logits: torch.Tensor) -> torch.Tensor:
+        """N x V logits that the model has just given, with its labels' in float32.
+
+        As they are where they are not the output layer's: Gemma caps them, Granite scales them.
+        """
+        hidden, said = self._hidden, self._said
+        self._hidden = self._said = torch.empty(0)
+        if self._right is None:  # as for the label rows of `TransformersBackend`
+            self._right = torch.equal(said[0].float(), logits.float())
+        if not self._right:
+            return logits
+        ids = self._ids.to(logits.device)
+        rows, bias = self._layer.weight[ids].float(), self._layer.bias
+        with torch.autocast(logits.device.type, enabled=False):
+            exact = torch.nn.functional.linear(
+                hidden[0].float(), rows, None if bias is None else bias[ids].float()
+            )
+        return logits.float().index_copy(-1, ids, exact)
 
 
 class EpochOfCollator(TrainerCallback):

@@ -114,34 +114,10 @@ def assert_equal_logits(backend, atol=1e-3):
 # --- logits of the labels ---
 
 
-class NamedAsBefore(transformers.Qwen3Model):
-    """As before transformers 5.24."""
-
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None,
-                past_key_values=None, use_cache=None):  # fmt: skip
-        return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            cache=past_key_values, use_cache=use_cache,
-        )  # fmt: skip
-
-
-class OldQwen3(transformers.Qwen3ForCausalLM):
-    def __init__(self, config):
-        super().__init__(config)
-        self.model = NamedAsBefore(config)
-        self.post_init()
-
-    def forward(self, input_ids=None, logits_to_keep=0, use_cache=None):
-        hidden = self.model(input_ids=input_ids, use_cache=use_cache).last_hidden_state
-        kept = hidden if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
-        return transformers.modeling_outputs.CausalLMOutputWithPast(logits=self.lm_head(kept))
-
-
 def test_label_rows_alone_give_the_model_s_logits(contract, tokenizer, tmp_path):
     for model in (random_model("Qwen3"), random_model("Qwen3", tie_word_embeddings=True)):
         backend = TransformersBackend(model, tokenizer, contract, tmp_path)
         assert backend._label_rows[0].shape == (5, 64)  # as many as the longest dimension has
-        assert backend._cache_argument == "cache"
         assert_equal_logits(backend)
 
 
@@ -150,15 +126,6 @@ def test_a_bias_counts(contract, tokenizer, tmp_path):
     model.lm_head.bias = torch.nn.Parameter(torch.randn(SHAPE["vocab_size"]))
     backend = TransformersBackend(model, tokenizer, contract, tmp_path)
     assert backend._label_rows[1].shape == (5,)
-    assert_equal_logits(backend)
-
-
-def test_the_older_name_of_the_cache(contract, tokenizer, tmp_path):
-    torch.manual_seed(0)
-    model = OldQwen3(transformers.Qwen3Config(**SHAPE)).eval()
-    backend = TransformersBackend(model, tokenizer, contract, tmp_path)
-    assert backend._cache_argument == "past_key_values"
-    assert backend._label_rows is not None
     assert_equal_logits(backend)
 
 

@@ -112,5 +112,5 @@ def memory_errors(advice: str) -> Iterator[None]:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says so: PyTorch's are RuntimeErrors, the system's OSErrors."""
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -8,9 +8,8 @@ are put together by their softmax denominators, as FlashAttention puts blocks to
 2022, arXiv 2205.14135).
 """
 
-import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,6 +23,7 @@ from slm_judge.artefact.device import usual_width
 from slm_judge.errors import ModelError
 from slm_judge.prompt.readers import EncodedPrompt
 
+from . import out_of_memory
 from .packing import Pack, pack
 
 NAME = "slm_judge_rows"
@@ -131,8 +131,11 @@ def use_where_right(model: Any, dtype: torch.dtype, training: bool = False) -> b
     if not gains or (training and any(getattr(config, name, 0) for name in _DROPOUT)):
         return False
     before, reached = config._attn_implementation, False
-    with suppress(Exception):  # whatever it is: by the mask it stays, as it was
+    try:
         reached = _reaches(model, dtype, training)
+    except Exception as error:  # whatever else it is: by the mask it stays, as it was
+        if out_of_memory(error):
+            raise
     if not reached:
         model.set_attn_implementation(before)
     return reached
@@ -169,7 +172,7 @@ def _near(found: torch.Tensor, wanted: torch.Tensor, close: float) -> bool:
 def _behind_a_cache(model: Any, rows: Sequence[EncodedPrompt], rubric: list[int]) -> torch.Tensor:
     """Logits of rows, the rubric's keys in a cache."""
     device, cache = model.device, RubricCache()
-    named = {cache_argument(model): cache, "use_cache": True}
+    named = {"cache": cache, "use_cache": True}
     with torch.no_grad():
         model(input_ids=torch.tensor([rubric], device=device), **named)
         cache.full = True
@@ -177,13 +180,6 @@ def _behind_a_cache(model: Any, rows: Sequence[EncodedPrompt], rubric: list[int]
         given = pack_tensors(packed, device, mask=False) | told_rows(packed, device, cache)
         found: torch.Tensor = model(**given | named | {"logits_to_keep": 0}).logits.float()
     return found
-
-
-def cache_argument(model: Any) -> str:
-    """What a model's forward pass calls its keys and values; an adapter's wrapper hides it."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    named = "cache" in inspect.signature(plain.forward).parameters  # since transformers 5.24
-    return "cache" if named else "past_key_values"
 
 
 def told_rows(packed: Pack, device: torch.device, cache: Any = None) -> dict[str, Any]:

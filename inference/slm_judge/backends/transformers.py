@@ -128,7 +128,6 @@ class TransformersBackend:
         self._label_rows = _label_rows(model, plain, self._label_ids)
         body = plain if self._label_rows is None else plain.base_model
         self._body = model if self._label_rows is None else body
-        self._cache_argument = row_attention.cache_argument(body)
         self._sizes, self._compiled = list[int](), compile
         if compile:
             self._compile_layers()
@@ -214,23 +213,25 @@ class TransformersBackend:
                 try:
                     outputs = self._behind_rubric(chosen)
                 except (MemoryError, RuntimeError) as error:
-                    if len(rows) == 1 or not out_of_memory(error):
+                    tokens = sum(len(one.input_ids) - prefix for one in chosen)
+                    full = len(rows) == 1 and self._filled(tokens) == tokens
+                    if full or not out_of_memory(error):
                         raise
                 else:
                     yield from enumerate(outputs, start=done)
                     done += len(rows)
                     continue
                 # What the pass held is free by now: its frames went with the error.
-                tokens = sum(len(one.input_ids) - prefix for one in chosen)
-                self._smaller_packs(self._filled(tokens))
+                self._smaller_packs(self._filled(tokens), alone=len(rows) == 1)
                 break
 
-    def _smaller_packs(self, tokens: int) -> None:
+    def _smaller_packs(self, tokens: int, alone: bool = False) -> None:
+        """Compute half the tokens at a time; where a row did not fit alone, fill passes no more."""
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        fitting = [size for size in self._sizes if size <= tokens // 2]
+        fitting = [size for size in self._sizes if size <= tokens // 2 and not alone]
         self.tokens_per_pack = max(fitting, default=tokens // 2)
         if self._sizes and not fitting:
             self.near_tie = self.noise
@@ -269,7 +270,7 @@ class TransformersBackend:
             with self._computing() as computing:
                 if self._compiled:
                     computing.enter_context(torch.compiler.set_stance("force_eager"))
-                self._body(input_ids=ids, use_cache=True, **{self._cache_argument: cache}, **keep)
+                self._body(input_ids=ids, use_cache=True, cache=cache, **keep)
             cache.full = self._by_rows and self.model.device.type != "cpu"
         if extra := cache.get_seq_length() - len(prefix):  # of the last pack
             cache.crop(-extra)
@@ -287,7 +288,7 @@ class TransformersBackend:
             tensors["attention_mask"] = as_scores(tensors["attention_mask"], self.model.dtype)
         if self._by_rows and not (on_cpu and n_rows == 1):  # of one row a mask throws little away
             tensors |= told_rows(packed, device, cache)
-        tensors |= {self._cache_argument: cache, "use_cache": cache is not None}
+        tensors |= {"cache": cache, "use_cache": cache is not None}
         with self._computing():
             if self._label_rows is None:
                 logits = self._body(**tensors).logits[0][:, self._label_ids].float()
