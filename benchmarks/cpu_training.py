@@ -1,6 +1,7 @@
 """Training steps on a CPU: attention in parts, adapters in place, oneDNN's products, or without.
 
     python benchmarks/cpu_training.py --repeats 7
+    python benchmarks/cpu_training.py --settings          # tokens of a pack, bfloat16, threads
 
 SmolLM2-135M-Instruct, LoRA (r = 16) on all linear layers, float32, one batch of each shape. The
 ways take turns on the same batch, so that what else the machine does meets all of them; ratios are
@@ -11,7 +12,9 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +33,31 @@ from slm_judge.artefact.judge_files import Contract
 from slm_judge.recipe import DataConfig, LoraConfig, Recipe, TrainingConfig
 from slm_judge.run import Run
 
-BEFORE, AFTER = "dense mask, PEFT's layers", "and oneDNN where MKL is slower"
 WAYS = {
-    BEFORE: (False, False, False),
+    "dense mask, PEFT's layers": (False, False, False),
     "rows in parts": (True, False, False),
     "rows in parts, adapters in place": (True, True, False),
-    AFTER: (True, True, True),
+    "and oneDNN where MKL is slower": (True, True, True),
 }
 
 
-def trainer_of(data: str, batch: int, layers: float) -> tuple[SlotTrainer, list[dict[str, Any]]]:
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as it comes: 1,024 tokens a pack": {},
+    **{f"{n:,} tokens a pack": {"tokens_per_pack": n} for n in (512, 2048, 4096)},
+    "bfloat16": {"dtype": "bfloat16"},
+    "one thread": {},
+}
+
+
+def trainer_of(
+    data: str, batch: int, layers: float, **settings: Any
+) -> tuple[SlotTrainer, list[dict[str, Any]]]:
     """A trainer, and the packs of one batch."""
     recipe = Recipe(
         name="benchmark", base="smollm2", rubric="-", quantization="none",
         data=DataConfig(train="-"),
         lora=LoraConfig(dropout=0.0, layers=layers),
-        training=TrainingConfig(batch_size=batch, device="cpu"),
+        training=TrainingConfig(batch_size=batch, device="cpu", **settings),
     )  # fmt: skip
     tokenizer, items = load_tokenizer(recipe.base), make_items(data, batch)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -55,7 +67,9 @@ def trainer_of(data: str, batch: int, layers: float) -> tuple[SlotTrainer, list[
         {"train": items, "validation": items}, Targets(items, contract.rubric, "soft"),
     )  # fmt: skip
     packs = learner.collator(list(learner.train))["packs"]
-    return learner.trainer(evaluate=False), packs
+    trainer = learner.trainer(evaluate=False)
+    trainer.model.train()
+    return trainer, packs
 
 
 def step(trainer: SlotTrainer, packs: list[dict[str, Any]], way: str) -> tuple[float, float, float]:
@@ -63,17 +77,35 @@ def step(trainer: SlotTrainer, packs: list[dict[str, Any]], way: str) -> tuple[f
     trainer._by_rows, in_place, wide = WAYS[way]
     vars(training)["full_width"] = products = full_width if wide else nullcontext
     plain, lora._in_place = lora._in_place, lora._in_place if in_place else lambda *_: False
+    with products("cpu"):
+        found = usual_step(trainer, packs)
+    lora._in_place = plain
+    return found
+
+
+def usual_step(trainer: SlotTrainer, packs: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """As `step`, as the trainer is."""
     trainer.model.zero_grad()
     started, total = time.perf_counter(), 0.0
-    with products("cpu"):
-        for pack in packs:
+    for pack in packs:
+        with trainer.compute_loss_context_manager():
             loss = trainer._pack_loss(trainer.model, pack, trainer._loss)[0]
-            loss.backward()
-            total += loss.item()
+        loss.backward()
+        total += loss.item()
     seconds = time.perf_counter() - started
-    lora._in_place = plain
     gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
     return seconds, total, float(torch.nn.utils.get_total_norm(gradients))
+
+
+def with_threads(name: str, trainer: SlotTrainer, packs: Any) -> tuple[float, float, float]:
+    """`usual_step` with the threads of one of `SETTINGS`."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1 if name == "one thread" else usual)
+    try:
+        with full_width("cpu"):
+            return usual_step(trainer, packs)
+    finally:
+        torch.set_num_threads(usual)
 
 
 def main() -> None:
@@ -83,21 +115,36 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--layers", type=float, default=1.0, help="lora.layers")
+    parser.add_argument("--settings", action="store_true", help="compare settings, not ways")
     arguments = parser.parse_args()
     print("| data | way | rows/s | times | loss | gradients |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for data in arguments.data:
-        trainer, packs = trainer_of(data, arguments.batch, arguments.layers)
-        trainer.model.train()
-        for way in WAYS:  # the first turn is not counted
-            step(trainer, packs, way)
-        turns = [{way: step(trainer, packs, way) for way in WAYS} for _ in range(arguments.repeats)]
-        for way in WAYS:
-            seconds = statistics.median(turn[way][0] for turn in turns)
-            times = statistics.median(turn[BEFORE][0] / turn[way][0] for turn in turns)
-            _, loss, norm = turns[0][way]
+        tried: dict[str, Callable[[], tuple[float, float, float]]]
+        if arguments.settings:
+            tried = {
+                name: partial(
+                    with_threads,
+                    name,
+                    *trainer_of(data, arguments.batch, arguments.layers, **given),
+                )
+                for name, given in SETTINGS.items()
+            }
+        else:
+            trainer, packs = trainer_of(data, arguments.batch, arguments.layers)
+            tried = {way: partial(step, trainer, packs, way) for way in WAYS}
+        first = next(iter(tried))
+        for measure in tried.values():  # the first turn is not counted
+            measure()
+        turns = [
+            {name: measure() for name, measure in tried.items()} for _ in range(arguments.repeats)
+        ]
+        for name in tried:
+            seconds = statistics.median(turn[name][0] for turn in turns)
+            times = statistics.median(turn[first][0] / turn[name][0] for turn in turns)
+            _, loss, norm = turns[0][name]
             print(
-                f"| {data} | {way} | {arguments.batch / seconds:.2f} | {times:.2f} | "
+                f"| {data} | {name} | {arguments.batch / seconds:.2f} | {times:.2f} | "
                 f"{loss / arguments.batch:.4f} | {norm:.4f} |",
                 flush=True,
             )

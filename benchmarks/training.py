@@ -182,6 +182,7 @@ def measure(arguments: argparse.Namespace, method: str, data: str) -> dict[str, 
         "seconds_per_step": round(step, 4), "rows_per_second": round(n / step, 3),
         "tokens_per_second": round(n * tokens / step, 1),
         "peak_gib": round(peak / 2**30, 2),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2) if on_gpu else None,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }  # fmt: skip
 

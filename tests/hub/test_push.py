@@ -14,6 +14,7 @@ import torch
 import yaml
 from huggingface_hub import HfApi, hf_hub_download
 from safetensors.torch import load_file
+from slm_judge.export.gguf import contents
 from slm_judge.export.push import RESULTS, plan, push
 from slm_judge.export.verify import REPORT, agreement_table, failures, read_report, verify
 
@@ -223,6 +224,8 @@ def test_cards_say_what_was_measured(pushed, verified):
         for figure in ("alpha", "reliability", "risk-coverage"):
             assert f"figures/{figure}.png" in files
             assert f"(figures/{figure}.png)" in card.text
+        for name in verified.recipe().export.gguf:
+            assert f"- {name}: {contents(verified.gguf_file(name))}\n" in card.text
         # The recipe in the card makes the run again.
         recipe = yaml.safe_load(card.text.split("```yaml\n")[1].split("```")[0])
         assert recipe["training"] == json.loads(verified.recipe_file.read_text())["training"]

@@ -27,7 +27,7 @@ from slm_judge.artefact.device import (
 )
 from slm_judge.artefact.judge_files import Contract
 from slm_judge.artefact.locate import choose_gguf
-from slm_judge.backends import row_attention
+from slm_judge.backends import out_of_memory, row_attention
 from slm_judge.backends.transformers import TransformersBackend
 from slm_judge.errors import DataError, ModelError
 from slm_judge.judge.answer import gap
@@ -649,9 +649,31 @@ def test_sizes_of_passes_follow_the_memory_that_there_is(folder, monkeypatch):
         assert len(dict(backend.run(prompts))) == len(prompts)
     assert seen[0] == 1024
     assert (backend._sizes, backend.near_tie) == ([], backend.noise)
+    monkeypatch.setattr(backend, "_sizes", [1024])
+    monkeypatch.setattr(backend, "near_tie", 0.0)
+    (long,) = backend.reader.encode([{"text": "word " * 600}])
+    with pytest.warns(UserWarning, match="with 1024 tokens in a pass"):
+        ((_, found),) = backend.run([long])  # alone, and filled up, for which there is no room
+    assert 600 < seen[-1] < 1024
+    assert (backend._sizes, backend.near_tie) == ([], backend.noise)
+    assert np.allclose(found[0], dict(backend.run([long], alone=True))[0][0], atol=1e-4)
     free = 1024  # too little to try: the second look stays
     backend._settle_sizes(bounded=False)
     assert (backend._sizes, backend.tokens_per_pack, backend.near_tie) == ([], 512, backend.noise)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (ValueError("out of range"), False),
+    ],
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error, is_one):
+    assert out_of_memory(error) == is_one
 
 
 def test_near_ties_get_their_second_look_once_memory_ran_out(folder, monkeypatch):
