@@ -85,10 +85,11 @@ def ours(recipe: Recipe, run: Run, data: str, items: list[Item]) -> tuple[Any, f
     targets = Targets(items, contract.rubric, "soft")
     splits = {"train": items, "validation": items[: recipe.training.batch_size]}
     learner = Learner(recipe, run, base, contract, tokenizer, splits, targets)
+    trainer = learner.trainer(evaluate=False)  # which sizes the packs
     batch = learner.collator([learner.train[i] for i in range(recipe.training.batch_size)])
     tokens = sum(pack["inputs"]["input_ids"].numel() for pack in batch["packs"])
     n = recipe.training.batch_size
-    return learner.trainer(evaluate=False), tokens / n, n
+    return trainer, tokens / n, n
 
 
 def theirs(
@@ -168,7 +169,8 @@ def measure(arguments: argparse.Namespace, method: str, data: str) -> dict[str, 
         trainer.add_callback(times)
         trainer.train()
         recomputes = trainer.accelerator.unwrap_model(trainer.model).is_activation_checkpointing
-        assert recomputes == (method == THEIRS or arguments.gradient_checkpointing), method
+        told = arguments.gradient_checkpointing if method == METHODS[0] else method == THEIRS
+        assert recomputes == told, method
     step = statistics.median(times.seconds[1:])
     on_gpu = torch.cuda.is_available()
     peak = (

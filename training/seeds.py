@@ -103,11 +103,12 @@ def _conclude(learner: Learner, seeds: Sequence[int], console: Console) -> None:
     own, before = run.of_seed(seeds[best]), run.adapter.exists() and run.facts()
     facts = own.facts() | {"seeds": report}
     if facts != before:
+        if before and {**before, "seeds": report} != facts and run.predictions.exists():
+            remove(run.predictions)  # of another adapter, by which nobody is to judge this one
+            say(console, [f"{run.predictions} were of another seed: they are removed."])
         _copy(own, run, facts)
         if run.merged.exists():
-            remove(run.predictions)  # what others said, by which nobody is to judge this one
-            say(console, [f"{run.adapter} is written anew, and the predictions of the one before "
-                          "are removed: export and verify again."])  # fmt: skip
+            say(console, [f"{run.adapter} is written anew: export and verify again."])
     write_json(run.report / "seeds.json", report)
     others = [run.of_seed(seed) for seed in seeds if seed != seeds[best]]
     for other in [*others, *([run] if best else [])]:

@@ -651,10 +651,12 @@ def test_sizes_of_passes_follow_the_memory_that_there_is(folder, monkeypatch):
     assert (backend._sizes, backend.near_tie) == ([], backend.noise)
     monkeypatch.setattr(backend, "_sizes", [1024])
     monkeypatch.setattr(backend, "near_tie", 0.0)
+    monkeypatch.setattr(backend, "tokens_per_pack", 100)
     (long,) = backend.reader.encode([{"text": "word " * 600}])
     with pytest.warns(UserWarning, match="with 1024 tokens in a pass"):
         ((_, found),) = backend.run([long])  # alone, and filled up, for which there is no room
     assert 600 < seen[-1] < 1024
+    assert backend.tokens_per_pack == 100
     assert (backend._sizes, backend.near_tie) == ([], backend.noise)
     assert np.allclose(found[0], dict(backend.run([long], alone=True))[0][0], atol=1e-4)
     free = 1024  # too little to try: the second look stays

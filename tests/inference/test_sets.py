@@ -277,8 +277,12 @@ def test_an_interval_of_sets_without_an_error_has_a_width():
         for name in ("alpha", "subset_accuracy", "micro_f1", "macro_f1"):
             assert (found[name]["estimate"], found[name]["high"]) == (1, 1)
             assert 0.7 < found[name]["low"] < 0.97, name
-    alone = judge_pairs(judged[:1] * 30, votes[:1] * 30, 3, "masi")  # one set occurs
-    assert set_figures(alone, Bootstrap(30, 400, 0))[0]["subset_accuracy"]["low"] < 0.97
+    of_one = [
+        judge_pairs(judged[k : k + 1] * 30, votes[k : k + 1] * 30, 3, "masi") for k in (0, 1, 2)
+    ]
+    first, *others = [set_figures(pairs, Bootstrap(30, 400, 0))[0] for pairs in of_one]
+    assert first["subset_accuracy"]["low"] < 0.97
+    assert others == [first, first]  # whichever set it is
 
 
 def test_f1_and_equal_sets_are_those_of_scikit_learn():

@@ -101,11 +101,11 @@ def test_a_plain_run_is_one_of_the_seeds_and_takes_more(seeded, tmp_path):
     assert not same(run, seeded.of_seed(0))
     assert not run.seeds.exists()
     assert [path.name for path in run.report.iterdir()] == ["validation.jsonl"]
-    for path in (run.merged, run.predictions):  # of the adapter that is now one of several
-        path.mkdir()
+    run.predictions.mkdir()  # of the adapter that is now one of several
     Watch.started.clear()
     train(recipe, resume=True, splits=splits, seeds=2)
-    assert not run.predictions.exists()
+    assert run.predictions.exists() == (facts(run)["seeds"]["kept"] == 1)
+    run.predictions.mkdir(exist_ok=True)
     assert same(run.of_seed(1), seeded.of_seed(1))  # trained alone and after another
     other = 3 - facts(run)["seeds"]["kept"]
     items, rubric = splits["validation"], run.rubric()
@@ -120,6 +120,7 @@ def test_a_plain_run_is_one_of_the_seeds_and_takes_more(seeded, tmp_path):
     train(recipe, resume=True, splits=splits, seeds=1)  # fewer: none is lost
     assert (facts(run)["seeds"]["seeds"], facts(run)["seeds"]["kept"]) == ([1, 2], other)
     assert same(run, run.of_seed(other))
+    assert not run.predictions.exists()
     assert Watch.started == [("2", 0)]
 
 

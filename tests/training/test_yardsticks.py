@@ -314,6 +314,16 @@ def test_a_limit_of_requests_is_waited_for_as_long_as_it_lets_some_through(
                    {}] * 20  # fmt: skip
     _, notes = ask(chat, support, tmp_path, MANY, concurrency=8)
     assert "20 answers, 20 of them asked now" in notes[0]
+    monkeypatch.setattr(openai, "_TOO_LARGE", 8)
+
+    def large(body):  # one item alone, for ever
+        full = "message 007" in body["messages"][1]["content"]
+        return refused(429, "Request too large", **{"Retry-After": "0"}) if full else {}
+
+    chat.script = [large] * 1000
+    found, notes = ask(chat, support, tmp_path / "large", MANY, concurrency=2)
+    assert found["m/1 (server)"]["topic"] == [None if k == 7 else 1 for k in range(20)]
+    assert "failed on 1 requests, e.g. 429: Request too large" in notes[-1]
     monkeypatch.setattr(openai, "PATIENCE", 0.2)
     chat.script = [refused(429, "none left")] * 100
     with pytest.raises(JudgeError, match=r"429: none left\. What was answered is kept"):
@@ -330,6 +340,12 @@ def test_a_server_that_refuses_all_of_a_sudden_is_no_judge_of_items(chat, suppor
     found, _ = ask(chat, support, tmp_path, MANY)
     assert found["m/1 (server)"]["topic"] == [1] * 20
     assert len(chat.asked) == 17
+    # So it is where all that was answered before is of another rubric.
+    changed = support.model_copy(update={"instructions": "Other words."})
+    chat.script = [refused(400, "Billing hard limit has been reached")] * 80
+    with pytest.raises(JudgeError, match="refuses what it is asked: 400: Billing hard limit"):
+        ask(chat, changed, tmp_path, MANY)
+    chat.script.clear()
     # And if it does so at the last items, too few in a row to wonder before.
     (tmp_path / "openai-m-1.jsonl").unlink()
     chat.script = [{}] * 18 + [refused(403, "The key was revoked")] * 10

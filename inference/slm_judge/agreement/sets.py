@@ -135,7 +135,8 @@ def _pairs(
     known = {one: k for k, one in enumerate(dict.fromkeys(
         one for own, others, _ in rows for one in (*own, *others)))}  # fmt: skip
     if len(known) == 1:  # the one that might have been another
-        known[next(iter(known)) ^ {0}] = 1
+        (one,) = known
+        known[one ^ {min(one, default=0)}] = 1
     found = np.zeros((len(rows), 3 + len(known) + 3 * n_options))
     distances = set_distances(list(known), distance)
     options = np.stack([_chosen([one], n_options) for one in known]) if known else np.zeros((0, 0))

@@ -232,7 +232,7 @@ class TransformersBackend:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         fitting = [size for size in self._sizes if size <= tokens // 2 and not alone]
-        self.tokens_per_pack = max(fitting, default=tokens // 2)
+        self.tokens_per_pack = min(self.tokens_per_pack, max(fitting, default=tokens // 2))
         if self._sizes and not fitting:
             self.near_tie = self.noise
         self._sizes = fitting

@@ -40,6 +40,7 @@ PATIENCE = 600.0
 _SLOW_TRIES = 2  # of a request that is not answered in time
 _LONGEST_TIMEOUT = 86400.0
 _REFUSALS, _FAILURES = 5, 2  # after which a server that never answered is given up
+_TOO_LARGE = 60  # limits of one request, among as many answers to others, and it is given up
 _GROWTH = 5  # answers for each request at a time, after which one more goes at a time
 _LARGEST = 16 << 20  # bytes of an answer
 _AGAIN = "What was answered is kept; the same command asks only the rest."
@@ -126,10 +127,9 @@ def ask_server(
     with locked(path):
         kept = _kept(path)
         if missing := [job for job in jobs if job not in kept or _lost(kept[job])]:
-            answered = [key for (key, _), one in kept.items() if not _lost(one)]
-            known = next((asked[key] for key in answered if key in asked), None)
-            asking = _Asking(server, rubric, path, console, known)
-            asking.ask(missing, asked, answered=bool(answered))
+            answered = (asked.get(key) for (key, _), one in kept.items() if not _lost(one))
+            known = next(filter(None, answered), None)
+            _Asking(server, rubric, path, console, known).ask(missing, asked)
             kept = _kept(path)
     runs = {}
     for run in range(server.runs):
@@ -269,23 +269,21 @@ class _Asking:
         self._lock, self._gate = threading.Lock(), threading.Condition()
         self._stopped, self._resume_at, self._answered_at = False, 0.0, time.monotonic()
         self._busy, self._allowed, self._streak, self._waits = 0, server.concurrency, 0, 0
+        self._answers = 0
         self._lost: list[tuple[_Job, dict[str, Any]]] = []
         self._in_a_row, self._bound, self._doubted = 0, _REFUSALS, 0
 
-    def ask(
-        self, jobs: Sequence[_Job], asked: Mapping[str, list[dict[str, str]]], answered: bool
-    ) -> None:
+    def ask(self, jobs: Sequence[_Job], asked: Mapping[str, list[dict[str, str]]]) -> None:
         """Ask all of them; the first alone, to see what the server takes.
 
         Args:
             jobs: what to ask.
             asked: the chat of each job's item.
-            answered: whether the server took a request of this kind before.
         """
         pool = ThreadPoolExecutor(self._server.concurrency)
         with progress_bar("requests", console=self._console) as bar:
             task = bar.add_task(self._server.model, total=len(jobs))
-            settled = self._settle(jobs, asked, answered)
+            settled = self._settle(jobs, asked)
             bar.update(task, completed=settled)
             try:
                 for done in as_completed(
@@ -306,9 +304,7 @@ class _Asking:
         for job, lost in self._lost:
             self._write(job, lost)
 
-    def _settle(
-        self, jobs: Sequence[_Job], asked: Mapping[str, list[dict[str, str]]], answered: bool
-    ) -> int:
+    def _settle(self, jobs: Sequence[_Job], asked: Mapping[str, list[dict[str, str]]]) -> int:
         """Ask until one is answered, to see what the server takes; how many that were.
 
         Some may be refused before: they may be too long, or of forbidden content, but not all.
@@ -329,7 +325,7 @@ class _Asking:
                 break
         if failed and not self._known:
             raise JudgeError(f"{self._server.url}: {failed[-1]}. {_AGAIN}")
-        if not answered:
+        if not self._known:
             raise JudgeError(f"{self._server.url} refuses what it is asked: {refused[-1]}")
         self._check()
         return number
@@ -399,18 +395,21 @@ class _Asking:
     def _answer(self, asked: list[dict[str, str]], wishes: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one request, asked again after faults that may pass."""
         body = {"model": self._server.model, "messages": asked, **wishes}
-        tried = 0
+        tried, limited, before = 0, 0, self._answers
         while True:
-            try:
-                with self._turn():
+            with self._turn():
+                try:
                     answer = self._read(self._post(json.dumps(body).encode()))
-                self._answered()
-                return answer
-            except _PassingError as fault:
-                tried += fault.kind != "limit"
-                if tried >= fault.tries:
-                    raise _FailedError(fault.reason) from None
-                self._pause(fault, tried)
+                except _PassingError as fault:
+                    tried, limited = tried + (fault.kind != "limit"), limited + 1
+                    others = self._answers - before
+                    if tried >= fault.tries or min(limited, others) >= _TOO_LARGE:
+                        raise _FailedError(fault.reason) from None
+                    wait = self._pause(fault, tried)
+                else:
+                    self._note_answer()
+                    return answer
+            self._wait(wait)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -431,40 +430,52 @@ class _Asking:
                 self._busy -= 1
                 self._gate.notify_all()
 
-    def _answered(self) -> None:
+    def _note_answer(self) -> None:
         with self._gate:
-            self._answered_at, self._waits, self._streak = time.monotonic(), 0, self._streak + 1
+            self._answers, self._answered_at, self._waits = self._answers + 1, time.monotonic(), 0
+            self._streak += 1
             if self._streak >= _GROWTH * self._allowed < _GROWTH * self._server.concurrency:
                 self._allowed, self._streak = self._allowed + 1, 0
 
-    def _pause(self, fault: _PassingError, tried: int) -> None:
-        """Wait before a request is made again; after other faults than its own, all wait.
+    def _pause(self, fault: _PassingError, tried: int) -> float:
+        """Put off all requests for a while, or this one alone where the fault may be its own.
 
         Where the server limits its requests, half as many go at a time from then on.
 
+        Returns:
+            Seconds that this request waits by itself.
+
         Raises:
-            JudgeError: the server asks to wait long, or has limited all requests for long.
+            JudgeError: the server asks to wait long.
+            _FailedError: it has limited all requests for long.
         """
         with self._gate:
             now, limited = time.monotonic(), fault.kind == "limit"
             if limited and now >= self._resume_at:  # else it answers one that went before
                 self._waits, self._streak = self._waits + 1, 0
                 self._allowed = max(1, self._allowed // 2)
-            wait = min(FIRST_WAIT * 2 ** ((self._waits if limited else tried) - 1), 60.0)
-            wait = wait if fault.told is None else fault.told
-            too_long = limited and now + wait > self._answered_at + PATIENCE
-            if wait > LONGEST_WAIT or too_long:
-                asks = f", and asks to wait {wait:.0f} s" if fault.told else ""
+            times = min((self._waits if limited else tried) - 1, 6)
+            wait: float = min(FIRST_WAIT * 2**times, 60.0)
+            if fault.told is not None:
+                wait = max(fault.told, FIRST_WAIT)
+            asks = f", and asks to wait {wait:.0f} s" if fault.told else ""
+            if wait > LONGEST_WAIT:
                 raise JudgeError(f"{self._server.url}: {fault.reason}{asks}. {_AGAIN}")
+            if limited and now + wait > self._answered_at + PATIENCE:
+                raise _FailedError(f"{fault.reason}{asks}")
             if fault.kind == "request":
-                until = now + wait
-                while not self._stopped and (rest := until - time.monotonic()) > 0:
-                    self._gate.wait(rest)
-                return
+                return wait
             if wait > 3 and now >= self._resume_at:
                 said = f"{self._server.url}: {fault.reason}; again in {wait:.0f} s."
                 say(self._console, [said])
             self._resume_at = max(self._resume_at, now + wait)
+            return 0.0
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        with self._gate:
+            while not self._stopped and (rest := until - time.monotonic()) > 0:
+                self._gate.wait(rest)
 
     def _read(self, content: bytes) -> dict[str, Any]:
         try:
