@@ -659,6 +659,7 @@ def test_sizes_of_passes_follow_the_memory_that_there_is(folder, monkeypatch):
     assert backend.tokens_per_pack == 100
     assert (backend._sizes, backend.near_tie) == ([], backend.noise)
     assert np.allclose(found[0], dict(backend.run([long], alone=True))[0][0], atol=1e-4)
+    monkeypatch.setattr(backend, "tokens_per_pack", 512)
     free = 1024  # too little to try: the second look stays
     backend._settle_sizes(bounded=False)
     assert (backend._sizes, backend.tokens_per_pack, backend.near_tie) == ([], 512, backend.noise)
