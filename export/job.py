@@ -1,6 +1,7 @@
 """`slm-judge job`: train, export, verify and push on a machine that the Hub lends."""
 
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import requires
@@ -77,6 +78,9 @@ def job(
     Raises:
         JudgeError: the recipe names what cannot be sent, the Hub refused, or the job failed.
     """
+    after = re.fullmatch(r"(\d+(?:\.\d+)?)[smhd]?", timeout)
+    if not after or not float(after[1]):
+        raise JudgeError(f"--timeout is a number with s, m, h or d, e.g. 90m, not {timeout!r}.")
     console, api, files = console or Console(), HfApi(), bundle(recipe)
     with hub_errors("Your account", kind=JudgeError):
         if not (token := get_token()):

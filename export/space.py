@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -19,13 +20,7 @@ _EXTRAS = ("app", "gguf")
 _STAGES = {"export", "model_card", "training"}  # which a Space does not run
 _SHIPPED = {".css", ".html", ".jinja", ".js", ".py", ".typed"}
 _CARD = """---
-title: {title}
-sdk: docker
-app_port: {port}
-models: [{model}]
-license: {license}
-tags: [slm-judge]
----
+{header}---
 
 Try [{model}](https://huggingface.co/{model}): paste a text, and see what the judge answers to the
 questions of its rubric. Made by slm-judge {version}; the whole page also annotates:
@@ -71,9 +66,13 @@ def space_files(
         JudgeError: what the page needs is not installed here, so its versions are not known.
     """
     model = f"{user}/{recipe.name}-GGUF"
+    header = {
+        "title": recipe.name, "sdk": "docker", "app_port": PORT, "models": [model],
+        "license": recipe.card.license or "other", "tags": ["slm-judge"],
+    }  # fmt: skip
     facts = {
-        "title": recipe.name, "model": model, "port": PORT, "version": __version__,
-        "license": recipe.card.license or "other", "quantization": quantization,
+        "header": yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
+        "model": model, "port": PORT, "version": __version__, "quantization": quantization,
         "revision": revision, "at": f" --revision {shlex.quote(revision)}" if revision else "",
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
     }  # fmt: skip

@@ -622,7 +622,7 @@ def annotate(
     max_memory: Annotated[
         float | None, typer.Option(help="GiB for weights and cache (gguf).")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads (gguf).")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (gguf).", min=1)] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda or mps (transformers); by default a GPU if there is one."),
@@ -637,7 +637,9 @@ def annotate(
     engine: Annotated[
         str, typer.Option(help="local, or ray: a pool of workers (extra `ray`).")
     ] = "local",
-    workers: Annotated[int, typer.Option(help="Of --engine ray, a judge each.", min=1)] = 2,
+    workers: Annotated[
+        int | None, typer.Option(help="Of --engine ray, a judge each; by default 2.", min=1)
+    ] = None,
     gpus: Annotated[float, typer.Option(help="Of each worker of --engine ray.", min=0)] = 0.0,
     rows_per_piece: Annotated[
         int, typer.Option(help="Rows that are computed and kept as a whole.", min=1)
@@ -661,8 +663,12 @@ def annotate(
 
     check_output(output)
     _choose("--engine", engine, "local", "ray")
+    if engine == "local" and (workers or gpus):
+        raise JudgeError("--workers and --gpus are of --engine ray: name that too.")
     _choose("--on-empty", on_empty, "skip", "fail")
     _choose("--on-too-long", on_too_long, "skip", "fail", "truncate")
+    if any("\ud800" <= one <= "\udfff" for one in prefix):  # bytes that are no UTF-8
+        raise JudgeError("--prefix is not UTF-8.")
     options = AnnotateOptions(
         columns=_columns(column or []),
         prefix=prefix,
@@ -692,7 +698,7 @@ def annotate(
 
         if Path(model).exists():
             model = str(Path(model).resolve())
-        pool = RayEngine(model, {**settings, "n_threads": threads or 1}, workers, gpus)
+        pool = RayEngine(model, {**settings, "n_threads": threads or 1}, workers or 2, gpus)
         settings["compile"] = False  # here nothing is computed
     with Judge.from_pretrained(model, **settings) as judge:
         if pool:
@@ -927,8 +933,8 @@ def _whole_numbers(option: str, text: str) -> list[int]:
 
 def _columns(pairs: list[str]) -> dict[str, str]:
     columns = dict(pair.partition("=")[::2] for pair in pairs)
-    if "" in columns or "" in columns.values():
-        raise JudgeError(f"--column is field=column, got {', '.join(pairs)}.")
+    if "" in columns or "" in columns.values() or len(columns) < len(pairs):
+        raise JudgeError(f"--column is field=column, once a field, got {', '.join(pairs)}.")
     return columns
 
 

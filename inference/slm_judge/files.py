@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -115,7 +116,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def _prefix(path: Path) -> str:
     """What the names of temporary files for `path` start with."""
-    return f"{TEMPORARY}{zlib.crc32(path.name.encode()):08x}-"
+    return f"{TEMPORARY}{zlib.crc32(os.fsencode(path.name)):08x}-"
 
 
 def _to_disk(path: Path) -> None:
@@ -151,6 +152,11 @@ def read_back(path: Path, remedy: str) -> dict[str, Any]:
         raise JudgeError(f"{path} is damaged; {remedy}: {error}") from error
 
 
+def local_path(place: object) -> Path:
+    """The absolute path of a file, also where it is written as an address (`file://`) or with ~."""
+    return Path(re.sub(r"^(file|local):(//)?", "", str(place))).expanduser().resolve()
+
+
 def check_places(
     read: Mapping[str, object], written: Mapping[str, Path | str | None], overwrite: bool
 ) -> None:
@@ -168,9 +174,10 @@ def check_places(
     for what, place in {**read, **written}.items():
         if place is None:
             continue
-        if (first := seen.setdefault(Path(str(place)).resolve(), what)) != what:
+        path = local_path(place)
+        if (first := seen.setdefault(path, what)) != what:
             raise DataError(f"{place} is {first} and {what}; name another file.")
-        if what in written and Path(str(place)).exists() and not overwrite:
+        if what in written and path.exists() and not overwrite:
             raise DataError(f"{place} exists. Name another file, or replace it with --overwrite.")
 
 

@@ -1,7 +1,9 @@
 """The recipe: every setting of a run, with its default. A recipe file is YAML with these keys."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -335,9 +337,15 @@ def public_settings(settings: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             public[key] = public_settings(value)
         else:
-            is_path = isinstance(value, str) and Path(value).is_absolute()
-            public[key] = Path(value).name if is_path else value
+            public[key] = _public_name(value) if isinstance(value, str) else value
     return public
+
+
+def _public_name(text: str) -> str:
+    """The name of what lies on this machine or behind an address, which may hold a password."""
+    if re.fullmatch(r"[A-Za-z][\w+.-]*://\S+", text):
+        return Path(urlsplit(text).path).name
+    return Path(text).name if Path(text).is_absolute() or text.startswith("~") else text
 
 
 def resolve(location: str | None, folder: Path) -> str | None:

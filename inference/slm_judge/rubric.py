@@ -178,6 +178,10 @@ class _Dimension(BaseModel):
         words = [value for value, key in zip(scale, keys, strict=False)
                  if isinstance(value, bool) or not _NUMBER.fullmatch(key)
                  or not math.isfinite(float(key))]  # fmt: skip
+        if self.level_of_measurement == "ratio" and any(key.startswith("-") for key in keys):
+            raise ValueError(
+                f"{self.name}: ratios are not below 0; make the level_of_measurement interval"
+            )
         if words and self.level_of_measurement in ("interval", "ratio"):
             raise ValueError(
                 f"{self.name}: at the {self.level_of_measurement} level the options are numbers, "

@@ -13,14 +13,14 @@ FOLDERS = ("inference/slm_judge", "training", "export", "model_card")
 
 
 def test_the_house_stays_small():
-    """Fewer than 26,600 lines of Python, blank ones not counted; raise it where a stage comes, or where
+    """Fewer than 27,200 lines of Python, blank ones not counted; raise it where a stage comes, or where
     input, statistics or the file that people get were wrong and take lines to be right."""
     lines = {
         str(path.relative_to(ROOT)): sum(map(bool, map(str.strip, path.read_text().splitlines())))
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*.py")
     }
-    assert sum(lines.values()) < 26_600, sorted(lines.items(), key=lambda item: -item[1])[:10]
+    assert sum(lines.values()) < 27_200, sorted(lines.items(), key=lambda item: -item[1])[:10]
 
 
 def test_every_folder_with_code_is_in_the_package():

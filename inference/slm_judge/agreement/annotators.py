@@ -10,6 +10,8 @@ from slm_judge.rubric import Dimension
 from .aggregate import level_values
 from .alpha import Floats, alpha_of_coincidences, annotator_coincidences, judge_coincidences
 from .bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
+from .compare import careful_interval, with_unseen
+from .scores import agreeing_of
 
 FEWEST_ITEMS = 30
 """Nothing is concluded about an annotator with fewer items that two others annotated too."""
@@ -93,6 +95,10 @@ def _against_others(
     bootstrap = Bootstrap(len(shared), *drawing, groups)
     totals = bootstrap.totals(parts)
     alphas = alpha_of_coincidences(totals, dimension.values, dimension.level_of_measurement)
+    more = with_unseen(totals[:, 0], agreeing_of(with_others), bootstrap.unit, symmetric=True)
+    unseen = None
+    if more is not None:
+        unseen = alpha_of_coincidences(more, dimension.values, dimension.level_of_measurement)
     gap = alphas[:, 1] - alphas[:, 2]
     known = gap[1:][np.isfinite(gap[1:])]
     p = float("nan")
@@ -102,7 +108,7 @@ def _against_others(
         name,
         len(votes),
         len(shared),
-        percentile_interval(alphas[:, 0], bounds=(-np.inf, 1.0), units=bootstrap.units),
+        careful_interval(alphas[:, 0], unseen, (-np.inf, 1.0), bootstrap.units),
         percentile_interval(gap, units=bootstrap.units),
         _shift(own, others, dimension),
         p,

@@ -164,11 +164,13 @@ def gwet_ac(parts: Floats, weights: Weights = "none") -> Floats:
 def icc_parts(votes: Votes, levels: Floats) -> Floats:
     """What `icc` needs of each item, N x 6; items with fewer than two votes do not count."""
     counts = vote_counts(votes, len(levels)).astype(float)
+    levels = levels - levels.mean()  # which changes no correlation, and keeps squares small
     return _icc_moments(counts.sum(axis=1), counts @ levels, counts @ levels**2)
 
 
 def icc_pair_parts(confusion: Floats, levels: Floats) -> Floats:
     """The same of (annotator, judge) pairs, each two ratings of one thing: ... x 6."""
+    levels = levels - levels.mean()
     one, two = levels[:, None], levels[None, :]
     cells = _icc_moments(np.full(confusion.shape[-2:], 2.0), one + two, one**2 + two**2)
     return np.tensordot(confusion, cells, axes=2)

@@ -5,6 +5,7 @@ interrupted job goes on where it stopped, and memory does not grow with the inpu
 """
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ from slm_judge.data.tables import (
 )
 from slm_judge.data.write import write_tables
 from slm_judge.errors import DataError
-from slm_judge.files import check_places, content_hash, locked, sweep
+from slm_judge.files import check_places, content_hash, local_path, locked, sweep
 from slm_judge.judge.judge import Judge
 from slm_judge.progress import progress_bar
 from slm_judge.version import __version__
@@ -138,6 +139,7 @@ def annotate_table(
         JudgeError: another process is making the output.
     """
     options, output = options or AnnotateOptions(), str(output)
+    output = output if "://" in output else os.path.expanduser(output)  # noqa: PTH111 (keeps the slash)
     check_output(output)
     review = review_file(output, options)
     with _alone(output, review):
@@ -229,6 +231,13 @@ def _check_places(source: str, output: str, review: Path | None, overwrite: bool
     read = {"the input": source, **({"the output": output} if is_folder(output) else {})}
     own = {} if is_folder(output) else {"the output": output}
     check_places(read, {**own, "the file to review": review}, overwrite)
+    if not is_folder(output):
+        return
+    folder = local_path(output)
+    for what, place in (("the input", source), ("the file to review", review)):
+        path = place and local_path(place)
+        if path and folder in path.parents and (place is review or path.exists()):
+            raise DataError(f"{place}, {what}, lies in {output}, the output; name another folder.")
 
 
 def as_parquet(output: str) -> bool:

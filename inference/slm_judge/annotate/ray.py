@@ -79,6 +79,13 @@ class RayEngine:
         core = require("ray", "ray")
         if not core.is_initialized():
             core.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        threads, there = self.settings.get("n_threads") or 1, core.cluster_resources()
+        for what, wanted in (("CPU", threads), ("GPU", self.gpus)):
+            if wanted > there.get(what, 0):
+                raise JudgeError(
+                    f"A worker is to have {wanted:g} {what}, and all of Ray has "
+                    f"{there.get(what, 0):g}. Lower --{'threads' if what == 'CPU' else 'gpus'}."
+                )
         ray.DataContext.get_current().enable_progress_bars = False  # ours shows
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -97,7 +104,7 @@ class RayEngine:
             },
             batch_size=1,
             compute=ray.ActorPoolStrategy(size=workers),
-            num_cpus=self.settings.get("n_threads") or 1,
+            num_cpus=threads,
             num_gpus=self.gpus,
         )
         try:

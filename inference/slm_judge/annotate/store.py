@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from slm_judge.data.tables import Overview, is_raw, values_of
+from slm_judge.data.tables import Overview, filesystem_of, is_raw, values_of
 from slm_judge.data.write import table_of
 from slm_judge.errors import DataError
 from slm_judge.files import TEMPORARY, atomic_file
@@ -51,7 +50,7 @@ class ShardStore:
             DataError: the folder holds pieces of another job.
         """
         self.location, self.overwrite, self.shape = str(location).rstrip("/"), overwrite, shape
-        self._files, self.folder = fsspec.url_to_fs(self.location)
+        self._files, self.folder = filesystem_of(self.location)
         self.job = json.loads(json.dumps(job))
         self._identity = hashlib.sha256(json.dumps(self.job, sort_keys=True).encode()).hexdigest()
         self.notes: list[str] = []

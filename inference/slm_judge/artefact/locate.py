@@ -38,7 +38,16 @@ def locate(model: str | Path, revision: str | None, quantization: str | None) ->
         ModelError: there is no such judge, or it may not be read.
     """
     path = Path(model)
+    if revision and path.exists():
+        raise ModelError(
+            f"revision={revision} is of Hub repositories; {path} is here. Leave it out."
+        )
     if path.is_file():
+        if quantization and quantization.lower() not in path.name.lower():
+            raise ModelError(
+                f"quantization={quantization} chooses among the files of a folder or repository; "
+                f"{path} is one file. Leave it out, or name another file."
+            )
         return path
     if path.is_dir():
         files = [file.name for file in path.iterdir()]

@@ -21,6 +21,7 @@ from .sets import lacking, unfold
 from .tables import Rows, read_table, require_columns
 from .text import is_blank, told_apart
 
+_MOST_OTHER = 0.25  # share of labels that a judge with class_balance says for rarer ones
 _TOLERANCE = 0.01  # of a sum of probabilities, which people round
 
 
@@ -100,6 +101,11 @@ def read_predictions(
             f"{location} has no label of the rubric for the annotated items. "
             f"{' '.join(findings.said(location))}"
         )
+    if partly := sum(None in row and any(one is not None for one in row) for row in labels):
+        findings.notes.append(
+            f"{location}: {partly} items lack a label of some question: left out of all, so that "
+            "all questions are of the same items."
+        )
     rows = [known[k] for k in usable]
     chosen = [found[i] for i in rows]
     answers = {
@@ -114,6 +120,16 @@ def read_predictions(
         )
         for k, d in enumerate(rubric.dimensions)
     }
+    for name, given in answers.items():
+        if given.probabilities is None or not (asked := given.labels >= 0).any():
+            continue
+        likeliest = given.probabilities[asked].max(axis=1)
+        own = given.probabilities[asked, given.labels[asked]]
+        if (other := int((own < likeliest).sum())) > _MOST_OTHER * asked.sum():
+            findings.notes.append(
+                f"{location}: {other} of {asked.sum()} labels of {name} are not its most probable "
+                f"option. Are {name}_probabilities in the rubric's order of options?"
+            )
     return Predictions(answers, rows, findings.said(location))
 
 

@@ -160,6 +160,12 @@ def read_items(
     reader = _Reader(table, columns, rubric, findings)
     for index in range(len(table.rows)):
         reader.read(index, f"{numbered}{index + 1}")
+    if reader.differing:
+        raise DataError(
+            f"{table.location}: {len(reader.differing)} rows have another text than the row before "
+            f"with the same {columns.item_id}, e.g. {reader.differing[0]}. One name is one item: "
+            "number the items anew (of several batches, put the batch before the number)."
+        )
     if reader.trimmed:
         findings.notes.append(
             f"{table.location}: {reader.trimmed} names of items or annotators have spaces around "
@@ -189,7 +195,10 @@ def read_items(
     found = Annotations(list(reader.items.values()))
     sets = {name: one.name for one in rubric.sets for name in one.members}
     dropped = drop_unasked(rubric, found.items)
-    for name, count in {sets.get(name, name): count for name, count in dropped.items()}.items():
+    counts = Counter[str]()
+    for name, count in dropped.items():
+        counts[sets.get(name, name)] = max(count, counts[sets.get(name, name)])
+    for name, count in counts.items():
         findings.notes.append(
             f"{table.location}: {count} labels of {name} do not count: by `ask_if`, its question "
             "was not asked there."
@@ -247,6 +256,8 @@ class _Reader:
         self.further: dict[str, list[tuple[str, str, str]]] = {n: [] for n in columns.further}
         self.trimmed = self.repeated = self.replaced = self.regrouped = 0
         self.nobody: Counter[str] = Counter()  # names that are none
+        self.differing: list[str] = []  # rows with other texts than their item's first
+        self._whole = set[str]()  # items that have all their texts
         self._rows: Counter[str] = Counter()  # rows of each item without an annotator's name
 
     def read(self, index: int, number: str) -> None:
@@ -279,6 +290,10 @@ class _Reader:
             self.findings.add("the same item_id twice (wide layout)", f"{where}: {item_id}")
         elif strict and state != item.state:
             self.findings.add("the same item_id with different texts", f"{where}: {item_id}")
+        elif not problem and item_id in self._whole and state != item.state:
+            self.differing.append(where)
+        if not problem:
+            self._whole.add(item_id)
         self.regrouped += group != item.group
         self._vote(row, item, annotator, where)
 

@@ -81,14 +81,29 @@ def is_folder(output: str) -> bool:
     return output.endswith(("/", os.sep))
 
 
+def filesystem_of(location: str) -> tuple[Any, str]:
+    """What fsspec opens a location with, and the path on it.
+
+    Raises:
+        DataError: fsspec knows no such address, or the package that opens it is not installed.
+    """
+    try:
+        filesystem, path = fsspec.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{location} cannot be opened: {error}") from error
+    return filesystem, path
+
+
 def check_output(output: str) -> None:
     """Refuse an output that cannot be written, before any work.
 
     Raises:
         DataError: wrong suffix, a file that is not on this machine, or not writable.
     """
-    filesystem, path = fsspec.url_to_fs(output)
+    filesystem, path = filesystem_of(output)
     if not is_folder(output):
+        if _suffix(Path(output)) == ".parquet" != Path(output).suffix.lower():
+            raise DataError(f"{output}: Parquet is compressed by itself; drop the last suffix.")
         if file_format(Path(output)) is None:
             raise DataError(
                 f"{output}: the output is .csv, .tsv, .jsonl or .parquet, or, with a slash at its "
@@ -172,6 +187,10 @@ def is_raw(table: pa.Table) -> bool:
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _holds_bytes(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_bytes(kind.storage_type)
     if pa.types.is_nested(kind):
         return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
     tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
@@ -322,7 +341,7 @@ class TableStream:
         """Column -> the question behind it, where further headers of Qualtrics say so."""
         self.separator = ""  # of a CSV, once it is read
         self._kind = kind or file_format(Path(location))
-        filesystem, path = fsspec.url_to_fs(location)
+        filesystem, path = filesystem_of(location)
         self._files = [location]
         if filesystem.isdir(path):
             found = sorted(filesystem.ls(path, detail=False))

@@ -135,6 +135,13 @@ def baselines(
             for name, of in systems.items()
             if source in of
         }
+        unasked = {name: sum(label == -1 for label in of) for name, of in known.items()}
+        if len({*unasked.values()}) > 1:
+            told = ", ".join(f"{name} {n}" for name, n in unasked.items() if n)
+            notes.append(
+                f"{dimension.name}: of {len(test)} items, these leave some out, to which the "
+                f"question does not apply by their answers: {told}. They are scored on the others."
+            )
         rows = _table(known, votes, dimension, bootstrap)  # of the others, a note says why
         results[dimension.name] = rows
         results_table(dimension, rows, len(test)).show(console)

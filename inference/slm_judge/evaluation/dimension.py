@@ -288,10 +288,13 @@ def _humans(
     for name, per_item in parts.items():
         totals = bootstrap.totals(per_item)
         found |= _intervals(totals, {name: alone[name]}, bootstrap.units)
-    others = bootstrap.totals(aggregate_of_others(votes, dimension))
+    others = aggregate_of_others(votes, dimension)
     of_aggregate = _confusion_statistics(dimension)
     of_aggregate.pop("mean_shift", None)
-    found["aggregate"] = _intervals(others, of_aggregate, bootstrap.units)
+    found["aggregate"] = _intervals(
+        bootstrap.totals(others), of_aggregate, bootstrap.units,
+        (scores.agreeing_of(others), bootstrap.unit),
+    )  # fmt: skip
     return {"items": several, **found}
 
 
@@ -391,7 +394,10 @@ def _system(
         [[*row, label] if both else [] for row, label, both in zip(
             plain, labels, shared, strict=True)], n_options)  # fmt: skip
     among = {"alpha": _confusion_statistics(dimension, symmetric=True)["alpha"]}
-    whole_group = _intervals(bootstrap.totals(with_judge), among, bootstrap.units)
+    seen = scores.agreeing_of(with_judge), bootstrap.unit
+    whole_group = _intervals(
+        bootstrap.totals(with_judge), among, bootstrap.units, seen, symmetric=True
+    )
     report["alpha_as_one_more"] = whole_group["alpha"]
     if dimension.level_of_measurement != "nominal":
         levels = level_values(dimension)

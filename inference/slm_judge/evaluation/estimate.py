@@ -17,7 +17,7 @@ from slm_judge.data.predictions import spelled_like
 from slm_judge.data.read import Annotations, Findings, read_annotations
 from slm_judge.data.sets import unfold
 from slm_judge.data.tables import Rows, names, read_table, require_columns
-from slm_judge.data.text import is_blank, read_name, told_apart
+from slm_judge.data.text import is_blank, is_nobody, read_name, told_apart
 from slm_judge.errors import DataError
 from slm_judge.rubric import Dimension, Rubric
 from slm_judge.run import Run
@@ -422,10 +422,10 @@ class Known:
         if column is None:
             return None
         cells = [self.cell(column, name) for name in ids]
-        if "" in cells:
+        if none := [k for k, cell in enumerate(cells) if is_nobody(cell)]:
             raise DataError(
-                f"{column} is not given of {cells.count('')} of {len(ids)} items of "
-                f"{self.table.location}, e.g. {ids[cells.index('')]}."
+                f"{column} is not given of {len(none)} of {len(ids)} items of "
+                f"{self.table.location}, e.g. {ids[none[0]]}."
             )
         found: Whole = np.unique(cells, return_inverse=True)[1].astype(np.int64)
         return found

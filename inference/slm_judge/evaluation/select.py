@@ -22,7 +22,8 @@ from slm_judge.agreement.sample import AUDIT, Whole, draw, inclusion_chances
 from slm_judge.annotate.job import annotate_table
 from slm_judge.annotate.rows import REVIEW_PROBABILITY, AnnotateOptions
 from slm_judge.data.item import ITEM_ID
-from slm_judge.data.read import Columns, open_rows
+from slm_judge.data.predictions import spelled_like
+from slm_judge.data.read import Columns, Findings, open_rows
 from slm_judge.data.split import text_key
 from slm_judge.data.tables import (
     Rows,
@@ -199,13 +200,16 @@ def _candidates(
 ) -> tuple[dict[int, str], Counter[str]]:
     """The rows that can be drawn, with their texts, and why others cannot."""
     found, left, seen = dict[int, str](), Counter[str](), set[str]()
+    named = [*dict.fromkeys(table.name(index, item_id) for index in range(len(table.rows)))]
+    theirs = spelled_like(named, known[0], table.location, Findings(strict=False))
+    as_annotated = dict(zip(named, theirs, strict=True))
     for index, row in enumerate(table.rows):
         name = table.name(index, item_id)
         state, problem = read_state({field: row.get(column) for field, column in fields.items()})
         reasons = {
             "no item is named": not name,
             "the item stands there already": name in seen,
-            "annotated already, by its name": name in known[0],
+            "annotated already, by its name": as_annotated[name] in known[0],
             "no text that can be judged": bool(problem),
             "annotated already, by its text": not problem and text_key(state) in known[1],
             "the judge gave no label": bool(judged)

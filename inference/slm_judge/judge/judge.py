@@ -112,6 +112,8 @@ class Judge:
                 )
             if options.get("compile"):
                 raise ModelError("compile=True is for transformers. Leave it out.")
+            if given_one := next((n for n in ("dtype", "tokens_per_pack") if options.get(n)), None):
+                raise ModelError(f"{given_one}= is for transformers. Leave it out.")
             from slm_judge.backends.gguf import GgufBackend
             from slm_judge.backends.probe import check_gguf
 
