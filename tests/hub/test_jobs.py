@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, _tree_cache, get_session
+from huggingface_hub.errors import RepositoryNotFoundError
 from rich.console import Console
 from slm_judge.export import job as stage
 from slm_judge.export import on_hub
@@ -50,6 +51,15 @@ def test_the_script_says_what_it_needs(tmp_path):
     assert {"torch", "trl", "peft", "llama-cpp-python", "krippendorff", "pydantic"} <= names
     assert not names & {"slm-judge", "pytest", "ray", "openpyxl"}
     assert not any(";" in need for need in requirements("train", "export"))
+
+
+@pytest.mark.parametrize("timeout", ["soon", "-5m", "", "0h", "5 m"])
+def test_a_timeout_that_is_none_is_refused_before_anything_is_sent(logged_in, tmp_path, timeout):
+    recipe = small_recipe(tmp_path / "run", name="never")
+    _, error = told(recipe, "cpu-basic", timeout)
+    assert f"--timeout is a number with s, m, h or d, e.g. 90m, not {timeout!r}" in error
+    with pytest.raises(RepositoryNotFoundError):
+        HfApi().model_info("me/never-job")
 
 
 def test_a_job_that_fails_says_why_and_sends_no_more_than_it_needs(logged_in, tmp_path):

@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import yaml
 from huggingface_hub import HfApi
 from slm_judge.export.push import push
 from slm_judge.export.space import space_files
@@ -42,7 +43,19 @@ def test_push_makes_a_space(light, hub, monkeypatch, capsys):
         name: hub.repo("other/demo-demo", "space").blob(files[name]).read_text()
         for name in ("README.md", "app.py")
     }
-    assert "\nsdk: docker\napp_port: 7860\nmodels: [other/demo-GGUF]\n" in read["README.md"]
+    header = yaml.safe_load(read["README.md"].split("---\n")[1])
+    assert (header["title"], header["sdk"], header["app_port"]) == ("demo", "docker", 7860)
+    assert header["models"] == ["other/demo-GGUF"]
+    odd = light.recipe()
+    odd = odd.model_copy(
+        update={
+            "name": "2024",
+            "card": odd.card.model_copy(update={"license": "mit: see LICENSE\nsdk: static"}),
+        }
+    )
+    header = yaml.safe_load(space_files(odd, "Q8_0", "me")["README.md"].split(b"---\n")[1])
+    assert (header["title"], header["sdk"]) == ("2024", "docker")
+    assert header["license"] == "mit: see LICENSE\nsdk: static"
     assert "'other/demo-GGUF'" in read["app.py"]
     assert push(light, user="other", space=True)[-1] == commits[-1]  # nothing is sent again
     push(light, user="other", space=True, private=False, revision="next")

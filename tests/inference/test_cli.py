@@ -131,6 +131,16 @@ def broken_csv(tmp_path):
                          "--output", t / "o.csv"), "already has the columns urgency"),
         (lambda t, run: ("annotate", ROOT / "samples/new-messages.csv", "--model", run.gguf,
                          "--output", t / "o.csv", "--column", "text=body"), "has no columns body"),
+        # Options that would do nothing.
+        (lambda t, run: ("annotate", "x.csv", "--model", run.gguf_file("Q8_0"), "--output",
+                         t / "o.csv", "--quantization", "Q4_0"), "quantization=Q4_0 chooses among"),
+        (lambda t, run: ("annotate", "x.csv", "--model", run.gguf, "--output", t / "o.csv",
+                         "--revision", "v2"), "revision=v2 is of Hub repositories"),
+        (lambda t, run: ("annotate", "x.csv", "--model", run.gguf, "--output", t / "o.csv",
+                         "--workers", "4"), "--workers and --gpus are of --engine ray"),
+        (lambda t, run: ("annotate", "x.csv", "--model", run.gguf, "--output", t / "o.csv",
+                         "--column", "text=a", "--column", "text=b"), "once a field"),
+        (lambda t, run: ("serve", run.gguf, "--dtype", "float16"), "dtype= is for transformers"),
     ],
 )  # fmt: skip
 def test_bad_input_exits_with_2(slm_judge, hub, run, tmp_path, arguments, complaint):

@@ -3,6 +3,7 @@
 import datetime
 import gzip
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -327,3 +328,88 @@ def test_bytes_go_into_parquet_alone(judge, tmp_path):
         assert not (tmp_path / output).exists()
     quietly(judge, str(tmp_path / "in.parquet"), tmp_path / "out.parquet")
     assert pq.read_table(tmp_path / "out.parquet")["image"].to_pylist() == images.to_pylist()
+
+
+# --- what is read stays ---
+
+
+def test_an_output_never_takes_the_place_of_its_input(judge, tmp_path):
+    """Also where either is written as an address, or the input lies in the folder to write."""
+    folder, table = tmp_path / "f", pa.table({"text": messages(5)})
+    folder.mkdir()
+    for number in (0, 1):
+        pq.write_table(table, folder / f"part-{number:08d}.parquet")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    one = folder / "part-00000000.parquet"
+    alone = tmp_path / "in.csv"
+    alone.write_text("text\nhello\n")
+    for source, output in (
+        (one, f"{folder}/"),
+        (f"file://{folder}", f"{folder}/"),
+        (folder, f"file://{folder}/"),
+        (f"file://{alone}", alone),
+    ):
+        with pytest.raises(DataError, match="name another"):
+            quietly(judge, str(source), output, overwrite=True)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert alone.read_text() == "text\nhello\n"
+    reviewed = AnnotateOptions(review_below=0.9, review=f"{folder}/out/review.parquet")
+    with pytest.raises(DataError, match=r"the file to review, lies in .*/out/"):
+        annotate_table(judge, str(alone), f"{folder}/out/", reviewed, show_progress=False)
+
+
+def test_home_is_where_a_tilde_says(judge, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert quietly(judge, source, "~/out.csv").rows == 40
+    assert (tmp_path / "home" / "out.csv").exists()
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("place", ["nosuch://bucket/x.csv", "nosuch://bucket/x/"])
+def test_addresses_that_nothing_opens_are_a_sentence(judge, source, place):
+    with pytest.raises(DataError, match=r"nosuch://bucket/x.* cannot be opened: Protocol"):
+        quietly(judge, source, place)
+    with pytest.raises(DataError, match="cannot be opened"):
+        quietly(judge, place, "out.csv")
+
+
+def test_names_that_are_no_utf8_can_be_written(judge, source, tmp_path):
+    output = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.csv")
+    assert quietly(judge, source, output).rows == 40
+    assert len(pd.read_csv(output)) == 40
+
+
+def test_parquet_is_not_compressed_again(judge, source, tmp_path):
+    with pytest.raises(DataError, match="Parquet is compressed by itself"):
+        quietly(judge, source, tmp_path / "x.parquet.gz")
+
+
+# --- folders of files that differ ---
+
+
+def test_pieces_of_a_folder_have_the_columns_of_all_files(judge, tmp_path):
+    folder, output = tmp_path / "mixed", f"{tmp_path / 'out'}/"
+    folder.mkdir()
+    texts = messages(4)
+    pq.write_table(pa.table({"text": texts[:2], "n": [1, 2]}), folder / "a.parquet")
+    more = pa.table({"n": [0.5, 1.5], "text": texts[2:], "extra": ["x", "y"]})
+    pq.write_table(more, folder / "b.parquet")
+    two = AnnotateOptions(rows_per_piece=2)
+    assert annotate_table(judge, str(folder), output, two, show_progress=False).rows == 4
+    found = pd.read_parquet(output)
+    assert found["extra"].fillna("").tolist() == ["", "", "x", "y"]
+    assert found["n"].tolist() == [1, 2, 0.5, 1.5]
+    # 2**53 + 1 is no float: said before a row is computed.
+    pq.write_table(pa.table({"text": texts[:2], "n": [2**53 + 1, 2]}), folder / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: n has values that double cannot hold"):
+        annotate_table(judge, str(folder), tmp_path / "out.csv", two, show_progress=False)
+    assert not (tmp_path / "out.csv.parts").exists()
+
+
+def test_bytes_are_no_texts_however_a_column_holds_them(judge, tmp_path):
+    path = tmp_path / "bytes.parquet"
+    cells = pa.array([b"\xff\xfe", b"x"]).dictionary_encode()
+    pq.write_table(pa.table({"text": messages(2), "raw": cells}), path)
+    with pytest.raises(DataError, match="the columns raw hold bytes"):
+        quietly(judge, str(path), tmp_path / "out.csv")

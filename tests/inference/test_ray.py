@@ -12,7 +12,7 @@ from slm_judge.annotate.ray import RayEngine
 from slm_judge.annotate.rows import AnnotateOptions
 from slm_judge.cli import app
 from slm_judge.data.tables import read_table
-from slm_judge.errors import DataError, ModelError
+from slm_judge.errors import DataError, JudgeError, ModelError
 from tests.inference.test_bulk import messages, write
 
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
@@ -90,6 +90,22 @@ def test_what_every_worker_would_refuse_is_refused_before_one_starts(run, tmp_pa
             get_command(app).main(["annotate", *arguments, "--model", str(judge)],
                                   standalone_mode=False)  # fmt: skip
     assert not [*tmp_path.glob("o.csv*")]
+
+
+@pytest.mark.parametrize(
+    ("threads", "gpus", "complaint"),
+    [(8, 0, r"to have 8 CPU, and all of Ray has 2\. Lower --threads"),
+     (1, 1, r"to have 1 GPU, and all of Ray has 0\. Lower --gpus")],
+)  # fmt: skip
+def test_what_ray_never_has_is_not_waited_for(run, tmp_path, threads, gpus, complaint):
+    engine = RayEngine(str(run.gguf), {"n_threads": threads}, 2, gpus)
+    source = write(tmp_path / "in.csv", {"text": ["one", "two"]})
+    with (
+        Judge.from_pretrained(run.gguf, n_threads=1) as judge,
+        pytest.raises(JudgeError, match=complaint),
+    ):
+        annotate_table(judge, source, tmp_path / "o.csv", show_progress=False, engine=engine)
+    assert not (tmp_path / "o.csv.parts").exists()
 
 
 def test_a_worker_that_dies_ends_in_a_sentence(run, tmp_path):

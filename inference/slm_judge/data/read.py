@@ -162,7 +162,7 @@ def read_items(
         reader.read(index, f"{numbered}{index + 1}")
     if reader.differing:
         raise DataError(
-            f"{table.location}: {len(reader.differing)} rows have another text than the row before "
+            f"{table.location}: {len(reader.differing)} rows have another text than the first row "
             f"with the same {columns.item_id}, e.g. {reader.differing[0]}. One name is one item: "
             "number the items anew (of several batches, put the batch before the number)."
         )

@@ -387,14 +387,26 @@ class TableStream:
         return Overview(list(found), n_rows, kinds)
 
     def _parquet_overview(self) -> Overview:
-        schemas, n_rows = [], 0
+        n_rows, schema = 0, self._schema
         for name in self._files:
             with fsspec.open(name, "rb") as raw:
                 opened = pq.ParquetFile(raw)
-                schemas.append(opened.schema_arrow.remove_metadata())
                 n_rows += opened.metadata.num_rows
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
+                own = opened.schema_arrow
+                # Values that do not fit what all files together have are found before work starts.
+                if other := [one.name for one in own if one.type != schema.field(one.name).type]:
+                    for batch in opened.iter_batches(columns=other):
+                        _conformed(pa.Table.from_batches([batch]), schema, name)
         return Overview(schema.names, n_rows, schema=schema)
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        """Of all Parquet files together."""
+        schemas = []
+        for name in self._files:
+            with fsspec.open(name, "rb") as raw:
+                schemas.append(pq.read_schema(raw).remove_metadata())
+        return pa.unify_schemas(schemas, promote_options="permissive")
 
     def pieces(self, n_rows: int) -> Iterator[Piece]:
         """Yield pieces of `n_rows` rows, the last one shorter.
@@ -563,7 +575,8 @@ class TableStream:
         for name in self._files:
             with fsspec.open(name, "rb") as raw:
                 for batch in pq.ParquetFile(raw).iter_batches(batch_size=n_rows):
-                    yield pa.Table.from_batches([batch])
+                    table = pa.Table.from_batches([batch])
+                    yield table if len(self._files) == 1 else _conformed(table, self._schema, name)
 
     def _read_hub(self, n_rows: int) -> Iterator[pa.Table]:
         from datasets import load_dataset
@@ -591,6 +604,27 @@ class TableStream:
                 if isinstance(error, OSError):  # the Hub refused
                     raise
                 raise DataError(f"{self.location} cannot be read from the Hub: {error}") from error
+
+
+def _conformed(table: pa.Table, schema: pa.Schema, location: str) -> pa.Table:
+    """The table with all columns of a schema, in their types.
+
+    Raises:
+        DataError: a value does not fit.
+    """
+    columns = []
+    for wanted in schema:
+        if wanted.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, wanted.type))
+            continue
+        try:
+            columns.append(table[wanted.name].cast(wanted.type))
+        except pa.ArrowInvalid as error:
+            raise DataError(
+                f"{location}: {wanted.name} has values that {wanted.type} cannot hold, which the "
+                f"files of this folder have together: {error}"
+            ) from error
+    return pa.table(columns, schema=schema)
 
 
 def _of_size(tables: Iterator[pa.Table], n_rows: int) -> Iterator[pa.Table]:
