@@ -71,7 +71,9 @@ def space_files(
         "license": recipe.card.license or "other", "tags": ["slm-judge"],
     }  # fmt: skip
     facts = {
-        "header": yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
+        "header": yaml.safe_dump(
+            header, sort_keys=False, allow_unicode=True, default_flow_style=None
+        ),
         "model": model, "port": PORT, "version": __version__, "quantization": quantization,
         "revision": revision, "at": f" --revision {shlex.quote(revision)}" if revision else "",
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",

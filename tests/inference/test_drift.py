@@ -335,7 +335,7 @@ def test_exit_codes_and_json(world, slm_judge):
                 "--annotations",
                 place,
             ),
-            "lacks the columns id",
+            "has no column id",
         ),
     ]:
         code, _, err = slm_judge(*arguments)

@@ -161,10 +161,10 @@ def read_items(
     for index in range(len(table.rows)):
         reader.read(index, f"{numbered}{index + 1}")
     if reader.differing:
-        raise DataError(
+        findings.notes.append(
             f"{table.location}: {len(reader.differing)} rows have another text than the first row "
-            f"with the same {columns.item_id}, e.g. {reader.differing[0]}. One name is one item: "
-            "number the items anew (of several batches, put the batch before the number)."
+            f"with the same {columns.item_id}, e.g. {reader.differing[0]}: taken for one item all "
+            "the same. Are these several tables, whose items are numbered alike?"
         )
     if reader.trimmed:
         findings.notes.append(

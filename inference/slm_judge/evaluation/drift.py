@@ -153,8 +153,8 @@ def _new(
     require_columns(table.columns, [*wanted, *([new.group] if new.group else [])], new.location)
     # Of a set there is one confidence, of all its options: nothing is compared with theirs.
     unfold(table, rubric, Findings(strict=False), prefix.__add__)
-    if new.item_id != ITEM_ID:
-        require_columns(table.columns, [new.item_id], new.location)
+    if new.item_id != ITEM_ID and new.item_id not in table.columns:
+        raise DataError(f"{new.location} has no column {new.item_id}, which --item-id names.")
     item_id = new.item_id if new.item_id in table.columns else None
     rows = _rows(run, rubric, new, table, item_id, notes)
     found = Answered({}, {}, _votes(rubric, new, item_id, bool(people), rows, notes), [])
