@@ -387,26 +387,30 @@ class TableStream:
         return Overview(list(found), n_rows, kinds)
 
     def _parquet_overview(self) -> Overview:
-        n_rows, schema = 0, self._schema
+        schema = self._schema
+        for name, (own, _) in zip(self._files, self._heads, strict=True):
+            # Values that do not fit what all files together have are found before work starts.
+            if other := [one.name for one in own if one.type != schema.field(one.name).type]:
+                with fsspec.open(name, "rb") as raw:
+                    for batch in pq.ParquetFile(raw).iter_batches(columns=other):
+                        _conformed(pa.Table.from_batches([batch]), schema, name)
+        return Overview(schema.names, sum(n_rows for _, n_rows in self._heads), schema=schema)
+
+    @cached_property
+    def _heads(self) -> list[tuple[pa.Schema, int]]:
+        """The columns and the number of rows of each Parquet file."""
+        found = []
         for name in self._files:
             with fsspec.open(name, "rb") as raw:
                 opened = pq.ParquetFile(raw)
-                n_rows += opened.metadata.num_rows
-                own = opened.schema_arrow
-                # Values that do not fit what all files together have are found before work starts.
-                if other := [one.name for one in own if one.type != schema.field(one.name).type]:
-                    for batch in opened.iter_batches(columns=other):
-                        _conformed(pa.Table.from_batches([batch]), schema, name)
-        return Overview(schema.names, n_rows, schema=schema)
+                schema = opened.schema_arrow.remove_metadata()
+                found.append((schema, opened.metadata.num_rows))
+        return found
 
     @cached_property
     def _schema(self) -> pa.Schema:
         """Of all Parquet files together."""
-        schemas = []
-        for name in self._files:
-            with fsspec.open(name, "rb") as raw:
-                schemas.append(pq.read_schema(raw).remove_metadata())
-        return pa.unify_schemas(schemas, promote_options="permissive")
+        return pa.unify_schemas([schema for schema, _ in self._heads], promote_options="permissive")
 
     def pieces(self, n_rows: int) -> Iterator[Piece]:
         """Yield pieces of `n_rows` rows, the last one shorter.
