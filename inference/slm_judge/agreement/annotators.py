@@ -10,8 +10,7 @@ from slm_judge.rubric import Dimension
 from .aggregate import level_values
 from .alpha import Floats, alpha_of_coincidences, annotator_coincidences, judge_coincidences
 from .bootstrap import RESAMPLES, Bootstrap, Interval, percentile_interval
-from .compare import careful_interval, with_unseen
-from .scores import agreeing_of
+from .compare import careful_alpha
 
 FEWEST_ITEMS = 30
 """Nothing is concluded about an annotator with fewer items that two others annotated too."""
@@ -94,12 +93,8 @@ def _against_others(
     parts = np.stack([with_others, with_others * several[:, None, None], among], axis=1)
     bootstrap = Bootstrap(len(shared), *drawing, groups)
     totals = bootstrap.totals(parts)
-    alphas = alpha_of_coincidences(totals, dimension.values, dimension.level_of_measurement)
-    more = with_unseen(totals[:, 0], agreeing_of(with_others), bootstrap.unit, symmetric=True)
-    unseen = None
-    if more is not None:
-        unseen = alpha_of_coincidences(more, dimension.values, dimension.level_of_measurement)
-    gap = alphas[:, 1] - alphas[:, 2]
+    alphas = alpha_of_coincidences(totals[:, 1:], dimension.values, dimension.level_of_measurement)
+    gap = alphas[:, 0] - alphas[:, 1]
     known = gap[1:][np.isfinite(gap[1:])]
     p = float("nan")
     if several.sum() >= FEWEST_ITEMS and len(known) and known.std() > 0:
@@ -108,7 +103,7 @@ def _against_others(
         name,
         len(votes),
         len(shared),
-        careful_interval(alphas[:, 0], unseen, (-np.inf, 1.0), bootstrap.units),
+        careful_alpha(totals[:, 0], with_others, dimension, bootstrap),
         percentile_interval(gap, units=bootstrap.units),
         _shift(own, others, dimension),
         p,

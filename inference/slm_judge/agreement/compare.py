@@ -11,8 +11,9 @@ from slm_judge.rubric import Dimension
 
 from . import MARGIN as MARGIN
 from .alpha import Floats, Votes, alpha_of_coincidences, judge_coincidences
-from .bootstrap import Interval, percentile_interval
+from .bootstrap import Bootstrap, Interval, percentile_interval
 from .sample import Sample
+from .scores import agreeing_of
 
 CONFIDENCE = 0.9
 """Of intervals by which something is decided, so that 5 % are left on either side."""
@@ -157,6 +158,24 @@ def careful_interval(
     moved = values[0] - np.median(values[defined])
     low, high = np.clip(np.quantile(unseen[defined], [0.025, 0.975]) + moved, *bounds).tolist()
     return Interval(interval.estimate, min(low, interval.low), max(high, interval.high))
+
+
+def careful_alpha(
+    totals: Floats, per_item: Floats, dimension: Dimension, bootstrap: Bootstrap
+) -> Interval:
+    """The `careful_interval` of alpha, of coincidences.
+
+    Args:
+        totals: (1 + n_resamples) x V x V of `Bootstrap.totals`.
+        per_item: N x V x V, of which they are.
+        dimension: of V options.
+        bootstrap: of the N items.
+    """
+    level = dimension.values, dimension.level_of_measurement
+    unseen = with_unseen(totals, agreeing_of(per_item), bootstrap.unit, symmetric=True)
+    more = None if unseen is None else alpha_of_coincidences(unseen, *level)
+    values = alpha_of_coincidences(totals, *level)
+    return careful_interval(values, more, (-np.inf, 1.0), bootstrap.units)
 
 
 def share_widened(

@@ -11,13 +11,12 @@ from rich.console import Console
 
 from slm_judge.agreement.alpha import (
     Votes,
-    alpha_of_coincidences,
     annotator_coincidences,
     vote_counts,
 )
 from slm_judge.agreement.alt_test import EPSILON
 from slm_judge.agreement.bootstrap import Bootstrap
-from slm_judge.agreement.compare import MARGIN, careful_interval, with_unseen
+from slm_judge.agreement.compare import MARGIN, careful_alpha
 from slm_judge.agreement.parts import Part, all_parts
 from slm_judge.agreement.power import (
     LOSSES,
@@ -29,7 +28,6 @@ from slm_judge.agreement.power import (
     n_studies,
     simulate,
 )
-from slm_judge.agreement.scores import agreeing_of
 from slm_judge.data.item import Item, is_named
 from slm_judge.errors import DataError
 from slm_judge.progress import progress_bar
@@ -141,12 +139,7 @@ def _of_pilot(part: Part, items: Sequence[Item], notes: list[str]) -> Expected:
     )
     bootstrap = Bootstrap(len(votes), groups=groups)
     pairs = annotator_coincidences(votes, v)
-    totals = bootstrap.totals(pairs)
-    unseen = with_unseen(totals, agreeing_of(pairs), bootstrap.unit, symmetric=True)
-    level = dimension.values, dimension.level_of_measurement
-    values = alpha_of_coincidences(totals, *level)
-    more = None if unseen is None else alpha_of_coincidences(unseen, *level)
-    alpha = careful_interval(values, more, (-np.inf, 1.0), bootstrap.units)
+    alpha = careful_alpha(bootstrap.totals(pairs), pairs, dimension, bootstrap)
     several = sum(len(row) > 1 for row in votes)
     notes.append(f"the pilot's alpha is {alpha}, of {several} items with several annotations.")
     if alpha.low > 0:
